@@ -1,0 +1,128 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include "ipc/message.h"
+
+#define RULE(upper, lower, direction, states, fds_min, fds_max)                                    \
+	{VSOCKD__ENVELOPE__BODY_##upper, lower, direction, states, fds_min, fds_max}
+
+const struct message_rule message_rules[] = {
+	RULE(READY, "Ready", MESSAGE_TO_FRONT, MESSAGE_BEFORE_READY, 0, 0),
+	RULE(DONE, "Done", MESSAGE_TO_FRONT, MESSAGE_ASSIGNED, 0, 0),
+	RULE(CONNECT, "Connect", MESSAGE_TO_FRONT, MESSAGE_ASSIGNED, 0, 0),
+	RULE(CLOSED, "Closed", MESSAGE_TO_FRONT, MESSAGE_ASSIGNED, 0, 0),
+	RULE(REPORT, "Report", MESSAGE_TO_FRONT, MESSAGE_ASSIGNED, 0, 0),
+
+	RULE(ASSIGN, "Assign", MESSAGE_TO_WORKER, MESSAGE_SPARE, 0, 0),
+	RULE(FEATURES, "Features", MESSAGE_TO_WORKER, MESSAGE_ASSIGNED, 0, 0),
+	RULE(MEMORY_ADD, "MemoryAdd", MESSAGE_TO_WORKER, MESSAGE_ASSIGNED, 1, 1),
+	RULE(MEMORY_REMOVE, "MemoryRemove", MESSAGE_TO_WORKER, MESSAGE_ASSIGNED, 0, 0),
+	RULE(MEMORY_COMMIT, "MemoryCommit", MESSAGE_TO_WORKER, MESSAGE_ASSIGNED, 0, 0),
+	RULE(RING_START, "RingStart", MESSAGE_TO_WORKER, MESSAGE_ASSIGNED, 0, 1),
+	RULE(RING_ENABLE, "RingEnable", MESSAGE_TO_WORKER, MESSAGE_ASSIGNED, 0, 0),
+	RULE(RING_STOP, "RingStop", MESSAGE_TO_WORKER, MESSAGE_ASSIGNED, 0, 0),
+	RULE(RING_CALL, "RingCall", MESSAGE_TO_WORKER, MESSAGE_ASSIGNED, 0, 1),
+	RULE(RING_ERROR, "RingError", MESSAGE_TO_WORKER, MESSAGE_ASSIGNED, 0, 1),
+	RULE(RESET, "Reset", MESSAGE_TO_WORKER, MESSAGE_ASSIGNED, 0, 0),
+	RULE(FAIL, "Fail", MESSAGE_TO_WORKER, MESSAGE_ASSIGNED, 0, 0),
+	RULE(ACCEPTED, "Accepted", MESSAGE_TO_WORKER, MESSAGE_ASSIGNED, 1, 1),
+	RULE(CONNECTED, "Connected", MESSAGE_TO_WORKER, MESSAGE_ASSIGNED, 0, 1),
+};
+const size_t n_message_rules = sizeof(message_rules) / sizeof(message_rules[0]);
+
+const struct message_rule *message_rule(Vsockd__Envelope__BodyCase type)
+{
+	for (size_t i = 0; i < n_message_rules; i++)
+		if (message_rules[i].type == type)
+			return &message_rules[i];
+	return NULL;
+}
+
+const char *message_name(Vsockd__Envelope__BodyCase type)
+{
+	const struct message_rule *rule = message_rule(type);
+
+	return rule ? rule->name : "unknown message";
+}
+
+/*
+ * The envelope, one body and protobuf-c's book-keeping. A packet that repeats
+ * its body makes the decoder allocate again: more than a few times is not
+ * something that message_encode() produces.
+ */
+#define ARENA_SIZE 4096
+#define ARENA_ALIGNMENT 16
+
+static _Alignas(ARENA_ALIGNMENT) uint8_t arena[ARENA_SIZE];
+static size_t arena_used;
+
+static void *arena_allocate(void *unused, size_t size)
+{
+	void *place = arena + arena_used;
+
+	(void)unused;
+	if (size > ARENA_SIZE - arena_used)
+		return NULL;
+	arena_used += (size + ARENA_ALIGNMENT - 1) & ~(size_t)(ARENA_ALIGNMENT - 1);
+	if (arena_used > ARENA_SIZE)
+		arena_used = ARENA_SIZE;
+	return place;
+}
+
+static void arena_release(void *unused, void *place)
+{
+	(void)unused;
+	(void)place;
+}
+
+static ProtobufCAllocator arena_allocator = {
+	.alloc = arena_allocate,
+	.free = arena_release,
+};
+
+/* Every body is a message of its own; the oneof's members share one pointer. */
+static bool has_unknown_fields(const Vsockd__Envelope *envelope)
+{
+	const ProtobufCMessage *body = (const ProtobufCMessage *)(const void *)envelope->ready;
+
+	return envelope->base.n_unknown_fields > 0 || !body || body->n_unknown_fields > 0;
+}
+
+const Vsockd__Envelope *message_decode(const struct channel_packet *packet,
+				       enum message_direction direction, enum message_state state,
+				       const char **ret_reason)
+{
+	const struct message_rule *rule;
+	const Vsockd__Envelope *envelope;
+	uint8_t n_fds = packet->fd >= 0;
+
+	arena_used = 0;
+	envelope = vsockd__envelope__unpack(&arena_allocator, packet->len, packet->bytes);
+	if (!envelope) {
+		*ret_reason = "not a message of this protocol";
+		return NULL;
+	}
+	rule = message_rule(envelope->body_case);
+	if (!rule || has_unknown_fields(envelope)) {
+		*ret_reason = "unknown message or field";
+		return NULL;
+	}
+	if (rule->direction != direction) {
+		*ret_reason = "message of the other direction";
+		return NULL;
+	}
+	if (!(rule->states & (uint32_t)state)) {
+		*ret_reason = "message not permitted in this state";
+		return NULL;
+	}
+	if (n_fds < rule->fds_min || n_fds > rule->fds_max) {
+		*ret_reason = "wrong number of fds";
+		return NULL;
+	}
+	return envelope;
+}
+
+void message_encode(const Vsockd__Envelope *envelope, int fd, struct channel_packet *ret_packet)
+{
+	/* Fixed-width fields: no message can outgrow the buffer (test_message checks each). */
+	ret_packet->len = vsockd__envelope__pack(envelope, ret_packet->bytes);
+	ret_packet->fd = fd;
+}

@@ -1,0 +1,95 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#pragma once
+
+/*
+ * Messages between the front and a worker: packing, bounded decoding, and the
+ * table that says which message may come from whom, in which state, with how
+ * many fds. A message that the table does not permit is never handed out; the
+ * receiver drops the peer.
+ *
+ * Decoding takes no heap: protobuf-c gets a static arena, so a decoded message
+ * lives until the next message_decode() in this process. Single-threaded.
+ */
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "ipc/channel.h"
+#include "ipc/vsockd.pb-c.h"
+
+#define MESSAGE_VERSION 1
+
+enum message_direction {
+	MESSAGE_TO_FRONT,
+	MESSAGE_TO_WORKER,
+};
+
+/* What the two ends have agreed on; each end keeps its own copy. */
+enum message_state {
+	MESSAGE_BEFORE_READY = 1 << 0,
+	MESSAGE_SPARE = 1 << 1,    /* READY was sent, Assign was not */
+	MESSAGE_ASSIGNED = 1 << 2, /* Assign was sent */
+};
+
+struct message_rule {
+	Vsockd__Envelope__BodyCase type;
+	const char *name;
+	enum message_direction direction;
+	uint32_t states; /* message_state bits in which it may be received */
+	uint8_t fds_min, fds_max;
+};
+
+/* The whole table, for tests and documents. */
+extern const struct message_rule message_rules[];
+extern const size_t n_message_rules;
+
+const struct message_rule *message_rule(Vsockd__Envelope__BodyCase type);
+
+/* The name of a message for a log line; never NULL. */
+const char *message_name(Vsockd__Envelope__BodyCase type);
+
+/*
+ * Decode a packet received in `state` by the end that `direction` leads to.
+ * Returns the message or NULL when it is malformed or not permitted;
+ * *ret_reason then says why (a static string). The packet's fd stays in it.
+ */
+const Vsockd__Envelope *message_decode(const struct channel_packet *packet,
+				       enum message_direction direction,
+				       enum message_state state, const char **ret_reason);
+
+/* Pack an envelope; fd -1 for none, stays the caller's. */
+void message_encode(const Vsockd__Envelope *envelope, int fd, struct channel_packet *ret_packet);
+
+/*
+ * What a Report may say. The texts are the front's: a worker chooses a line
+ * and three numbers, no more.
+ */
+enum report_event {
+	REPORT_RING_BROKEN = 1,      /* ring, reason (enum report_ring_reason), value */
+	REPORT_HANDSHAKE_FAILED,     /* endpoint, reason (enum report_handshake_reason) */
+	REPORT_CONNECTION_LIMIT,     /* limit */
+	REPORT_HANDSHAKE_LIMIT,      /* limit */
+	REPORT_PACKET_DROPPED,       /* total so far, operation of this one */
+	REPORT_PEER_MISBEHAVED,      /* host port, guest port, rule */
+	REPORT_EVENT_MAX,
+};
+
+enum report_ring_reason {
+	REPORT_RING_AVAIL_JUMP = 1, /* avail idx moved by more than the ring's size */
+	REPORT_RING_BAD_INDEX,      /* descriptor index outside the ring */
+	REPORT_RING_LOOP,           /* chain longer than the ring */
+	REPORT_RING_BAD_INDIRECT,   /* indirect table: length, nesting, place */
+	REPORT_RING_BAD_PLACE,      /* a part of the ring lies outside guest memory */
+	REPORT_RING_REASON_MAX,
+};
+
+enum report_handshake_reason {
+	REPORT_HANDSHAKE_MALFORMED = 1,
+	REPORT_HANDSHAKE_TIMEOUT,
+	REPORT_HANDSHAKE_ENDED,   /* the host program left first */
+	REPORT_HANDSHAKE_REFUSED, /* the guest answered RST */
+	REPORT_HANDSHAKE_NO_ANSWER,
+	REPORT_HANDSHAKE_NO_DRIVER,
+	REPORT_HANDSHAKE_REASON_MAX,
+};
