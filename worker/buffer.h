@@ -1,0 +1,50 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#pragma once
+
+/*
+ * What a guest sent and the host program has not taken yet: a queue of bytes
+ * per connection, in chunks out of one pool that all connections share. A chunk
+ * is in use only while bytes wait in it, and pages of chunks beyond a small
+ * stock go back to the kernel as soon as they are free.
+ *
+ * The pool lies in a shared memory file, so a replacement worker finds the
+ * bytes where they are. No heap after buffer_pool_init(). System call: madvise.
+ */
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <sys/uio.h>
+
+#define BUFFER_CHUNK_LEN (16u * 1024)
+
+struct buffer_pool {
+	uint8_t *start;
+	uint32_t n_chunks;
+	uint32_t *next;     /* for each chunk: the one behind it in its queue or the free list */
+	uint32_t first_free;
+	uint32_t n_touched; /* chunks from here on were never used */
+};
+
+struct buffer {
+	uint32_t first, last; /* chunks; meaningless while len is 0 */
+	uint32_t skip;        /* bytes of the first chunk that are gone */
+	uint32_t len;         /* bytes in the queue */
+};
+
+/* How long a pool must be so that n buffers of len bytes can be full at once. */
+uint64_t buffer_pool_len(uint32_t n_buffers, uint32_t buffer_len);
+
+/* Allocates the table of chunks. false when there is no memory. */
+bool buffer_pool_init(struct buffer_pool *pool, void *start, uint64_t len);
+
+/* Copy the parts to the end. false when the pool is too small: nothing was added. */
+bool buffer_append(struct buffer_pool *pool, struct buffer *buffer, const struct iovec *parts,
+		   size_t n_parts);
+
+/* The first bytes, as at most n_parts_max parts. Returns how many. */
+size_t buffer_peek(const struct buffer_pool *pool, const struct buffer *buffer,
+		   struct iovec *ret_parts, size_t n_parts_max);
+
+/* The first len bytes are gone; len is at most the buffer's. */
+void buffer_consume(struct buffer_pool *pool, struct buffer *buffer, uint32_t len);

@@ -1,0 +1,413 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include <errno.h>
+#include <sys/epoll.h>
+#include <unistd.h>
+
+#include "worker/device.h"
+
+/* Messages in one wake-up: the rings get their turn. */
+#define ROUND_MESSAGES 64
+
+static bool set_wants_write(struct device *device, bool wants_write)
+{
+	struct epoll_event event = {
+		.events = EPOLLIN | (wants_write ? (uint32_t)EPOLLOUT : 0),
+		.data.u64 = device_event(DEVICE_EVENT_CHANNEL, 0, 0),
+	};
+
+	return epoll_ctl(device->epoll, EPOLL_CTL_MOD, device->channel, &event) == 0;
+}
+
+static int send_envelope(struct device *device, const Vsockd__Envelope *envelope)
+{
+	struct channel_packet packet;
+
+	message_encode(envelope, -1, &packet);
+	return channel_send(device->channel, &packet);
+}
+
+/* A line for the log that finds no room is not worth waiting for. */
+void control_report(struct device *device, enum report_event event, uint64_t first,
+		    uint64_t second, uint64_t third)
+{
+	Vsockd__Report report = VSOCKD__REPORT__INIT;
+	Vsockd__Envelope envelope = VSOCKD__ENVELOPE__INIT;
+
+	report.event = (uint32_t)event;
+	report.first = first;
+	report.second = second;
+	report.third = third;
+	envelope.body_case = VSOCKD__ENVELOPE__BODY_REPORT;
+	envelope.report = &report;
+	(void)send_envelope(device, &envelope);
+}
+
+static int send_connect(struct device *device, const struct connection *connection)
+{
+	Vsockd__Connect connect = VSOCKD__CONNECT__INIT;
+	Vsockd__Envelope envelope = VSOCKD__ENVELOPE__INIT;
+
+	connect.request = connection_index(&device->connections, connection);
+	connect.port = connection->host_port;
+	connect.type = connection->type;
+	envelope.body_case = VSOCKD__ENVELOPE__BODY_CONNECT;
+	envelope.connect = &connect;
+	return send_envelope(device, &envelope);
+}
+
+static int send_closed(struct device *device, const struct connection *connection)
+{
+	Vsockd__Closed closed = VSOCKD__CLOSED__INIT;
+	Vsockd__Envelope envelope = VSOCKD__ENVELOPE__INIT;
+
+	closed.endpoint = connection->endpoint;
+	envelope.body_case = VSOCKD__ENVELOPE__BODY_CLOSED;
+	envelope.closed = &closed;
+	return send_envelope(device, &envelope);
+}
+
+static int send_done(struct device *device)
+{
+	Vsockd__Envelope envelope = VSOCKD__ENVELOPE__INIT;
+
+	envelope.body_case = VSOCKD__ENVELOPE__BODY_DONE;
+	envelope.done = &device->done;
+	return send_envelope(device, &envelope);
+}
+
+static int tell_front(struct device *device, struct connection *connection)
+{
+	int r = 0;
+
+	if (connection->tell & CONNECTION_TELL_CONNECT) {
+		r = send_connect(device, connection);
+		if (r == 0)
+			connection->tell &= (uint8_t)~CONNECTION_TELL_CONNECT;
+	}
+	if (r == 0 && connection->tell & CONNECTION_TELL_CLOSED) {
+		r = send_closed(device, connection);
+		if (r == 0)
+			connection->tell &= (uint8_t)~CONNECTION_TELL_CLOSED;
+	}
+	return r;
+}
+
+bool control_flush(struct device *device)
+{
+	struct link *list = &device->connections.tell;
+	bool had_to_wait = device->waits_to_write;
+	int r = 0;
+
+	if (device->has_done) {
+		r = send_done(device);
+		device->has_done = r == CHANNEL_E_AGAIN;
+	}
+	while (r == 0 && !link_is_empty(list)) {
+		struct connection *connection = CONNECTION_OF(tell_link, list->next);
+
+		r = tell_front(device, connection);
+		if (r != 0)
+			break;
+		link_remove(&connection->tell_link);
+		host_free_when_done(device, connection);
+	}
+	if (r != 0 && r != CHANNEL_E_AGAIN)
+		return false;
+	device->waits_to_write = r == CHANNEL_E_AGAIN;
+	return device->waits_to_write == had_to_wait ||
+	       set_wants_write(device, device->waits_to_write);
+}
+
+static int on_assign(struct device *device, const Vsockd__Assign *assign)
+{
+	if (buffer_pool_len(assign->max_connections, assign->buffer_size) >
+	    (uint64_t)device->pool.n_chunks * BUFFER_CHUNK_LEN)
+		return -ENOSPC;
+	if (assign->max_connections > device->connections.n_max / 2)
+		return -ENOSPC;
+	device->guest_cid = assign->guest_cid;
+	device->buffer_size = assign->buffer_size;
+	device->max_handshakes = assign->max_handshakes;
+	connections_assign(&device->connections, assign->max_connections, assign->first_port);
+	device->is_assigned = true;
+	return 0;
+}
+
+static int on_features(struct device *device, uint64_t features)
+{
+	device->features = features;
+	for (size_t i = 0; i < RINGS; i++) {
+		device->rings[i].has_event_idx = features >> 29 & 1;
+		device->rings[i].has_indirect = features >> 28 & 1;
+	}
+	return 0;
+}
+
+static int on_memory_add(struct device *device, const Vsockd__MemoryAdd *add, int fd)
+{
+	struct guest_region region = {
+		.guest_address = add->guest_address,
+		.size = add->size,
+		.user_address = add->user_address,
+	};
+
+	return guest_memory_add(&device->memory, &region, add->mmap_offset, add->alignment, fd,
+				add->is_staged);
+}
+
+static void relocate_rings(struct device *device)
+{
+	for (size_t i = 0; i < RINGS; i++)
+		ring_relocate(&device->rings[i], &device->memory);
+}
+
+static int on_memory_remove(struct device *device, const Vsockd__MemoryRemove *remove)
+{
+	int r = guest_memory_remove(&device->memory, remove->guest_address, remove->size,
+				    remove->user_address);
+
+	relocate_rings(device);
+	return r;
+}
+
+static int on_memory_commit(struct device *device)
+{
+	guest_memory_commit(&device->memory);
+	relocate_rings(device);
+	return 0;
+}
+
+static void replace_fd(int *place, int fd)
+{
+	if (*place >= 0)
+		close(*place);
+	*place = fd;
+}
+
+/* The front keeps a duplicate, so closing alone would not end the watch. */
+static void replace_kick(struct device *device, struct ring *ring, uint32_t index, int fd)
+{
+	struct epoll_event event = {
+		.events = EPOLLIN | EPOLLET, /* never read: an eventfd tells of each signal */
+		.data.u64 = device_event(DEVICE_EVENT_KICK, index, 0),
+	};
+
+	if (ring->kick >= 0)
+		epoll_ctl(device->epoll, EPOLL_CTL_DEL, ring->kick, NULL);
+	replace_fd(&ring->kick, fd);
+	if (fd >= 0)
+		epoll_ctl(device->epoll, EPOLL_CTL_ADD, fd, &event);
+}
+
+static int on_ring_start(struct device *device, const Vsockd__RingStart *start, int fd)
+{
+	struct ring_addresses addresses = {start->desc, start->used, start->avail};
+	struct ring *ring = &device->rings[start->ring];
+	int r = 0;
+
+	replace_kick(device, ring, start->ring, fd);
+	if (ring->is_started)
+		return 0;
+	r = ring_start(ring, &device->memory, start->num, &addresses,
+		       (uint16_t)start->avail_index, start->from_used_index);
+	if (r == 0 && ring->is_enabled)
+		ring_enable_kicks(ring); /* avail_event may be stale since a former start */
+	return r;
+}
+
+static int on_ring_enable(struct device *device, const Vsockd__RingEnable *enable)
+{
+	struct ring *ring = &device->rings[enable->ring];
+
+	ring->is_enabled = enable->is_enabled;
+	if (ring_is_running(ring))
+		ring_enable_kicks(ring);
+	return 0;
+}
+
+static int on_ring_call(struct device *device, const Vsockd__RingCall *call, int fd)
+{
+	struct ring *ring = &device->rings[call->ring];
+
+	replace_fd(&ring->call, fd);
+	/* What was used before the driver could be called through it. */
+	if (ring_is_running(ring))
+		ring_call(ring);
+	return 0;
+}
+
+static void forget_connection(struct device *device, struct connection *connection)
+{
+	switch (connection->state) {
+	case CONNECTION_FREE:
+	case CONNECTION_ABANDONED:
+	case CONNECTION_DRAINING:
+		connection->due = 0;
+		return;
+	case CONNECTION_DEAD:
+		connection->due = 0;
+		host_free_when_done(device, connection);
+		return;
+	case CONNECTION_REQUESTED:
+		connection_unhash(&device->connections, connection);
+		connection->state = CONNECTION_ABANDONED;
+		return;
+	case CONNECTION_ESTABLISHED:
+	case CONNECTION_CLOSING:
+		host_drain(device, connection, false);
+		return;
+	default:
+		host_close(device, connection);
+	}
+}
+
+/* What the guest sent before is still delivered, but nothing reaches it. */
+static void forget_all(struct device *device)
+{
+	for (uint32_t i = 0; i < device->connections.n_touched; i++)
+		forget_connection(device, &device->connections.all[i]);
+	device->n_orphans = 0;
+}
+
+void control_detach(struct device *device)
+{
+	for (size_t i = 0; i < RINGS; i++)
+		ring_stop(&device->rings[i]);
+	forget_all(device);
+	epoll_ctl(device->epoll, EPOLL_CTL_DEL, device->channel, NULL);
+}
+
+static int on_fail(struct device *device)
+{
+	for (size_t i = 0; i < RINGS; i++)
+		ring_signal_error(&device->rings[i]);
+	return 0;
+}
+
+static void done(struct device *device, uint32_t sequence, int status, uint32_t value)
+{
+	device->done = (Vsockd__Done)VSOCKD__DONE__INIT;
+	device->done.sequence = sequence;
+	device->done.status = status;
+	device->done.value = value;
+	device->has_done = true;
+}
+
+static bool on_connected(struct device *device, const Vsockd__Connected *connected, int fd)
+{
+	struct connection *connection;
+
+	if (connected->request >= device->connections.n_max)
+		return false;
+	connection = &device->connections.all[connected->request];
+	if (connection->state != CONNECTION_REQUESTED &&
+	    connection->state != CONNECTION_ABANDONED)
+		return false;
+	if ((connected->status == 0) != (fd >= 0))
+		return false;
+	if (fd >= 0)
+		host_connected(device, connection, connected->endpoint, fd);
+	else
+		host_refused(device, connection);
+	return true;
+}
+
+/* Commands that name a ring name one that exists. */
+static bool is_ring(uint32_t index)
+{
+	return index < RINGS;
+}
+
+/* false: the front does not keep to the protocol. Owns fd. */
+static bool dispatch(struct device *device, const Vsockd__Envelope *envelope, int fd)
+{
+	switch (envelope->body_case) {
+	case VSOCKD__ENVELOPE__BODY_ASSIGN:
+		done(device, envelope->assign->sequence, on_assign(device, envelope->assign), 0);
+		return true;
+	case VSOCKD__ENVELOPE__BODY_FEATURES:
+		done(device, envelope->features->sequence,
+		     on_features(device, envelope->features->features), 0);
+		return true;
+	case VSOCKD__ENVELOPE__BODY_MEMORY_ADD:
+		done(device, envelope->memory_add->sequence,
+		     on_memory_add(device, envelope->memory_add, fd), 0);
+		return true;
+	case VSOCKD__ENVELOPE__BODY_MEMORY_REMOVE:
+		done(device, envelope->memory_remove->sequence,
+		     on_memory_remove(device, envelope->memory_remove), 0);
+		return true;
+	case VSOCKD__ENVELOPE__BODY_MEMORY_COMMIT:
+		done(device, envelope->memory_commit->sequence, on_memory_commit(device), 0);
+		return true;
+	case VSOCKD__ENVELOPE__BODY_RING_START:
+		if (!is_ring(envelope->ring_start->ring))
+			return false;
+		done(device, envelope->ring_start->sequence,
+		     on_ring_start(device, envelope->ring_start, fd), 0);
+		return true;
+	case VSOCKD__ENVELOPE__BODY_RING_ENABLE:
+		if (!is_ring(envelope->ring_enable->ring))
+			return false;
+		done(device, envelope->ring_enable->sequence,
+		     on_ring_enable(device, envelope->ring_enable), 0);
+		return true;
+	case VSOCKD__ENVELOPE__BODY_RING_STOP:
+		if (!is_ring(envelope->ring_stop->ring))
+			return false;
+		done(device, envelope->ring_stop->sequence, 0,
+		     ring_stop(&device->rings[envelope->ring_stop->ring]));
+		return true;
+	case VSOCKD__ENVELOPE__BODY_RING_CALL:
+		if (!is_ring(envelope->ring_call->ring))
+			return false;
+		done(device, envelope->ring_call->sequence,
+		     on_ring_call(device, envelope->ring_call, fd), 0);
+		return true;
+	case VSOCKD__ENVELOPE__BODY_RING_ERROR:
+		if (!is_ring(envelope->ring_error->ring))
+			return false;
+		replace_fd(&device->rings[envelope->ring_error->ring].error, fd);
+		done(device, envelope->ring_error->sequence, 0, 0);
+		return true;
+	case VSOCKD__ENVELOPE__BODY_RESET:
+		forget_all(device);
+		done(device, envelope->reset->sequence, 0, 0);
+		return true;
+	case VSOCKD__ENVELOPE__BODY_FAIL:
+		done(device, envelope->fail->sequence, on_fail(device), 0);
+		return true;
+	case VSOCKD__ENVELOPE__BODY_ACCEPTED:
+		host_accepted(device, envelope->accepted->endpoint, fd);
+		return true;
+	case VSOCKD__ENVELOPE__BODY_CONNECTED:
+		return on_connected(device, envelope->connected, fd);
+	default:
+		return false;
+	}
+}
+
+bool control_receive(struct device *device)
+{
+	for (uint32_t i = 0; i < ROUND_MESSAGES && !device->has_done; i++) {
+		const Vsockd__Envelope *envelope;
+		struct channel_packet packet;
+		const char *reason;
+		int r;
+
+		r = channel_receive(device->channel, &packet);
+		if (r == CHANNEL_E_AGAIN)
+			return true;
+		if (r != 0)
+			return false;
+		envelope = message_decode(&packet, MESSAGE_TO_WORKER,
+					  device->is_assigned ? MESSAGE_ASSIGNED : MESSAGE_SPARE,
+					  &reason);
+		/* The process ends then, and with it every fd. */
+		if (!envelope || !dispatch(device, envelope, packet.fd))
+			return false;
+		if (device->has_done && !control_flush(device))
+			return false;
+	}
+	return true;
+}

@@ -1,0 +1,202 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include "worker/device.h"
+
+#include <sys/epoll.h>
+
+/*
+ * A ring without a kick fd is polled: the front-end chose that its driver does
+ * not notify. A millisecond bounds both the delay and what an idle guest costs.
+ */
+#define POLLED_RING_MS 1
+
+#define GENERATION_BITS 24
+#define GENERATION_MASK ((UINT32_C(1) << GENERATION_BITS) - 1)
+
+uint64_t device_event(enum device_event_kind kind, uint32_t index, uint32_t generation)
+{
+	return (uint64_t)kind << 56 | (uint64_t)(generation & GENERATION_MASK) << 32 | index;
+}
+
+bool device_init(struct device *device, int channel, int epoll)
+{
+	struct epoll_event event = {
+		.events = EPOLLIN,
+		.data.u64 = device_event(DEVICE_EVENT_CHANNEL, 0, 0),
+	};
+
+	device->channel = channel;
+	device->epoll = epoll;
+	for (size_t i = 0; i < RINGS; i++)
+		ring_init(&device->rings[i]);
+	return epoll_ctl(epoll, EPOLL_CTL_ADD, channel, &event) == 0;
+}
+
+static void note_socket(struct device *device, struct connection *connection, uint32_t events)
+{
+	if (events & (EPOLLIN | EPOLLRDHUP | EPOLLHUP | EPOLLERR)) {
+		connection->is_readable = true;
+		link_append(&device->connections.ready, &connection->ready_link);
+	}
+	if (events & (EPOLLHUP | EPOLLERR))
+		connection->has_hung_up = true;
+	if (events & (EPOLLOUT | EPOLLHUP | EPOLLERR)) {
+		connection->is_writable = true;
+		if (connection->buffer.len > 0)
+			link_append(&device->connections.flush, &connection->flush_link);
+	}
+}
+
+bool device_note_event(struct device *device, uint64_t event, uint32_t epoll_events)
+{
+	enum device_event_kind kind = (enum device_event_kind)(event >> 56);
+	uint32_t index = (uint32_t)event;
+	struct connection *connection;
+
+	if (kind == DEVICE_EVENT_CHANNEL) {
+		if ((epoll_events & EPOLLOUT) && !control_flush(device))
+			return false;
+		/* EPOLLHUP too: what was sent before the end is still to be read. */
+		return control_receive(device);
+	}
+	if (kind != DEVICE_EVENT_CONNECTION)
+		return true; /* a kick: both rings are looked at in any case */
+
+	connection = &device->connections.all[index];
+	/* An event of a connection that ended earlier in this round. */
+	if (device_event(kind, index, connection->generation) == event && connection->fd >= 0)
+		note_socket(device, connection, epoll_events);
+	return true;
+}
+
+static bool is_running(const struct device *device)
+{
+	return ring_is_running(&device->rings[RING_RX]) && ring_is_running(&device->rings[RING_TX]);
+}
+
+static void expire(struct device *device, struct connection *connection,
+		   enum connection_timer timer)
+{
+	switch (timer) {
+	case CONNECTION_TIMER_HANDSHAKE:
+		host_handshake_failed(device, connection, REPORT_HANDSHAKE_TIMEOUT);
+		return;
+	case CONNECTION_TIMER_CONNECT:
+		control_report(device, REPORT_HANDSHAKE_FAILED, connection->endpoint,
+			       REPORT_HANDSHAKE_NO_ANSWER, connection->guest_port);
+		host_reset(device, connection);
+		return;
+	case CONNECTION_TIMER_CREDIT:
+		/* The guest may have consumed packets without a word: ask again. */
+		connection->has_asked_credit = false;
+		if (connection->n_unanswered < UINT8_MAX)
+			connection->n_unanswered++;
+		link_append(&device->connections.ready, &connection->ready_link);
+		return;
+	case CONNECTION_TIMER_CLOSING:
+		host_reset(device, connection);
+		return;
+	case CONNECTION_TIMER_DRAINING:
+		host_close(device, connection);
+		return;
+	case CONNECTION_TIMERS:
+		return;
+	}
+}
+
+static uint32_t running_timers(const struct device *device)
+{
+	return is_running(device) ? CONNECTION_TIMERS_ALL : CONNECTION_TIMERS_DRAINING;
+}
+
+static void run_timers(struct device *device)
+{
+	struct connection *connection;
+	enum connection_timer timer;
+
+	while ((connection = connections_expired(&device->connections, running_timers(device),
+						 device->now, &timer)))
+		expire(device, connection, timer);
+}
+
+static void flush_buffers(struct device *device)
+{
+	struct link *list = &device->connections.flush;
+
+	while (!link_is_empty(list)) {
+		struct connection *connection = CONNECTION_OF(flush_link, list->next);
+
+		link_remove(&connection->flush_link);
+		host_flush(device, connection);
+	}
+}
+
+/*
+ * Kicks are wanted only by a ring that ran dry while there is use for more: ring
+ * 1 always, ring 0 when something waits for buffers. true when chains came
+ * before the wish was known: no kick will tell of them.
+ */
+static bool prepare_to_sleep(struct device *device)
+{
+	bool has_more = false;
+
+	if (ring_is_running(&device->rings[RING_TX]) && to_guest_has_orphan_room(device))
+		has_more |= ring_enable_kicks(&device->rings[RING_TX]);
+	if (ring_is_running(&device->rings[RING_RX]) &&
+	    (device->n_orphans > 0 || !link_is_empty(&device->connections.ready)))
+		has_more |= ring_enable_kicks(&device->rings[RING_RX]);
+	return has_more;
+}
+
+static void report_broken_rings(struct device *device)
+{
+	for (uint32_t i = 0; i < RINGS; i++) {
+		struct ring *ring = &device->rings[i];
+
+		if (!ring->is_broken || ring->broken_reason == 0)
+			continue;
+		ring_signal_error(ring);
+		control_report(device, REPORT_RING_BROKEN, i, ring->broken_reason,
+			       ring->broken_value);
+		ring->broken_reason = 0;
+	}
+}
+
+bool device_pump(struct device *device)
+{
+	bool has_more = false;
+
+	run_timers(device);
+	flush_buffers(device);
+	if (ring_is_running(&device->rings[RING_TX]))
+		has_more |= from_guest_run(device);
+	if (ring_is_running(&device->rings[RING_RX]))
+		has_more |= to_guest_run(device);
+	if (!has_more)
+		has_more = prepare_to_sleep(device);
+	report_broken_rings(device);
+	return has_more;
+}
+
+void device_detach(struct device *device)
+{
+	control_detach(device);
+}
+
+bool device_is_drained(const struct device *device)
+{
+	return link_is_empty(&device->connections.timers[CONNECTION_TIMER_DRAINING]);
+}
+
+int device_timeout(const struct device *device)
+{
+	uint64_t deadline, wait;
+
+	for (size_t i = 0; i < RING_EVENT; i++)
+		if (ring_is_running(&device->rings[i]) && device->rings[i].kick < 0)
+			return POLLED_RING_MS;
+	deadline = connections_deadline(&device->connections, running_timers(device));
+	if (deadline == UINT64_MAX)
+		return -1;
+	wait = deadline > device->now ? deadline - device->now : 0;
+	return wait < INT32_MAX ? (int)wait : INT32_MAX;
+}

@@ -1,0 +1,151 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#pragma once
+
+/*
+ * The socket device of one guest, in four parts over one struct:
+ *
+ *   device.c      the loop's face: events in, pump, timers
+ *   from_guest.c  ring 1: packets of the guest, and what they ask for
+ *   to_guest.c    ring 0: control packets, and stream bytes of host programs
+ *   host.c        the host-side sockets: handshake, writing, the end
+ *   control.c     messages of the front
+ *
+ * Events only note what is possible; device_pump() does what can be done. While
+ * the rings are stopped that is nothing but handing host programs what the guest
+ * sent before: no guest memory and no call fd is touched, whatever host programs
+ * do, and nothing is lost.
+ *
+ * Single-threaded, no heap. System calls: epoll_ctl, readv, writev, shutdown,
+ * close, sendmsg and recvmsg on the channel, and those of guest_memory.c.
+ */
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <sys/uio.h>
+
+#include "ipc/message.h"
+#include "worker/connection.h"
+#include "worker/guest_memory.h"
+#include "worker/packet.h"
+#include "worker/ring.h"
+
+enum {
+	RING_RX,
+	RING_TX,
+	RING_EVENT,
+	RINGS,
+};
+
+/* RSTs for packets that belong to no connection; when full, ring 1 waits. */
+#define ORPHANS_MAX 256
+
+struct orphan {
+	uint64_t src_cid; /* whom the guest talked to */
+	uint32_t src_port, dst_port;
+	uint16_t type;
+};
+
+struct device {
+	int channel; /* to the front */
+	int epoll;
+	bool is_assigned;
+	uint64_t guest_cid;
+	uint64_t features;
+	uint32_t buffer_size; /* buf_alloc of every connection */
+	uint32_t max_handshakes;
+	uint64_t now; /* ms, monotonic; as of this wake-up */
+
+	struct guest_memory memory;
+	struct ring rings[RINGS];
+	struct connections connections;
+	struct buffer_pool pool;
+
+	struct orphan orphans[ORPHANS_MAX];
+	uint32_t first_orphan, n_orphans;
+
+	/* Done that the channel had no room for; commands wait as long. */
+	bool has_done;
+	bool waits_to_write; /* EPOLLOUT is asked for on the channel */
+	Vsockd__Done done;
+
+	uint64_t n_dropped; /* packets that deserved no answer */
+	uint64_t n_refused; /* connections refused for want of a free entry */
+};
+
+/* What an epoll event stands for: kind, and for connections entry and generation. */
+enum device_event_kind {
+	DEVICE_EVENT_CHANNEL,
+	DEVICE_EVENT_KICK,
+	DEVICE_EVENT_CONNECTION,
+};
+
+uint64_t device_event(enum device_event_kind kind, uint32_t index, uint32_t generation);
+
+/*
+ * A device that waits for Assign. The channel and the epoll fd stay the
+ * caller's; connections and pool were set up by it.
+ */
+bool device_init(struct device *device, int channel, int epoll);
+
+/* Note what an epoll event says. false when the front is gone or breaks rules. */
+bool device_note_event(struct device *device, uint64_t event, uint32_t epoll_events);
+
+/* Do what can be done. true when work was left for the next round. */
+bool device_pump(struct device *device);
+
+/*
+ * The front is gone, or had no use for this worker any more: the guest is left
+ * alone from here on. What it sent before is still delivered, until
+ * device_is_drained().
+ */
+void device_detach(struct device *device);
+bool device_is_drained(const struct device *device);
+
+/* How long epoll may wait, in ms; -1 without end. */
+int device_timeout(const struct device *device);
+
+/* ---- between the parts ---- */
+
+/* control.c */
+bool control_receive(struct device *device);
+void control_detach(struct device *device);
+/* Say what is due to the front; false when it is gone. */
+bool control_flush(struct device *device);
+void control_report(struct device *device, enum report_event event, uint64_t first,
+		    uint64_t second, uint64_t third);
+
+/* from_guest.c: at most a budget of packets; true when more wait. */
+bool from_guest_run(struct device *device);
+
+/* to_guest.c: as long as there are rx buffers; true when a budget ended it. */
+bool to_guest_run(struct device *device);
+/* Something may be due to the guest on this connection. */
+void to_guest_notice(struct device *device, struct connection *connection);
+void to_guest_send(struct device *device, struct connection *connection, uint8_t due);
+/* Answer a packet that belongs to no connection; there must be room. */
+bool to_guest_has_orphan_room(const struct device *device);
+void to_guest_send_orphan_rst(struct device *device, const struct packet_header *header);
+
+/* host.c */
+void host_accepted(struct device *device, uint32_t endpoint, int fd);
+void host_connected(struct device *device, struct connection *connection, uint32_t endpoint,
+		    int fd);
+void host_refused(struct device *device, struct connection *connection);
+void host_read_handshake(struct device *device, struct connection *connection);
+/* The guest accepted: tell the host program. */
+void host_answer(struct device *device, struct connection *connection);
+void host_handshake_failed(struct device *device, struct connection *connection,
+			   enum report_handshake_reason reason);
+/* Write stream bytes; what the socket does not take goes into the buffer. */
+void host_write(struct device *device, struct connection *connection, struct iovec *parts,
+		size_t n_parts, size_t len);
+void host_flush(struct device *device, struct connection *connection);
+void host_shut_write_when_empty(struct device *device, struct connection *connection);
+/* The socket goes; the entry stays until packets and messages are out. */
+void host_close(struct device *device, struct connection *connection);
+/* Close, and RST to the guest. */
+void host_reset(struct device *device, struct connection *connection);
+/* The guest is gone: RST if asked for, write what is buffered, then close. */
+void host_drain(struct device *device, struct connection *connection, bool with_rst);
+void host_free_when_done(struct device *device, struct connection *connection);

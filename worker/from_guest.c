@@ -1,0 +1,353 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include <errno.h>
+#include <sys/socket.h>
+
+#include "worker/device.h"
+
+/* Packets in one round: host programs get their turn after it. */
+#define ROUND_PACKETS 256
+/* Chains whose payload goes into one write; none is given back before it. */
+#define BATCH_PACKETS 64
+
+/*
+ * Packets that wait to be given back, in order, and the payload of those that
+ * are stream bytes of one connection. The bytes stay in guest memory until they
+ * are written or copied, so the chains stay ours as long.
+ */
+struct tx_batch {
+	struct connection *connection; /* NULL: no payload */
+	uint16_t heads[BATCH_PACKETS];
+	uint32_t n_heads;
+	size_t n_parts; /* used of parts[] */
+	size_t n_payload;
+	size_t len;
+	struct iovec parts[RING_PARTS_MAX];
+	struct iovec payload[RING_PARTS_MAX];
+};
+
+static struct tx_batch batch;
+
+static void flush_batch(struct device *device)
+{
+	struct ring *ring = &device->rings[RING_TX];
+
+	if (batch.connection)
+		host_write(device, batch.connection, batch.payload, batch.n_payload, batch.len);
+	for (uint32_t i = 0; i < batch.n_heads; i++)
+		ring_push(ring, batch.heads[i], 0);
+	batch.connection = NULL;
+	batch.n_heads = 0;
+	batch.n_parts = 0;
+	batch.n_payload = 0;
+	batch.len = 0;
+}
+
+/* Packets without an answer: a line at each power of two, so none can flood. */
+static void drop(struct device *device, uint16_t op)
+{
+	device->n_dropped++;
+	if ((device->n_dropped & (device->n_dropped - 1)) == 0)
+		control_report(device, REPORT_PACKET_DROPPED, device->n_dropped, op, 0);
+}
+
+static void misbehaved(struct device *device, struct connection *connection, uint16_t op)
+{
+	flush_batch(device); /* bytes before this packet were in order */
+	control_report(device, REPORT_PEER_MISBEHAVED, connection->host_port,
+		       connection->guest_port, op);
+	host_reset(device, connection);
+}
+
+/* The front's answer is still to come; what it brings is closed then. */
+static void abandon(struct device *device, struct connection *connection)
+{
+	connection_unhash(&device->connections, connection);
+	connection->state = CONNECTION_ABANDONED;
+}
+
+static void on_request(struct device *device, const struct packet_header *header)
+{
+	struct connection *connection;
+
+	connection = connection_take(&device->connections, CONNECTION_REQUESTED,
+				     device->connections.n_allowed);
+	if (!connection) {
+		device->n_refused++;
+		if ((device->n_refused & (device->n_refused - 1)) == 0)
+			control_report(device, REPORT_CONNECTION_LIMIT,
+				       device->connections.n_allowed, device->n_refused, 0);
+		to_guest_send_orphan_rst(device, header);
+		return;
+	}
+	connection->type = header->type;
+	connection->guest_port = header->src_port;
+	connection->host_port = header->dst_port;
+	credit_init(&connection->credit, device->buffer_size);
+	credit_update(&connection->credit, header->buf_alloc, header->fwd_cnt);
+	connection_hash(&device->connections, connection);
+	connection->tell |= CONNECTION_TELL_CONNECT;
+	link_append(&device->connections.tell, &connection->tell_link);
+}
+
+/*
+ * A pair of ports that is in use: a guest that lost its state (a reset that we
+ * did not see) asks anew. What is closing makes room, what lives is reset.
+ */
+static void on_request_again(struct device *device, struct connection *connection,
+			     const struct packet_header *header)
+{
+	switch (connection->state) {
+	case CONNECTION_CLOSING:
+		host_drain(device, connection, false);
+		on_request(device, header);
+		return;
+	case CONNECTION_REQUESTED:
+		abandon(device, connection);
+		to_guest_send_orphan_rst(device, header);
+		return;
+	default:
+		host_reset(device, connection);
+	}
+}
+
+static void on_rst(struct device *device, struct connection *connection)
+{
+	switch (connection->state) {
+	case CONNECTION_REQUESTED:
+		abandon(device, connection);
+		return;
+	case CONNECTION_CONNECTING:
+		host_handshake_failed(device, connection, REPORT_HANDSHAKE_REFUSED);
+		return;
+	default:
+		host_drain(device, connection, false);
+	}
+}
+
+static void on_shutdown(struct device *device, struct connection *connection, uint32_t flags)
+{
+	/* virtio 1.3, 5.10.6.5: hints are permanent, each adds to those before. */
+	connection->guest_shutdown |= (uint8_t)(flags & PACKET_SHUTDOWN_BOTH);
+	if (connection->guest_shutdown == PACKET_SHUTDOWN_BOTH) {
+		host_drain(device, connection, true);
+		return;
+	}
+	if (connection->guest_shutdown == PACKET_SHUTDOWN_RECEIVE && !connection->has_ended) {
+		/* Host programs that write on are told so; nothing more is read. */
+		shutdown(connection->fd, SHUT_RD);
+		connection->has_ended = true;
+		connection->early_skip = connection->early_len;
+		to_guest_notice(device, connection);
+	}
+	host_shut_write_when_empty(device, connection);
+}
+
+/* false when the packet ended the connection. */
+static bool check_rw(struct device *device, struct connection *connection, uint32_t len)
+{
+	if (connection->state == CONNECTION_ESTABLISHED &&
+	    !(connection->guest_shutdown & PACKET_SHUTDOWN_SEND) &&
+	    credit_received(&connection->credit, len))
+		return true;
+	/* Bytes on their way while we said goodbye have nowhere to go. */
+	if (connection->state != CONNECTION_CLOSING)
+		misbehaved(device, connection, PACKET_OP_RW);
+	return false;
+}
+
+static void take_credit(struct device *device, struct connection *connection,
+			const struct packet_header *header)
+{
+	struct credit *credit = &connection->credit;
+	uint32_t before = credit->peer_fwd_cnt, buffer_before = credit->peer_buf_alloc;
+
+	if (!credit_update(credit, header->buf_alloc, header->fwd_cnt)) {
+		drop(device, header->op);
+		return;
+	}
+	if (header->op == PACKET_OP_CREDIT_UPDATE)
+		connection->n_unanswered = 0;
+	if (credit->peer_fwd_cnt == before && credit->peer_buf_alloc == buffer_before)
+		return;
+	connection->has_asked_credit = false;
+	if (connection->timer == CONNECTION_TIMER_CREDIT)
+		connection_disarm(connection);
+	to_guest_notice(device, connection);
+}
+
+static void on_control(struct device *device, struct connection *connection,
+		       const struct packet_header *header)
+{
+	if (header->op == PACKET_OP_RST) {
+		on_rst(device, connection);
+		return;
+	}
+	if (header->op == PACKET_OP_REQUEST) {
+		on_request_again(device, connection, header);
+		return;
+	}
+	if (connection->state == CONNECTION_REQUESTED) {
+		/* The guest gave up (SHUTDOWN), or speaks before it was answered. */
+		abandon(device, connection);
+		to_guest_send_orphan_rst(device, header);
+		return;
+	}
+	if (connection->state == CONNECTION_CONNECTING && header->op != PACKET_OP_RESPONSE) {
+		misbehaved(device, connection, header->op);
+		return;
+	}
+	take_credit(device, connection, header);
+
+	switch (header->op) {
+	case PACKET_OP_RESPONSE:
+		if (connection->state == CONNECTION_CONNECTING &&
+		    !(connection->due & CONNECTION_SEND_REQUEST))
+			host_answer(device, connection);
+		else
+			drop(device, header->op);
+		return;
+	case PACKET_OP_SHUTDOWN:
+		on_shutdown(device, connection, header->flags);
+		return;
+	case PACKET_OP_CREDIT_REQUEST:
+		to_guest_send(device, connection, CONNECTION_SEND_CREDIT_UPDATE);
+		return;
+	case PACKET_OP_CREDIT_UPDATE:
+		return;
+	default:
+		drop(device, header->op);
+	}
+}
+
+static void on_unknown_connection(struct device *device, const struct packet_header *header)
+{
+	if (header->op == PACKET_OP_RST)
+		return; /* never answered: two ends could go on for ever */
+	if (header->op == PACKET_OP_REQUEST)
+		on_request(device, header);
+	else
+		to_guest_send_orphan_rst(device, header);
+}
+
+/* Add stream bytes to the batch, which belongs to this connection or to nobody. */
+static void add_payload(struct connection *connection, const struct chain *chain, uint32_t len)
+{
+	batch.connection = connection;
+	batch.n_payload += packet_slice(chain->parts, chain->n_readable, PACKET_HEADER_LEN, len,
+					batch.payload + batch.n_payload);
+	batch.n_parts += chain->n_readable;
+	batch.len += len;
+}
+
+static void on_rw(struct device *device, struct connection *connection, const struct chain *chain,
+		  const struct packet_header *header)
+{
+	take_credit(device, connection, header);
+	if (!check_rw(device, connection, header->len))
+		return;
+	if (header->len > 0)
+		add_payload(connection, chain, header->len);
+}
+
+/* Whose packet is it? false: nobody's, and it deserves no answer beyond what was sent. */
+static bool is_ours(struct device *device, const struct packet_header *header)
+{
+	if (header->src_cid != device->guest_cid) {
+		drop(device, header->op);
+		return false;
+	}
+	if (header->dst_cid != PACKET_HOST_CID) {
+		/* Nobody lives there: the guest's program is told at once. */
+		if (header->op == PACKET_OP_REQUEST)
+			to_guest_send_orphan_rst(device, header);
+		else
+			drop(device, header->op);
+		return false;
+	}
+	if (header->type != PACKET_TYPE_STREAM) {
+		if (header->op != PACKET_OP_RST)
+			to_guest_send_orphan_rst(device, header);
+		return false;
+	}
+	return true;
+}
+
+static void on_packet(struct device *device, const struct chain *chain,
+		      const struct packet_header *header)
+{
+	struct connection *connection;
+
+	if (!is_ours(device, header))
+		return;
+	connection = connection_find(&device->connections, header->src_port, header->dst_port);
+	if (header->len > PACKET_PAYLOAD_MAX ||
+	    header->len > chain->readable_len - PACKET_HEADER_LEN) {
+		/* Where the next byte of this stream belongs is unknown from here on. */
+		if (connection && header->op == PACKET_OP_RW &&
+		    connection->state == CONNECTION_ESTABLISHED)
+			misbehaved(device, connection, header->op);
+		else
+			drop(device, header->op);
+		return;
+	}
+	if (!connection)
+		on_unknown_connection(device, header);
+	else if (header->op == PACKET_OP_RW && (connection->state == CONNECTION_ESTABLISHED ||
+						connection->state == CONNECTION_CLOSING))
+		on_rw(device, connection, chain, header);
+	else
+		on_control(device, connection, header);
+}
+
+/* Can this packet's payload join the bytes that wait to be written? */
+static bool belongs_to_batch(const struct device *device, const struct packet_header *header)
+{
+	const struct connection *connection = batch.connection;
+
+	return header->op == PACKET_OP_RW && header->dst_cid == PACKET_HOST_CID &&
+	       header->src_cid == device->guest_cid && header->type == connection->type &&
+	       header->src_port == connection->guest_port &&
+	       header->dst_port == connection->host_port;
+}
+
+static void take_chain(struct device *device, const struct chain *chain)
+{
+	struct packet_header header;
+
+	if (chain->is_malformed || chain->n_writable > 0 ||
+	    !packet_read_header(chain->parts, chain->n_readable, &header)) {
+		drop(device, PACKET_OP_INVALID);
+	} else {
+		if (batch.connection && !belongs_to_batch(device, &header))
+			flush_batch(device);
+		on_packet(device, chain, &header);
+	}
+	batch.heads[batch.n_heads++] = chain->head;
+}
+
+bool from_guest_run(struct device *device)
+{
+	struct ring *ring = &device->rings[RING_TX];
+	uint32_t n_packets = 0;
+	struct chain chain;
+	int r;
+
+	ring_disable_kicks(ring);
+	while (n_packets < ROUND_PACKETS && to_guest_has_orphan_room(device)) {
+		if (batch.n_heads == BATCH_PACKETS)
+			flush_batch(device);
+		r = ring_pop(ring, &device->memory, batch.parts + batch.n_parts,
+			     RING_PARTS_MAX - batch.n_parts, &chain);
+		if (r == -EAGAIN) {
+			flush_batch(device);
+			continue;
+		}
+		if (r != 1)
+			break;
+		take_chain(device, &chain);
+		n_packets++;
+	}
+	flush_batch(device);
+	ring_publish(ring);
+	return n_packets == ROUND_PACKETS;
+}

@@ -1,0 +1,173 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include "worker/guest_memory.h"
+
+#include <errno.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+static bool overlaps(uint64_t a, uint64_t b, uint64_t a_size, uint64_t b_size)
+{
+	return a < b ? b - a < a_size : a - b < b_size;
+}
+
+/* The front checked all this already; a worker that trusts nobody checks again. */
+static int check_region(const struct guest_table *table, const struct guest_region *region)
+{
+	if (region->size == 0 || region->guest_address + (region->size - 1) < region->guest_address ||
+	    region->user_address + (region->size - 1) < region->user_address)
+		return -EINVAL;
+	if (table->n_regions == GUEST_MEMORY_REGIONS_MAX)
+		return -ENOSPC;
+	for (size_t i = 0; i < table->n_regions; i++) {
+		const struct guest_region *other = &table->regions[i];
+
+		if (overlaps(region->guest_address, other->guest_address, region->size,
+			     other->size) ||
+		    overlaps(region->user_address, other->user_address, region->size,
+			     other->size))
+			return -EEXIST;
+	}
+	return 0;
+}
+
+static void insert_region(struct guest_table *table, const struct guest_region *region)
+{
+	size_t at = table->n_regions;
+
+	while (at > 0 && table->regions[at - 1].guest_address > region->guest_address)
+		at--;
+	memmove(&table->regions[at + 1], &table->regions[at],
+		(table->n_regions - at) * sizeof(table->regions[0]));
+	table->regions[at] = *region;
+	table->n_regions++;
+}
+
+/*
+ * Offset and length of a mapping must be multiples of the file's page size,
+ * which is more than 4096 on hugetlbfs.
+ */
+static int map_region(struct guest_region *region, uint64_t mmap_offset, uint64_t alignment,
+		      int fd)
+{
+	uint64_t lead, len;
+
+	if (alignment < 4096 || (alignment & (alignment - 1)))
+		return -EINVAL;
+	lead = mmap_offset & (alignment - 1);
+	if (__builtin_add_overflow(region->size, lead, &len) ||
+	    __builtin_add_overflow(len, alignment - 1, &len) || len > INT64_MAX ||
+	    mmap_offset > INT64_MAX)
+		return -EINVAL;
+	len &= ~(alignment - 1);
+
+	region->mapping = mmap(NULL, len, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_NORESERVE, fd,
+			       (off_t)(mmap_offset - lead));
+	if (region->mapping == MAP_FAILED)
+		return -errno;
+	region->mapping_len = len;
+	region->start = (uint8_t *)region->mapping + lead;
+	return 0;
+}
+
+int guest_memory_add(struct guest_memory *memory, const struct guest_region *region,
+		     uint64_t mmap_offset, uint64_t alignment, int fd, bool is_staged)
+{
+	struct guest_table *table = is_staged ? &memory->staged : &memory->table;
+	struct guest_region added = *region;
+	int r;
+
+	r = check_region(table, region);
+	if (r == 0)
+		r = map_region(&added, mmap_offset, alignment, fd);
+	close(fd);
+	if (r < 0)
+		return r;
+	insert_region(table, &added);
+	return 0;
+}
+
+int guest_memory_remove(struct guest_memory *memory, uint64_t guest_address, uint64_t size,
+			uint64_t user_address)
+{
+	struct guest_table *table = &memory->table;
+
+	for (size_t i = 0; i < table->n_regions; i++) {
+		struct guest_region *region = &table->regions[i];
+
+		if (region->guest_address != guest_address || region->size != size ||
+		    region->user_address != user_address)
+			continue;
+		munmap(region->mapping, region->mapping_len);
+		table->n_regions--;
+		memmove(region, region + 1, (table->n_regions - i) * sizeof(*region));
+		memory->last_hit = 0;
+		return 0;
+	}
+	return -ENOENT;
+}
+
+void guest_memory_commit(struct guest_memory *memory)
+{
+	for (size_t i = 0; i < memory->table.n_regions; i++)
+		munmap(memory->table.regions[i].mapping, memory->table.regions[i].mapping_len);
+	memory->table = memory->staged;
+	memory->staged.n_regions = 0;
+	memory->last_hit = 0;
+}
+
+/* Almost all buffers of a guest lie in the region of the buffer before. */
+static const struct guest_region *find_region(struct guest_memory *memory, uint64_t guest_address)
+{
+	const struct guest_table *table = &memory->table;
+	size_t low = 0, high = table->n_regions;
+
+	if (memory->last_hit < table->n_regions) {
+		const struct guest_region *last = &table->regions[memory->last_hit];
+
+		if (guest_address - last->guest_address < last->size)
+			return last;
+	}
+	while (low < high) {
+		size_t middle = low + (high - low) / 2;
+		const struct guest_region *region = &table->regions[middle];
+
+		if (guest_address < region->guest_address) {
+			high = middle;
+		} else if (guest_address - region->guest_address >= region->size) {
+			low = middle + 1;
+		} else {
+			memory->last_hit = middle;
+			return region;
+		}
+	}
+	return NULL;
+}
+
+bool guest_memory_translate(struct guest_memory *memory, uint64_t guest_address, uint32_t len,
+			    struct iovec *ret_part)
+{
+	const struct guest_region *region = find_region(memory, guest_address);
+	uint64_t offset, room;
+
+	if (!region)
+		return false;
+	offset = guest_address - region->guest_address;
+	room = region->size - offset;
+	ret_part->iov_base = region->start + offset;
+	ret_part->iov_len = len < room ? len : (size_t)room;
+	return true;
+}
+
+void *guest_memory_at_user_address(const struct guest_memory *memory, uint64_t user_address,
+				   uint64_t len)
+{
+	for (size_t i = 0; i < memory->table.n_regions; i++) {
+		const struct guest_region *region = &memory->table.regions[i];
+		uint64_t offset = user_address - region->user_address;
+
+		if (offset < region->size && region->size - offset >= len)
+			return region->start + offset;
+	}
+	return NULL;
+}

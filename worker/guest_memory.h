@@ -1,0 +1,80 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#pragma once
+
+/*
+ * The guest's memory as this worker maps it: a table of regions, and the only
+ * code that turns guest addresses into pointers. Everything behind a pointer
+ * that comes out of here may change at any moment: it is read through
+ * guest_load16/32/64 or copied once, and checked after that.
+ *
+ * Lengths in bytes. No heap. System calls: mmap, munmap, close.
+ */
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <sys/uio.h>
+
+#define GUEST_MEMORY_REGIONS_MAX 32 /* what GET_MAX_MEM_SLOTS answers */
+
+struct guest_region {
+	uint64_t guest_address;
+	uint64_t size;
+	uint64_t user_address; /* where the front-end has it; ring addresses use these */
+	uint8_t *start;        /* ours */
+	void *mapping;         /* what to unmap: start rounded down to the file's page */
+	size_t mapping_len;
+};
+
+struct guest_table {
+	struct guest_region regions[GUEST_MEMORY_REGIONS_MAX]; /* by guest_address */
+	size_t n_regions;
+};
+
+struct guest_memory {
+	struct guest_table table;
+	struct guest_table staged; /* the next table, until guest_memory_commit() */
+	size_t last_hit;
+};
+
+/*
+ * Map a region of an fd, which is closed in any case. 0, -EEXIST on overlap,
+ * -ENOSPC when the table is full, -EINVAL, or what mmap says.
+ */
+int guest_memory_add(struct guest_memory *memory, const struct guest_region *region,
+		     uint64_t mmap_offset, uint64_t alignment, int fd, bool is_staged);
+
+/* Unmap a region; 0 or -ENOENT. Pointers into it are dead afterwards. */
+int guest_memory_remove(struct guest_memory *memory, uint64_t guest_address, uint64_t size,
+			uint64_t user_address);
+
+/* The staged regions replace all others, which are unmapped. */
+void guest_memory_commit(struct guest_memory *memory);
+
+/*
+ * Translate the part of [guest_address, guest_address + len) that lies in one
+ * region, which may be shorter than len: ask again for the rest. false when the
+ * first byte lies in no region. len > 0.
+ */
+bool guest_memory_translate(struct guest_memory *memory, uint64_t guest_address, uint32_t len,
+			    struct iovec *ret_part);
+
+/* A whole piece by front-end user address, in one region; NULL otherwise. */
+void *guest_memory_at_user_address(const struct guest_memory *memory, uint64_t user_address,
+				   uint64_t len);
+
+/*
+ * One access each, never torn or repeated by the compiler. Little-endian in
+ * memory (virtio 1.x), as are the machines this runs on.
+ */
+static inline uint16_t guest_load16(const void *place)
+{
+	return __atomic_load_n((const uint16_t *)place, __ATOMIC_RELAXED);
+}
+
+static inline void guest_store16(void *place, uint16_t value)
+{
+	__atomic_store_n((uint16_t *)place, value, __ATOMIC_RELAXED);
+}
+
+_Static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__, "rings are read as they stand");

@@ -1,0 +1,334 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include <errno.h>
+#include <limits.h>
+#include <sys/epoll.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+#include "worker/device.h"
+
+/*
+ * Edge-triggered and set once: a socket that is stalled, or a connection without
+ * credit, costs no system call and no wake-up until something changes.
+ */
+static bool watch(struct device *device, struct connection *connection)
+{
+	struct epoll_event event = {
+		.events = EPOLLIN | EPOLLOUT | EPOLLRDHUP | EPOLLET,
+		.data.u64 = device_event(DEVICE_EVENT_CONNECTION,
+					 connection_index(&device->connections, connection),
+					 connection->generation),
+	};
+
+	return epoll_ctl(device->epoll, EPOLL_CTL_ADD, connection->fd, &event) == 0;
+}
+
+/*
+ * The front learns of the end last: until then it counts the connection, so the
+ * table cannot fill up with what it does not count.
+ */
+void host_free_when_done(struct device *device, struct connection *connection)
+{
+	if (connection->state != CONNECTION_DEAD || connection->due != 0)
+		return;
+	if (connection->tell != 0)
+		link_append(&device->connections.tell, &connection->tell_link);
+	else
+		connection_free(&device->connections, connection);
+}
+
+/*
+ * The front keeps a duplicate of the socket, so closing ours neither takes it
+ * out of epoll nor ends the stream: both are done by hand.
+ */
+static void release_socket(struct device *device, struct connection *connection)
+{
+	if (connection->fd < 0)
+		return;
+	epoll_ctl(device->epoll, EPOLL_CTL_DEL, connection->fd, NULL);
+	shutdown(connection->fd, SHUT_RDWR);
+	close(connection->fd);
+	connection->fd = -1;
+	if (connection->buffer.len > 0)
+		buffer_consume(&device->pool, &connection->buffer, connection->buffer.len);
+	connection->tell |= CONNECTION_TELL_CLOSED;
+}
+
+static void leave_handshake(struct device *device, struct connection *connection)
+{
+	if (connection->state == CONNECTION_HANDSHAKE)
+		device->connections.n_handshakes--;
+}
+
+void host_close(struct device *device, struct connection *connection)
+{
+	leave_handshake(device, connection);
+	connection_disarm(connection);
+	connection_unhash(&device->connections, connection);
+	release_socket(device, connection);
+	connection->due &= CONNECTION_SEND_RST;
+	connection->state = CONNECTION_DEAD;
+	link_remove(&connection->flush_link);
+	host_free_when_done(device, connection);
+}
+
+void host_reset(struct device *device, struct connection *connection)
+{
+	/* A guest that never saw the REQUEST has nothing to forget. */
+	if (connection->due & CONNECTION_SEND_REQUEST)
+		connection->due = 0;
+	else
+		to_guest_send(device, connection, CONNECTION_SEND_RST);
+	host_close(device, connection);
+}
+
+void host_drain(struct device *device, struct connection *connection, bool with_rst)
+{
+	connection->due = 0;
+	if (with_rst)
+		to_guest_send(device, connection, CONNECTION_SEND_RST);
+	if (connection->buffer.len == 0) {
+		host_close(device, connection);
+		return;
+	}
+	connection_unhash(&device->connections, connection);
+	connection->state = CONNECTION_DRAINING;
+	connection->guest_shutdown = PACKET_SHUTDOWN_BOTH;
+	connection_arm(&device->connections, connection, CONNECTION_TIMER_DRAINING, device->now);
+}
+
+void host_accepted(struct device *device, uint32_t endpoint, int fd)
+{
+	struct connection *connection;
+
+	connection = connection_take(&device->connections, CONNECTION_HANDSHAKE,
+				     device->connections.n_max);
+	if (!connection)
+		__builtin_trap(); /* the front counts endpoints; so many were not promised */
+	connection->fd = fd;
+	connection->endpoint = endpoint;
+	connection->is_from_host = true;
+	connection->type = PACKET_TYPE_STREAM;
+	device->connections.n_handshakes++;
+	if (device->connections.n_handshakes > device->max_handshakes) {
+		control_report(device, REPORT_HANDSHAKE_LIMIT, device->max_handshakes, 0, 0);
+		host_close(device, connection);
+		return;
+	}
+	if (!watch(device, connection)) {
+		host_close(device, connection);
+		return;
+	}
+	connection_arm(&device->connections, connection, CONNECTION_TIMER_HANDSHAKE, device->now);
+}
+
+void host_handshake_failed(struct device *device, struct connection *connection,
+			   enum report_handshake_reason reason)
+{
+	control_report(device, REPORT_HANDSHAKE_FAILED, connection->endpoint, reason,
+		       connection->guest_port);
+	host_close(device, connection);
+}
+
+static void request(struct device *device, struct connection *connection, uint32_t guest_port)
+{
+	connection_disarm(connection);
+	leave_handshake(device, connection);
+	connection->state = CONNECTION_CONNECTING;
+	connection->guest_port = guest_port;
+	connection->host_port = connection_next_port(&device->connections, guest_port);
+	credit_init(&connection->credit, device->buffer_size);
+	connection_hash(&device->connections, connection);
+	to_guest_send(device, connection, CONNECTION_SEND_REQUEST);
+}
+
+void host_read_handshake(struct device *device, struct connection *connection)
+{
+	struct iovec room = {connection->early + connection->early_len,
+			     sizeof(connection->early) - connection->early_len};
+	uint32_t guest_port;
+	size_t line_len;
+	ssize_t n;
+
+	n = readv(connection->fd, &room, 1);
+	if (n < 0 && errno == EAGAIN) {
+		connection->is_readable = false;
+		return;
+	}
+	if (n <= 0) {
+		host_handshake_failed(device, connection, REPORT_HANDSHAKE_ENDED);
+		return;
+	}
+	connection->early_len = (uint8_t)(connection->early_len + n);
+	switch (handshake_parse(connection->early, connection->early_len, &guest_port, &line_len)) {
+	case 0:
+		connection->early_skip = (uint8_t)line_len;
+		request(device, connection, guest_port);
+		return;
+	case HANDSHAKE_E_INCOMPLETE:
+		return;
+	default:
+		host_handshake_failed(device, connection, REPORT_HANDSHAKE_MALFORMED);
+	}
+}
+
+void host_answer(struct device *device, struct connection *connection)
+{
+	char line[HANDSHAKE_ANSWER_MAX];
+	struct iovec iov = {line, handshake_answer(connection->host_port, line)};
+
+	/* Nothing was written before: a socket without room for a line is gone. */
+	if (writev(connection->fd, &iov, 1) != (ssize_t)iov.iov_len) {
+		host_reset(device, connection);
+		return;
+	}
+	connection_disarm(connection);
+	connection->state = CONNECTION_ESTABLISHED;
+	to_guest_notice(device, connection);
+}
+
+void host_connected(struct device *device, struct connection *connection, uint32_t endpoint,
+		    int fd)
+{
+	connection->fd = fd;
+	connection->endpoint = endpoint;
+	if (connection->state == CONNECTION_ABANDONED) {
+		host_close(device, connection);
+		return;
+	}
+	if (!watch(device, connection)) {
+		host_reset(device, connection);
+		return;
+	}
+	connection->state = CONNECTION_ESTABLISHED;
+	connection->is_writable = true;
+	to_guest_send(device, connection, CONNECTION_SEND_RESPONSE);
+}
+
+void host_refused(struct device *device, struct connection *connection)
+{
+	if (connection->state == CONNECTION_ABANDONED)
+		host_close(device, connection);
+	else
+		host_reset(device, connection);
+}
+
+/*
+ * The host program reads no more, but what it wrote before may wait to be read:
+ * the guest is told that its bytes are not wanted, nothing else ends.
+ */
+static void turn_deaf(struct device *device, struct connection *connection)
+{
+	uint32_t unread = connection->buffer.len;
+
+	if (connection->state == CONNECTION_DRAINING) {
+		host_close(device, connection);
+		return;
+	}
+	connection->is_deaf = true;
+	if (unread > 0) {
+		buffer_consume(&device->pool, &connection->buffer, unread);
+		credit_forwarded(&connection->credit, unread);
+	}
+	to_guest_notice(device, connection);
+}
+
+/* Returns how many bytes the socket took; -1 when it never will. */
+static ssize_t write_parts(struct connection *connection, const struct iovec *parts,
+			   size_t n_parts)
+{
+	ssize_t n = writev(connection->fd, parts, n_parts < IOV_MAX ? (int)n_parts : IOV_MAX);
+
+	if (n >= 0)
+		return n;
+	if (errno == EAGAIN) {
+		connection->is_writable = false;
+		return 0;
+	}
+	return errno == EINTR ? 0 : -1;
+}
+
+static void took(struct device *device, struct connection *connection, size_t len)
+{
+	credit_forwarded(&connection->credit, (uint32_t)len);
+	if (connection->state == CONNECTION_ESTABLISHED &&
+	    credit_wants_update(&connection->credit))
+		to_guest_send(device, connection, CONNECTION_SEND_CREDIT_UPDATE);
+}
+
+void host_shut_write_when_empty(struct device *device, struct connection *connection)
+{
+	(void)device;
+	if (!(connection->guest_shutdown & PACKET_SHUTDOWN_SEND) || connection->buffer.len > 0 ||
+	    connection->has_shut_write || connection->fd < 0)
+		return;
+	connection->has_shut_write = true;
+	shutdown(connection->fd, SHUT_WR);
+}
+
+void host_flush(struct device *device, struct connection *connection)
+{
+	struct iovec parts[64];
+
+	while (connection->fd >= 0 && connection->is_writable && connection->buffer.len > 0) {
+		size_t n_parts = buffer_peek(&device->pool, &connection->buffer, parts, 64);
+		ssize_t n = write_parts(connection, parts, n_parts);
+
+		if (n < 0) {
+			turn_deaf(device, connection);
+			return;
+		}
+		buffer_consume(&device->pool, &connection->buffer, (uint32_t)n);
+		took(device, connection, (size_t)n);
+	}
+	if (connection->buffer.len > 0 || connection->fd < 0)
+		return;
+	if (connection->state == CONNECTION_DRAINING)
+		host_close(device, connection);
+	else
+		host_shut_write_when_empty(device, connection);
+}
+
+/* Drop the first len bytes of an array of parts; returns the first that is left. */
+static size_t skip_parts(struct iovec *parts, size_t n_parts, size_t len)
+{
+	size_t i = 0;
+
+	while (i < n_parts && len >= parts[i].iov_len)
+		len -= parts[i++].iov_len;
+	if (i < n_parts) {
+		parts[i].iov_base = (uint8_t *)parts[i].iov_base + len;
+		parts[i].iov_len -= len;
+	}
+	return i;
+}
+
+void host_write(struct device *device, struct connection *connection, struct iovec *parts,
+		size_t n_parts, size_t len)
+{
+	size_t first = 0, written = 0;
+
+	if (connection->is_deaf) {
+		took(device, connection, len);
+		return;
+	}
+	/* Bytes that wait go first. */
+	while (connection->buffer.len == 0 && connection->is_writable && written < len) {
+		ssize_t n = write_parts(connection, parts + first, n_parts - first);
+
+		if (n < 0) {
+			turn_deaf(device, connection);
+			took(device, connection, len - written);
+			return;
+		}
+		first += skip_parts(parts + first, n_parts - first, (size_t)n);
+		written += (size_t)n;
+		took(device, connection, (size_t)n);
+	}
+	/* The pool holds buf_alloc for each connection, and no more was accepted. */
+	if (written < len && !buffer_append(&device->pool, &connection->buffer, parts + first,
+					    n_parts - first))
+		__builtin_trap();
+	if (connection->buffer.len > 0 && connection->is_writable)
+		link_append(&device->connections.flush, &connection->flush_link);
+}

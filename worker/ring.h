@@ -1,0 +1,115 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#pragma once
+
+/*
+ * The device's side of one virtqueue over hostile memory: fetch chains, give
+ * them back, notify (virtio 1.3, 2.7 "Split Virtqueues"). Chains are given back
+ * in the order in which they were fetched.
+ *
+ * A driver that breaks the rules breaks its ring, nothing else: is_broken is
+ * set, the reason stands in broken_reason, and the ring is left alone until it
+ * is started anew. No heap. System calls: writev on the ring's own fds.
+ */
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <sys/uio.h>
+
+#include "worker/guest_memory.h"
+
+#define RING_SIZE_MAX 32768
+
+/*
+ * Room for the parts of one chain: as many descriptors as a ring or an indirect
+ * table can have, and a few more for those that cross a border of two regions.
+ */
+#define RING_PARTS_MAX (RING_SIZE_MAX + 1024)
+
+struct ring_addresses {
+	uint64_t desc, used, avail; /* front-end user addresses */
+};
+
+struct ring {
+	bool is_started;
+	bool is_enabled;
+	bool is_broken;
+	bool has_event_idx;
+	bool has_indirect;
+	bool is_notified_once; /* a first call after start is sent without asking */
+	uint32_t broken_reason;  /* enum report_ring_reason */
+	uint64_t broken_value;
+	uint32_t num;
+	struct ring_addresses addresses;
+	int kick, call, error; /* owned; -1: none */
+
+	uint8_t *desc, *avail, *used; /* in guest memory */
+	uint16_t avail_idx;   /* as last read from the driver, checked */
+	uint16_t next_avail;  /* next chain to fetch */
+	uint16_t next_used;   /* next used element to write */
+	uint16_t used_idx;    /* as last published */
+	uint16_t called_idx;  /* used_idx at the last decision about a call */
+};
+
+/*
+ * One chain: parts[0..n_readable) come from the driver, parts[n_readable..
+ * n_readable + n_writable) are for the device. A chain that mixes the two is
+ * malformed: it is to be given back with length 0.
+ */
+struct chain {
+	uint16_t head;
+	bool is_malformed;
+	struct iovec *parts;
+	size_t n_readable, n_writable;
+	uint64_t readable_len, writable_len;
+};
+
+/* A ring that was never started: no fds, stopped, disabled. */
+void ring_init(struct ring *ring);
+
+/*
+ * Start at an avail index, or behind the last used chain. 0, or -EFAULT when a
+ * part of the ring lies outside guest memory.
+ */
+int ring_start(struct ring *ring, struct guest_memory *memory, uint32_t num,
+	       const struct ring_addresses *addresses, uint16_t avail_idx, bool from_used_index);
+
+/* Stop; the next avail index is returned, the same one each time. */
+uint16_t ring_stop(struct ring *ring);
+
+/* The memory table changed: find the ring again, or break it. */
+void ring_relocate(struct ring *ring, struct guest_memory *memory);
+
+/* Started, enabled and not broken. */
+bool ring_is_running(const struct ring *ring);
+
+/*
+ * Fetch the next chain into parts[0..n_parts_max). 1 when there was one, 0 when
+ * not, -EPROTO when the ring just broke, -EAGAIN when the chain needs more parts
+ * than there are: it was not fetched. RING_PARTS_MAX are enough for any chain.
+ */
+int ring_pop(struct ring *ring, struct guest_memory *memory, struct iovec *parts,
+	     size_t n_parts_max, struct chain *ret_chain);
+
+/* The last n chains fetched were not used: they will be fetched again. */
+void ring_unpop(struct ring *ring, uint16_t n);
+
+/* Give a chain back with len bytes written; visible at the next ring_publish(). */
+void ring_push(struct ring *ring, uint16_t head, uint32_t len);
+
+/* Make what was pushed visible and call the driver if it wants to be called. */
+void ring_publish(struct ring *ring);
+
+/* Does the driver have chains that were not fetched? Reads guest memory. */
+bool ring_has_chains(struct ring *ring);
+
+/*
+ * Ask to be kicked at the next chain. true when there already is one: then no
+ * kick may come, look again.
+ */
+bool ring_enable_kicks(struct ring *ring);
+void ring_disable_kicks(struct ring *ring);
+
+/* Signal the call fd whatever the driver asked for; an eventfd that is new. */
+void ring_call(const struct ring *ring);
+void ring_signal_error(const struct ring *ring);

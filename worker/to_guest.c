@@ -1,0 +1,495 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include <errno.h>
+#include <limits.h>
+#include <string.h>
+
+#include "worker/device.h"
+
+/* Packets in one round, over all connections: the tx ring gets its turn. */
+#define ROUND_PACKETS 256
+/* Packets of one connection in a row, and what one readv() may fetch: the others get theirs. */
+#define TURN_PACKETS 64
+#define TURN_BYTES (256u * 1024)
+/* So many rx buffers are given back at once at the most; a guest can begin to read. */
+#define PUBLISH_PACKETS 64
+
+/*
+ * CREDIT_REQUESTs that stay unanswered for a second: a guest whose driver is
+ * older than the answer to them, and than the limit on packets.
+ */
+#define UNANSWERED_MAX (1000 / CONNECTION_CREDIT_MS)
+
+enum served {
+	SERVED,         /* nothing is due, or it waits for something else than buffers */
+	SERVED_STARVED, /* no rx buffer */
+	SERVED_MORE,    /* its turn is over */
+};
+
+/* What one readv() fills: chains in order, and the parts behind their headers. */
+struct rx_batch {
+	struct chain chains[TURN_PACKETS];
+	uint32_t room[TURN_PACKETS]; /* payload bytes that fit the chain */
+	uint32_t n_chains;
+	size_t n_parts;   /* used of parts[] */
+	size_t n_payload; /* used of payload[] */
+	struct iovec parts[RING_PARTS_MAX];
+	struct iovec payload[RING_PARTS_MAX];
+};
+
+static struct rx_batch batch;
+static uint32_t n_unpublished;
+
+static void give_back(struct ring *ring, uint16_t head, uint32_t len)
+{
+	ring_push(ring, head, len);
+	if (++n_unpublished < PUBLISH_PACKETS)
+		return;
+	ring_publish(ring);
+	n_unpublished = 0;
+}
+
+static bool is_usable(const struct chain *chain)
+{
+	return !chain->is_malformed && chain->n_readable == 0 &&
+	       chain->writable_len >= PACKET_HEADER_LEN;
+}
+
+/* The next chain that can take a header; others are given back empty. */
+static bool pop_chain(struct device *device, struct iovec *parts, struct chain *ret_chain)
+{
+	struct ring *ring = &device->rings[RING_RX];
+
+	while (ring_pop(ring, &device->memory, parts, RING_PARTS_MAX, ret_chain) == 1) {
+		if (is_usable(ret_chain))
+			return true;
+		device->n_dropped++;
+		give_back(ring, ret_chain->head, 0);
+	}
+	return false;
+}
+
+static struct packet_header make_header(struct device *device, struct connection *connection,
+					enum packet_op op, uint32_t len, uint32_t flags)
+{
+	/* Every packet tells the guest how far the host program has read. */
+	credit_announced(&connection->credit);
+	connection->due &= (uint8_t)~CONNECTION_SEND_CREDIT_UPDATE;
+	return (struct packet_header){
+		.src_cid = PACKET_HOST_CID,
+		.dst_cid = device->guest_cid,
+		.src_port = connection->host_port,
+		.dst_port = connection->guest_port,
+		.len = len,
+		.type = connection->type,
+		.op = (uint16_t)op,
+		.flags = flags,
+		.buf_alloc = connection->credit.buf_alloc,
+		.fwd_cnt = connection->credit.fwd_cnt,
+	};
+}
+
+static void put_header(struct device *device, const struct chain *chain,
+		       const struct packet_header *header)
+{
+	packet_write_header(chain->parts, chain->n_writable, header);
+	give_back(&device->rings[RING_RX], chain->head, PACKET_HEADER_LEN + header->len);
+}
+
+static bool send_control(struct device *device, struct connection *connection, enum packet_op op,
+			 uint32_t flags)
+{
+	struct packet_header header;
+	struct chain chain;
+
+	if (!pop_chain(device, batch.parts, &chain))
+		return false;
+	header = make_header(device, connection, op, 0, flags);
+	put_header(device, &chain, &header);
+	return true;
+}
+
+void to_guest_notice(struct device *device, struct connection *connection)
+{
+	link_append(&device->connections.ready, &connection->ready_link);
+}
+
+void to_guest_send(struct device *device, struct connection *connection, uint8_t due)
+{
+	connection->due |= due;
+	to_guest_notice(device, connection);
+}
+
+bool to_guest_has_orphan_room(const struct device *device)
+{
+	return device->n_orphans < ORPHANS_MAX;
+}
+
+void to_guest_send_orphan_rst(struct device *device, const struct packet_header *header)
+{
+	uint32_t at = (device->first_orphan + device->n_orphans) % ORPHANS_MAX;
+
+	device->orphans[at] = (struct orphan){
+		.src_cid = header->dst_cid,
+		.src_port = header->dst_port,
+		.dst_port = header->src_port,
+		.type = header->type,
+	};
+	device->n_orphans++;
+}
+
+static bool send_orphans(struct device *device)
+{
+	while (device->n_orphans > 0) {
+		const struct orphan *orphan = &device->orphans[device->first_orphan];
+		struct packet_header header = {
+			.src_cid = orphan->src_cid,
+			.dst_cid = device->guest_cid,
+			.src_port = orphan->src_port,
+			.dst_port = orphan->dst_port,
+			.type = orphan->type,
+			.op = PACKET_OP_RST,
+		};
+		struct chain chain;
+
+		if (!pop_chain(device, batch.parts, &chain))
+			return false;
+		put_header(device, &chain, &header);
+		device->first_orphan = (device->first_orphan + 1) % ORPHANS_MAX;
+		device->n_orphans--;
+	}
+	return true;
+}
+
+/* One data packet in a chain whose payload is in place. */
+static void finish_packet(struct device *device, struct connection *connection,
+			  const struct chain *chain, uint32_t len)
+{
+	struct packet_header header = make_header(device, connection, PACKET_OP_RW, len, 0);
+
+	credit_sent(&connection->credit, len);
+	put_header(device, chain, &header);
+}
+
+/* How many packets the guest's own accounting bears, see credit.h. */
+static uint32_t packet_credit(const struct connection *connection)
+{
+	if (connection->n_unanswered >= UNANSWERED_MAX)
+		return UINT32_MAX;
+	return credit_packets(&connection->credit);
+}
+
+static void ask_credit(struct device *device, struct connection *connection)
+{
+	if (!connection->has_asked_credit) {
+		connection->has_asked_credit = true;
+		connection->due |= CONNECTION_SEND_CREDIT_REQUEST;
+	}
+	/* Bytes that are consumed are announced by themselves, packets are not. */
+	if (credit_bytes(&connection->credit) > 0 && packet_credit(connection) == 0 &&
+	    connection->timer != CONNECTION_TIMER_CREDIT)
+		connection_arm(&device->connections, connection, CONNECTION_TIMER_CREDIT,
+			       device->now);
+}
+
+static uint32_t least(uint32_t a, uint32_t b)
+{
+	return a < b ? a : b;
+}
+
+/* Stream bytes that came in one piece with the handshake. */
+static enum served send_early(struct device *device, struct connection *connection)
+{
+	while (connection->early_skip < connection->early_len) {
+		uint32_t len = (uint32_t)(connection->early_len - connection->early_skip);
+		const uint8_t *bytes = connection->early + connection->early_skip;
+		struct chain chain;
+		size_t n_parts;
+
+		len = least(len, credit_bytes(&connection->credit));
+		if (len == 0 || packet_credit(connection) == 0) {
+			ask_credit(device, connection);
+			return SERVED;
+		}
+		if (!pop_chain(device, batch.parts, &chain))
+			return SERVED_STARVED;
+		if (chain.writable_len == PACKET_HEADER_LEN) {
+			give_back(&device->rings[RING_RX], chain.head, 0);
+			continue;
+		}
+		if (chain.writable_len - PACKET_HEADER_LEN < len)
+			len = (uint32_t)(chain.writable_len - PACKET_HEADER_LEN);
+		n_parts = packet_slice(chain.parts, chain.n_writable, PACKET_HEADER_LEN, len,
+				       batch.payload);
+		for (size_t i = 0; i < n_parts; i++) {
+			memcpy(batch.payload[i].iov_base, bytes, batch.payload[i].iov_len);
+			bytes += batch.payload[i].iov_len;
+		}
+		connection->early_skip = (uint8_t)(connection->early_skip + len);
+		finish_packet(device, connection, &chain, len);
+	}
+	return SERVED;
+}
+
+/*
+ * Add the next chain to the batch, with room for at most len bytes. Chains are
+ * given back in order, so one that is no use ends the batch unless it is the
+ * first. 0 when nothing was added.
+ */
+static uint32_t add_chain(struct device *device, uint32_t len)
+{
+	struct ring *ring = &device->rings[RING_RX];
+	struct chain *chain = &batch.chains[batch.n_chains];
+	uint32_t room = 0;
+	size_t n_payload;
+
+	for (;;) {
+		if (ring_pop(ring, &device->memory, batch.parts + batch.n_parts,
+			     RING_PARTS_MAX - batch.n_parts, chain) != 1)
+			return 0;
+		if (is_usable(chain) && chain->writable_len > PACKET_HEADER_LEN)
+			break;
+		if (batch.n_chains > 0) {
+			ring_unpop(ring, 1);
+			return 0;
+		}
+		device->n_dropped++;
+		give_back(ring, chain->head, 0);
+	}
+	if (chain->writable_len - PACKET_HEADER_LEN < len)
+		len = (uint32_t)(chain->writable_len - PACKET_HEADER_LEN);
+	len = least(len, PACKET_PAYLOAD_MAX);
+	n_payload = packet_slice(chain->parts, chain->n_writable, PACKET_HEADER_LEN, len,
+				 batch.payload + batch.n_payload);
+	/* One readv() takes so many parts; a chain of more takes fewer bytes. */
+	if (n_payload > IOV_MAX - batch.n_payload)
+		n_payload = IOV_MAX - batch.n_payload;
+	for (size_t i = 0; i < n_payload; i++)
+		room += (uint32_t)batch.payload[batch.n_payload + i].iov_len;
+	if (room == 0) {
+		ring_unpop(ring, 1);
+		return 0;
+	}
+	batch.room[batch.n_chains++] = room;
+	batch.n_parts += chain->n_writable;
+	batch.n_payload += n_payload;
+	return room;
+}
+
+/* Fetch chains for one read: as many as credit, fairness and experience say. */
+static uint32_t fill_batch(struct device *device, const struct connection *connection)
+{
+	uint32_t bytes = least(credit_bytes(&connection->credit), TURN_BYTES);
+	uint32_t packets = least(packet_credit(connection), connection->read_ahead);
+	uint32_t total = 0;
+
+	batch.n_chains = 0;
+	batch.n_parts = 0;
+	batch.n_payload = 0;
+	while (batch.n_chains < packets && total < bytes) {
+		uint32_t room = add_chain(device, bytes - total);
+
+		if (room == 0)
+			break;
+		total += room;
+	}
+	return total;
+}
+
+/* Headers for what was read; chains that stayed empty are fetched again later. */
+static void finish_batch(struct device *device, struct connection *connection, uint32_t len)
+{
+	uint32_t n_used = 0;
+
+	while (len > 0) {
+		uint32_t n = least(len, batch.room[n_used]);
+
+		finish_packet(device, connection, &batch.chains[n_used], n);
+		n_used++;
+		len -= n;
+	}
+	ring_unpop(&device->rings[RING_RX], (uint16_t)(batch.n_chains - n_used));
+	batch.n_chains = n_used;
+}
+
+/*
+ * A stream that filled its buffers will fill more; one that did not gets as many
+ * as it filled, so a single byte costs the walk of one chain.
+ */
+static void learn_read_ahead(struct connection *connection, bool was_filled)
+{
+	uint32_t next = was_filled ? batch.n_chains * 4 : batch.n_chains;
+
+	connection->read_ahead = (uint8_t)least(next > 0 ? next : 1, TURN_PACKETS);
+}
+
+static void end_stream(struct device *device, struct connection *connection, bool is_reset)
+{
+	connection->is_readable = false;
+	if (is_reset) {
+		host_reset(device, connection);
+		return;
+	}
+	connection->has_ended = true;
+}
+
+/* One readv() from the host program into rx buffers. */
+static enum served read_stream(struct device *device, struct connection *connection)
+{
+	uint32_t room;
+	ssize_t n;
+
+	if (credit_bytes(&connection->credit) == 0 || packet_credit(connection) == 0) {
+		ask_credit(device, connection);
+		return SERVED;
+	}
+	room = fill_batch(device, connection);
+	if (room == 0)
+		return SERVED_STARVED;
+
+	n = readv(connection->fd, batch.payload, (int)batch.n_payload);
+	finish_batch(device, connection, n > 0 ? (uint32_t)n : 0);
+	if (n > 0) {
+		learn_read_ahead(connection, (uint32_t)n == room);
+		if (credit_runs_low(&connection->credit))
+			ask_credit(device, connection);
+		return SERVED_MORE;
+	}
+	if (n < 0 && errno == EAGAIN)
+		connection->is_readable = false;
+	else if (n == 0 || errno != EINTR)
+		end_stream(device, connection, n < 0);
+	return SERVED;
+}
+
+static enum served send_shutdown(struct device *device, struct connection *connection)
+{
+	uint8_t flags = connection->our_shutdown;
+
+	if (connection->has_ended)
+		flags |= PACKET_SHUTDOWN_SEND;
+	if (connection->is_deaf || (connection->has_ended && connection->has_hung_up))
+		flags |= PACKET_SHUTDOWN_RECEIVE;
+	if (flags == connection->our_shutdown)
+		return SERVED;
+	if (!send_control(device, connection, PACKET_OP_SHUTDOWN, flags))
+		return SERVED_STARVED;
+	connection->our_shutdown = flags;
+	if (flags == PACKET_SHUTDOWN_BOTH) {
+		connection->state = CONNECTION_CLOSING;
+		connection_arm(&device->connections, connection, CONNECTION_TIMER_CLOSING,
+			       device->now);
+	}
+	return SERVED;
+}
+
+static bool send_due(struct device *device, struct connection *connection, uint8_t due,
+		     enum packet_op op)
+{
+	if (!(connection->due & due))
+		return true;
+	if (!send_control(device, connection, op, 0))
+		return false;
+	connection->due &= (uint8_t)~due;
+	return true;
+}
+
+static enum served serve_established(struct device *device, struct connection *connection)
+{
+	enum served served;
+
+	if (!send_due(device, connection, CONNECTION_SEND_RESPONSE, PACKET_OP_RESPONSE))
+		return SERVED_STARVED;
+	served = send_early(device, connection);
+	if (connection->early_skip == connection->early_len && connection->is_readable &&
+	    !connection->has_ended)
+		served = read_stream(device, connection);
+	if (connection->state != CONNECTION_ESTABLISHED)
+		return SERVED; /* the host program reset it */
+	if (served == SERVED)
+		served = send_shutdown(device, connection);
+	if (!send_due(device, connection, CONNECTION_SEND_CREDIT_REQUEST,
+		      PACKET_OP_CREDIT_REQUEST) ||
+	    !send_due(device, connection, CONNECTION_SEND_CREDIT_UPDATE, PACKET_OP_CREDIT_UPDATE))
+		return SERVED_STARVED;
+	return served;
+}
+
+static enum served serve_connecting(struct device *device, struct connection *connection)
+{
+	if (connection->has_hung_up) {
+		control_report(device, REPORT_HANDSHAKE_FAILED, connection->endpoint,
+			       REPORT_HANDSHAKE_ENDED, connection->guest_port);
+		host_reset(device, connection);
+		return SERVED;
+	}
+	if (!(connection->due & CONNECTION_SEND_REQUEST))
+		return SERVED;
+	if (!send_due(device, connection, CONNECTION_SEND_REQUEST, PACKET_OP_REQUEST))
+		return SERVED_STARVED;
+	/* From now on the guest can answer. */
+	connection_arm(&device->connections, connection, CONNECTION_TIMER_CONNECT, device->now);
+	return SERVED;
+}
+
+static enum served serve(struct device *device, struct connection *connection)
+{
+	while (connection->state == CONNECTION_HANDSHAKE && connection->is_readable)
+		host_read_handshake(device, connection);
+
+	if (connection->due & CONNECTION_SEND_RST) {
+		if (!send_due(device, connection, CONNECTION_SEND_RST, PACKET_OP_RST))
+			return SERVED_STARVED;
+		host_free_when_done(device, connection);
+		return SERVED;
+	}
+	switch (connection->state) {
+	case CONNECTION_CONNECTING:
+		return serve_connecting(device, connection);
+	case CONNECTION_ESTABLISHED:
+		return serve_established(device, connection);
+	case CONNECTION_CLOSING:
+		return send_due(device, connection, CONNECTION_SEND_CREDIT_UPDATE,
+				PACKET_OP_CREDIT_UPDATE)
+			       ? SERVED
+			       : SERVED_STARVED;
+	default:
+		return SERVED;
+	}
+}
+
+static bool run_round(struct device *device)
+{
+	struct link *list = &device->connections.ready;
+	struct ring *ring = &device->rings[RING_RX];
+	uint16_t start = ring->next_used;
+
+	if (!send_orphans(device))
+		return false;
+	while (!link_is_empty(list)) {
+		struct connection *connection = CONNECTION_OF(ready_link, list->next);
+		enum served served;
+
+		if ((uint16_t)(ring->next_used - start) >= ROUND_PACKETS)
+			return true;
+		link_remove(&connection->ready_link);
+		served = serve(device, connection);
+		if (served != SERVED)
+			link_append(list, &connection->ready_link);
+		if (served == SERVED_STARVED && !ring_has_chains(ring))
+			return false;
+		if (ring->is_broken)
+			return false;
+	}
+	return false;
+}
+
+bool to_guest_run(struct device *device)
+{
+	bool has_more;
+
+	ring_disable_kicks(&device->rings[RING_RX]);
+	has_more = run_round(device);
+	ring_publish(&device->rings[RING_RX]);
+	n_unpublished = 0;
+	return has_more;
+}
