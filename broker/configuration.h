@@ -1,0 +1,76 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#pragma once
+
+/*
+ * What the operator asked for: the command line, checked as far as it can be
+ * without touching the file system, and then the paths. Used by the spawner
+ * before anything else exists; the front gets numbers out of it, never a path.
+ */
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#define CONFIGURATION_VMS_MAX		  256
+#define CONFIGURATION_GROUPS_MAX	  32
+#define CONFIGURATION_TX_BUFFER_DEFAULT	  (256u * 1024)
+#define CONFIGURATION_QUEUE_SIZE_DEFAULT  1024
+#define CONFIGURATION_CONNECTIONS_DEFAULT 4096
+#define CONFIGURATION_HANDSHAKES_DEFAULT  512
+
+enum configuration_action {
+	CONFIGURATION_RUN,
+	CONFIGURATION_HELP,
+	CONFIGURATION_VERSION,
+	CONFIGURATION_CAPABILITIES, /* --print-capabilities */
+};
+
+struct vm_configuration {
+	uint64_t guest_cid;
+	char *socket;	/* vhost-user socket to listen on; NULL with socket_fd */
+	int socket_fd;	/* --fd: connected or listening socket, the caller's; -1 otherwise */
+	char *uds_path; /* hybrid vsock: listen here, connect to uds_path_PORT */
+	char **groups;	/* at least "default" */
+	size_t n_groups;
+	uint32_t tx_buffer_size; /* bytes a guest may have unread on one connection: buf_alloc */
+	uint32_t queue_size;	 /* accepted for compatibility; any ring up to 32768 works */
+	uint32_t max_connections;
+	uint32_t max_handshakes;
+};
+
+struct configuration {
+	enum configuration_action action;
+	struct vm_configuration *vms;
+	size_t n_vms;
+	int log_level;	   /* as in syslog(3): LOG_ERR ... LOG_DEBUG */
+	uint32_t insecure; /* POLICY_INSECURE_... */
+	char *worker;	   /* --worker PATH, NULL: found beside vsockd */
+};
+
+struct configuration_error {
+	char text[512]; /* one line: what was asked, what was found, what to do */
+};
+
+/*
+ * Parse and check the command line. 0, or a sysexits code with ret_error
+ * filled; *ret is set only on 0 and is to be freed by configuration_free().
+ * For an action other than CONFIGURATION_RUN there are no VMs in it.
+ */
+int configuration_parse(int argc, char **argv, struct configuration *ret,
+			struct configuration_error *ret_error);
+
+/*
+ * Check what the paths and the fd point at; same returns, nothing is changed.
+ * Call as the user who will bind.
+ */
+int configuration_check_paths(const struct configuration *configuration,
+			      struct configuration_error *ret_error);
+
+void configuration_free(struct configuration *configuration);
+
+/* The fds that the front needs at most: what RLIMIT_NOFILE has to allow. */
+uint64_t configuration_n_files(const struct configuration *configuration);
+
+/* The texts of --help and of --print-capabilities, each with its last newline. */
+extern const char configuration_help[];
+extern const char configuration_capabilities[];

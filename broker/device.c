@@ -1,0 +1,543 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include <errno.h>
+#include <inttypes.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/epoll.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+#include "broker/front.h"
+#include "broker/log.h"
+
+/* Messages of one front-end, or connections of host programs, in one wake-up. */
+#define ROUND_MESSAGES 32
+#define ROUND_ACCEPTS 64
+
+/*
+ * Workers that die within DEATH_MEMORY_MS of each other: the first ones are
+ * replaced at once, then ever later, then the device has failed. A guest that
+ * can kill its worker at will gets so many tries, and costs so little.
+ */
+#define DEATH_MEMORY_MS 10000
+#define DEATHS_AT_ONCE 3
+#define DEATHS_MAX 8
+#define DEATH_BACKOFF_MS 100
+
+/* Lines about one VM: so many in a row, then one each LOG_REFILL_MS. */
+#define LOG_TOKENS 32
+#define LOG_REFILL_MS 500
+
+void device_log(struct device *device, int priority, const char *format, ...)
+{
+	uint64_t now = device->front->now, cid = device->configuration->guest_cid;
+	uint64_t refill = (now - device->log_refill) / LOG_REFILL_MS;
+	char text[512];
+	va_list arguments;
+
+	if (refill > 0) {
+		device->log_refill = now;
+		device->log_tokens = (uint32_t)(device->log_tokens + refill < LOG_TOKENS
+							? device->log_tokens + refill
+							: LOG_TOKENS);
+	}
+	if (device->log_tokens == 0) {
+		device->n_unlogged++;
+		return;
+	}
+	if (device->n_unlogged > 0 && device->log_tokens > 1) {
+		device->log_tokens--;
+		log_event(LOG_WARNING, cid, "%" PRIu64 " lines left out: too many at a time",
+			  device->n_unlogged);
+		device->n_unlogged = 0;
+	}
+	device->log_tokens--;
+	va_start(arguments, format);
+	vsnprintf(text, sizeof(text), format, arguments);
+	va_end(arguments);
+	log_event(priority, cid, "%s", text);
+}
+
+static void open_session(struct device *device, int socket)
+{
+	frontend_init(&device->frontend, socket);
+	session_init(&device->session, device->configuration->guest_cid, SESSION_FEATURES,
+		     SESSION_PROTOCOL_FEATURES, &sync_operations, device);
+	device->has_frontend = true;
+	device->has_more = true;
+	if (front_watch(device->front, EPOLL_CTL_ADD, socket, EPOLLIN | EPOLLOUT | EPOLLET,
+			FRONT_EVENT_FRONTEND, device->index) < 0)
+		log_event(LOG_ERR, device->configuration->guest_cid,
+			  "cannot watch the front-end's socket");
+	/* One front-end a device: the next one waits in the backlog. */
+	if (device->listener >= 0)
+		front_watch(device->front, EPOLL_CTL_MOD, device->listener, 0,
+			    FRONT_EVENT_LISTENER, device->index);
+	device_log(device, LOG_INFO, "front-end connected");
+}
+
+bool device_init(struct device *device, struct front *front, uint32_t index,
+		 const struct front_setup *setup)
+{
+	*device = (struct device){
+		.front = front,
+		.configuration = &setup->configuration->vms[index],
+		.index = index,
+		.listener = setup->is_connected[index] ? -1 : setup->listeners[index],
+		.host_listener = setup->host_listeners[index],
+		.log_tokens = LOG_TOKENS,
+		.listens_to_host = true,
+	};
+	if (!endpoints_init(&device->endpoints, device->configuration->max_connections))
+		return false;
+	if (device->host_listener >= 0 &&
+	    front_watch(front, EPOLL_CTL_ADD, device->host_listener, EPOLLIN,
+			FRONT_EVENT_HOST_LISTENER, index) < 0)
+		return false;
+	if (setup->is_connected[index]) {
+		open_session(device, setup->listeners[index]);
+		return true;
+	}
+	return front_watch(front, EPOLL_CTL_ADD, device->listener, EPOLLIN, FRONT_EVENT_LISTENER,
+			   index) >= 0;
+}
+
+void device_accept_frontend(struct device *device)
+{
+	int socket;
+
+	if (device->has_frontend)
+		return;
+	socket = accept4(device->listener, NULL, NULL, SOCK_CLOEXEC | SOCK_NONBLOCK);
+	if (socket >= 0)
+		open_session(device, socket);
+	else if (errno != EAGAIN && errno != ECONNABORTED && errno != EINTR)
+		device_log(device, LOG_ERR, "cannot accept a front-end: %s", strerror(errno));
+}
+
+bool device_wants_worker(const struct device *device)
+{
+	return device->has_frontend && !device->worker && !device->has_failed &&
+	       device->front->now >= device->assign_at;
+}
+
+void device_assign(struct device *device, struct worker *worker)
+{
+	worker->state = WORKER_ASSIGNED;
+	worker->device = device;
+	device->worker = worker;
+	sync_begin(device);
+}
+
+/* ---- the end of things ---- */
+
+static void close_session(struct device *device, const char *why)
+{
+	if (why)
+		device_log(device, LOG_ERR, "session closed: %s", why);
+	else
+		device_log(device, LOG_INFO, "front-end left");
+	/* First: nothing may answer to a session that is being taken down. */
+	device->has_frontend = false;
+	device->has_more = false;
+	device->has_driver = false;
+	device->has_failed = false;
+	device->n_deaths = 0;
+	device->assign_at = 0;
+	device->sync = (struct sync){0};
+	memset(device->was_running, 0, sizeof(device->was_running));
+	if (device->worker)
+		worker_dismiss(device->worker, device->front);
+	device->worker = NULL;
+	endpoints_clear(&device->endpoints);
+	frontend_end(&device->frontend);
+	session_end(&device->session);
+	if (device->listener >= 0)
+		front_watch(device->front, EPOLL_CTL_MOD, device->listener, EPOLLIN,
+			    FRONT_EVENT_LISTENER, device->index);
+}
+
+static void fail(struct device *device)
+{
+	struct worker *worker;
+
+	device->has_failed = true;
+	device_log(device, LOG_ERR,
+		   "device failed: its worker died %" PRIu32
+		   " times in a row; restart the guest to try again",
+		   device->n_deaths);
+	sync_fail(device);
+	/* A fresh worker signals the error fds: the front writes to no fd of a front-end. */
+	worker = workers_take_spare(device->front);
+	if (worker)
+		device_assign(device, worker);
+}
+
+void device_worker_died(struct device *device)
+{
+	uint64_t now = device->front->now;
+	uint32_t n_open = endpoints_clear(&device->endpoints);
+
+	device->worker = NULL;
+	if (!device->has_frontend || device->has_failed)
+		return;
+	if (now - device->last_death > DEATH_MEMORY_MS)
+		device->n_deaths = 0;
+	device->last_death = now;
+	device->n_deaths++;
+	device_log(device, LOG_WARNING, "worker lost, %" PRIu32 " connection%s reset", n_open,
+		   n_open == 1 ? "" : "s");
+	if (device->n_deaths >= DEATHS_MAX) {
+		fail(device);
+		return;
+	}
+	device->assign_at = now;
+	if (device->n_deaths > DEATHS_AT_ONCE)
+		device->assign_at += (uint64_t)DEATH_BACKOFF_MS
+				     << (device->n_deaths - DEATHS_AT_ONCE);
+	device_update(device);
+}
+
+uint64_t device_deadline(const struct device *device)
+{
+	if (!device->has_frontend || device->worker || device->has_failed ||
+	    device->assign_at <= device->front->now)
+		return UINT64_MAX;
+	return device->assign_at;
+}
+
+/* ---- the front-end ---- */
+
+/* A reply, or the line that an answer of "no" deserves. false: the session is over. */
+static bool after_message(struct device *device, int result)
+{
+	const char *reason = session_reason(&device->session);
+
+	if (result == SESSION_E_CLOSE) {
+		close_session(device, reason);
+		return false;
+	}
+	if (result == SESSION_E_PENDING)
+		return true;
+	if (reason[0] != '\0')
+		device_log(device, LOG_WARNING, "refused: %s", reason);
+	if (device->session.reply_len > 0 &&
+	    frontend_send(&device->frontend, device->session.reply, device->session.reply_len) !=
+		    0) {
+		close_session(device, "front-end left before it was answered");
+		return false;
+	}
+	return true;
+}
+
+void device_complete(struct device *device, int status, uint32_t value)
+{
+	if (!device->has_frontend)
+		return;
+	after_message(device, session_complete(&device->session, status, value));
+	/* Its next message may be there already. */
+	if (device->has_frontend)
+		device->has_more = true;
+}
+
+/* A message is taken when the one before is answered and the worker knows all of it. */
+static bool may_receive(const struct device *device)
+{
+	return device->has_frontend && !device->sync.has_operation &&
+	       !frontend_wants_write(&device->frontend) &&
+	       (!device->worker || sync_is_idle(device));
+}
+
+/* false when there was no message, or the session is over. */
+static bool receive_message(struct device *device)
+{
+	const struct vhost_user_message *message;
+	int fds[VHOST_USER_FDS_MAX];
+	size_t n_fds;
+	int r = frontend_receive(&device->frontend, &message, fds, &n_fds);
+
+	if (r == 0)
+		return false;
+	if (r != 1) {
+		close_session(device, r == FRONTEND_E_BROKEN ? frontend_reason(&device->frontend)
+				      : r == FRONTEND_E_CLOSED ? NULL
+							       : strerror(-r));
+		return false;
+	}
+	r = session_handle(&device->session, message, fds, n_fds);
+	if (!after_message(device, r))
+		return false;
+	if (r == SESSION_E_PENDING && device->has_failed)
+		sync_fail(device);
+	return true;
+}
+
+void device_frontend_event(struct device *device)
+{
+	device->has_more = false;
+	if (!device->has_frontend)
+		return;
+	if (frontend_wants_write(&device->frontend) && frontend_flush(&device->frontend) != 0) {
+		close_session(device, NULL);
+		return;
+	}
+	for (int i = 0; i < ROUND_MESSAGES && may_receive(device); i++)
+		if (!receive_message(device))
+			return;
+	/* Edge-triggered: nobody reminds of what is left. */
+	device->has_more = may_receive(device);
+}
+
+/* ---- host programs ---- */
+
+static bool rings_run(const struct device *device)
+{
+	const struct session_ring *rings = device->session.rings;
+
+	return device->has_frontend && rings[0].is_started && rings[0].is_enabled &&
+	       rings[1].is_started && rings[1].is_enabled;
+}
+
+/*
+ * Host programs are accepted while the guest can be asked, and sent away while
+ * it has no driver. In between - its rings are stopped, or its worker is being
+ * replaced - they wait in the backlog and lose nothing.
+ */
+static bool listens_to_host(const struct device *device)
+{
+	if (!device->has_driver || device->has_failed)
+		return true;
+	return rings_run(device) && device->worker && sync_is_idle(device) &&
+	       endpoints_untold(&device->endpoints) == ENDPOINT_NONE;
+}
+
+void device_update(struct device *device)
+{
+	struct worker *worker;
+	bool listens;
+
+	if (device_wants_worker(device)) {
+		worker = workers_take_spare(device->front);
+		if (worker)
+			device_assign(device, worker);
+	}
+	if (rings_run(device) && device->worker && sync_is_idle(device))
+		device->has_driver = true;
+	listens = listens_to_host(device);
+	if (device->host_listener < 0 || listens == device->listens_to_host)
+		return;
+	device->listens_to_host = listens;
+	front_watch(device->front, EPOLL_CTL_MOD, device->host_listener, listens ? EPOLLIN : 0,
+		    FRONT_EVENT_HOST_LISTENER, device->index);
+}
+
+static int send_accepted(struct device *device, uint32_t index)
+{
+	Vsockd__Accepted accepted = VSOCKD__ACCEPTED__INIT;
+	Vsockd__Envelope envelope = VSOCKD__ENVELOPE__INIT;
+
+	accepted.endpoint = index;
+	envelope.body_case = VSOCKD__ENVELOPE__BODY_ACCEPTED;
+	envelope.accepted = &accepted;
+	return worker_send(device->front, device->worker, &envelope,
+			   device->endpoints.all[index].fd);
+}
+
+static int send_connected(struct device *device, uint32_t index)
+{
+	const struct endpoint *endpoint = &device->endpoints.all[index];
+	Vsockd__Connected connected = VSOCKD__CONNECTED__INIT;
+	Vsockd__Envelope envelope = VSOCKD__ENVELOPE__INIT;
+
+	connected.request = endpoint->request;
+	connected.endpoint = index;
+	connected.status = endpoint->status;
+	envelope.body_case = VSOCKD__ENVELOPE__BODY_CONNECTED;
+	envelope.connected = &connected;
+	return worker_send(device->front, device->worker, &envelope, endpoint->fd);
+}
+
+static void tell_endpoints(struct device *device)
+{
+	uint32_t index;
+
+	while (device->worker && (index = endpoints_untold(&device->endpoints)) != ENDPOINT_NONE) {
+		int r = device->endpoints.all[index].is_accepted ? send_accepted(device, index)
+								 : send_connected(device, index);
+
+		if (r != 0)
+			return; /* there will be room, or the worker is gone */
+		endpoints_told(&device->endpoints);
+	}
+}
+
+void device_worker_writable(struct device *device)
+{
+	sync_run(device);
+	tell_endpoints(device);
+	device_update(device);
+}
+
+static void take_host(struct device *device, int fd)
+{
+	const char *reason = NULL;
+	uint32_t index;
+
+	if (!device->has_driver)
+		reason = "the guest has no driver for vsock (yet)";
+	else if (device->has_failed)
+		reason = "the device has failed";
+	index = reason ? ENDPOINT_NONE : endpoints_take(&device->endpoints, ENDPOINT_WAITING);
+	if (index == ENDPOINT_NONE) {
+		close(fd);
+		device_log(device, LOG_WARNING, "host program refused: %s",
+			   reason ? reason : "as many connections as there may be");
+		return;
+	}
+	device->endpoints.all[index].fd = fd;
+	device->endpoints.all[index].is_accepted = true;
+	endpoints_tell(&device->endpoints, index);
+	tell_endpoints(device);
+}
+
+void device_accept_host(struct device *device)
+{
+	for (int i = 0; i < ROUND_ACCEPTS && listens_to_host(device); i++) {
+		int fd = accept4(device->host_listener, NULL, NULL, SOCK_CLOEXEC | SOCK_NONBLOCK);
+
+		if (fd < 0) {
+			if (errno != EAGAIN && errno != ECONNABORTED && errno != EINTR)
+				device_log(device, LOG_ERR, "cannot accept a host program: %s",
+					   strerror(errno));
+			return;
+		}
+		take_host(device, fd);
+	}
+}
+
+/* ---- the worker ---- */
+
+static const char *on_connect(struct device *device, const Vsockd__Connect *connect)
+{
+	struct endpoints *endpoints = &device->endpoints;
+	struct endpoint *endpoint;
+	uint32_t index;
+
+	if (connect->request >= 2 * endpoints->n_max || endpoints->has_request[connect->request])
+		return "Connect with a number that is in use or out of range";
+	if (connect->type != 1)
+		return "Connect of a type that was not offered";
+	endpoints->has_request[connect->request] = true;
+	index = endpoints_take(endpoints, ENDPOINT_CONNECTING);
+	if (index == ENDPOINT_NONE) {
+		/* Its own count is lower than ours for a moment only; it may ask again. */
+		return "Connect beyond the number of connections";
+	}
+	endpoint = &endpoints->all[index];
+	endpoint->request = connect->request;
+	endpoint->port = connect->port;
+	front_request_connect(device->front, device, index);
+	return NULL;
+}
+
+void device_connected(struct device *device, uint32_t index, int error, int fd)
+{
+	struct endpoint *endpoint = &device->endpoints.all[index];
+
+	endpoint->fd = fd;
+	endpoint->status = -error;
+	endpoint->state = error == 0 ? ENDPOINT_WAITING : ENDPOINT_REFUSED;
+	if (error != 0)
+		device_log(device, LOG_INFO, "guest refused: host port %" PRIu32 ": %s",
+			   endpoint->port, strerror(error));
+	endpoints_tell(&device->endpoints, index);
+	tell_endpoints(device);
+}
+
+static const char *ring_reason(uint64_t reason)
+{
+	static const char *const texts[REPORT_RING_REASON_MAX] = {
+		[REPORT_RING_AVAIL_JUMP] = "avail index jumped",
+		[REPORT_RING_BAD_INDEX] = "descriptor index outside the ring",
+		[REPORT_RING_LOOP] = "chain longer than the ring",
+		[REPORT_RING_BAD_INDIRECT] = "malformed indirect table",
+		[REPORT_RING_BAD_PLACE] = "address outside guest memory",
+	};
+
+	return reason < REPORT_RING_REASON_MAX && texts[reason] ? texts[reason] : "?";
+}
+
+static const char *handshake_reason(uint64_t reason)
+{
+	static const char *const texts[REPORT_HANDSHAKE_REASON_MAX] = {
+		[REPORT_HANDSHAKE_MALFORMED] = "malformed, \"CONNECT <port>\" expected",
+		[REPORT_HANDSHAKE_TIMEOUT] = "no complete line in 5 s",
+		[REPORT_HANDSHAKE_ENDED] = "the host program left",
+		[REPORT_HANDSHAKE_REFUSED] = "the guest refused",
+		[REPORT_HANDSHAKE_NO_ANSWER] = "no answer of the guest in 2 s",
+	};
+
+	return reason < REPORT_HANDSHAKE_REASON_MAX && texts[reason] ? texts[reason] : "?";
+}
+
+static const char *on_report(struct device *device, const Vsockd__Report *report)
+{
+	switch (report->event) {
+	case REPORT_RING_BROKEN:
+		device_log(device, LOG_ERR, "ring %" PRIu64 " is broken: %s (0x%" PRIx64 ")",
+			   report->first, ring_reason(report->second), report->third);
+		return NULL;
+	case REPORT_HANDSHAKE_FAILED:
+		device_log(device, LOG_INFO, "handshake failed: guest port %" PRIu64 ": %s",
+			   report->third, handshake_reason(report->second));
+		return NULL;
+	case REPORT_CONNECTION_LIMIT:
+		device_log(device, LOG_WARNING,
+			   "guest refused: all %" PRIu64 " connections in use (%" PRIu64
+			   " refused so far)",
+			   report->first, report->second);
+		return NULL;
+	case REPORT_HANDSHAKE_LIMIT:
+		device_log(device, LOG_WARNING,
+			   "host program refused: %" PRIu64 " handshakes are open", report->first);
+		return NULL;
+	case REPORT_PACKET_DROPPED:
+		device_log(device, LOG_WARNING,
+			   "packet dropped: operation %" PRIu64 " (%" PRIu64 " dropped so far)",
+			   report->second, report->first);
+		return NULL;
+	case REPORT_PEER_MISBEHAVED:
+		device_log(device, LOG_WARNING,
+			   "connection reset: guest port %" PRIu64 ", host port %" PRIu64
+			   ": operation %" PRIu64 " against the rules",
+			   report->second, report->first, report->third);
+		return NULL;
+	default:
+		return "Report of an unknown event";
+	}
+}
+
+static const char *on_closed(struct device *device, uint32_t index)
+{
+	if (!endpoints_find(&device->endpoints, index, ENDPOINT_OPEN))
+		return "Closed for a connection that is not open";
+	endpoints_release(&device->endpoints, index);
+	return NULL;
+}
+
+const char *device_message(struct device *device, const Vsockd__Envelope *envelope)
+{
+	switch (envelope->body_case) {
+	case VSOCKD__ENVELOPE__BODY_DONE:
+		return sync_done(device, envelope->done);
+	case VSOCKD__ENVELOPE__BODY_CONNECT:
+		return on_connect(device, envelope->connect);
+	case VSOCKD__ENVELOPE__BODY_CLOSED:
+		return on_closed(device, envelope->closed->endpoint);
+	case VSOCKD__ENVELOPE__BODY_REPORT:
+		return on_report(device, envelope->report);
+	default:
+		return "message without a handler";
+	}
+}

@@ -1,0 +1,110 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include "broker/endpoints.h"
+
+#include <stdlib.h>
+#include <unistd.h>
+
+bool endpoints_init(struct endpoints *endpoints, uint32_t n_max)
+{
+	*endpoints = (struct endpoints){
+		.all = calloc(n_max, sizeof(struct endpoint)),
+		.n_max = n_max,
+		.first_untold = ENDPOINT_NONE,
+		.last_untold = ENDPOINT_NONE,
+		.has_request = calloc(2 * (size_t)n_max, sizeof(bool)),
+	};
+	if (!endpoints->all || !endpoints->has_request)
+		return false;
+	for (uint32_t i = 0; i < n_max; i++) {
+		endpoints->all[i].fd = -1;
+		endpoints->all[i].next = i + 1 < n_max ? i + 1 : ENDPOINT_NONE;
+	}
+	return true;
+}
+
+uint32_t endpoints_take(struct endpoints *endpoints, enum endpoint_state state)
+{
+	uint32_t index = endpoints->first_free;
+	struct endpoint *endpoint;
+
+	if (index == ENDPOINT_NONE)
+		return ENDPOINT_NONE;
+	endpoint = &endpoints->all[index];
+	endpoints->first_free = endpoint->next;
+	endpoints->n_used++;
+	*endpoint = (struct endpoint){
+		.state = (uint8_t)state,
+		.generation = (uint16_t)(endpoint->generation + 1),
+		.fd = -1,
+		.next = ENDPOINT_NONE,
+	};
+	return index;
+}
+
+void endpoints_release(struct endpoints *endpoints, uint32_t index)
+{
+	struct endpoint *endpoint = &endpoints->all[index];
+
+	if (endpoint->fd >= 0)
+		close(endpoint->fd);
+	endpoint->fd = -1;
+	endpoint->state = ENDPOINT_FREE;
+	endpoint->next = endpoints->first_free;
+	endpoints->first_free = index;
+	endpoints->n_used--;
+}
+
+void endpoints_tell(struct endpoints *endpoints, uint32_t index)
+{
+	endpoints->all[index].next = ENDPOINT_NONE;
+	if (endpoints->last_untold == ENDPOINT_NONE)
+		endpoints->first_untold = index;
+	else
+		endpoints->all[endpoints->last_untold].next = index;
+	endpoints->last_untold = index;
+}
+
+uint32_t endpoints_untold(const struct endpoints *endpoints)
+{
+	return endpoints->first_untold;
+}
+
+void endpoints_told(struct endpoints *endpoints)
+{
+	uint32_t index = endpoints->first_untold;
+	struct endpoint *endpoint = &endpoints->all[index];
+
+	endpoints->first_untold = endpoint->next;
+	if (endpoints->first_untold == ENDPOINT_NONE)
+		endpoints->last_untold = ENDPOINT_NONE;
+	if (!endpoint->is_accepted)
+		endpoints->has_request[endpoint->request] = false;
+	if (endpoint->state == ENDPOINT_REFUSED)
+		endpoints_release(endpoints, index);
+	else
+		endpoint->state = ENDPOINT_OPEN;
+}
+
+struct endpoint *endpoints_find(struct endpoints *endpoints, uint32_t index,
+				enum endpoint_state state)
+{
+	if (index >= endpoints->n_max || endpoints->all[index].state != state)
+		return NULL;
+	return &endpoints->all[index];
+}
+
+uint32_t endpoints_clear(struct endpoints *endpoints)
+{
+	uint32_t n_open = 0;
+
+	for (uint32_t i = 0; i < endpoints->n_max; i++) {
+		n_open += endpoints->all[i].state == ENDPOINT_OPEN;
+		if (endpoints->all[i].state != ENDPOINT_FREE)
+			endpoints_release(endpoints, i);
+	}
+	for (size_t i = 0; i < 2 * (size_t)endpoints->n_max; i++)
+		endpoints->has_request[i] = false;
+	endpoints->first_untold = ENDPOINT_NONE;
+	endpoints->last_untold = ENDPOINT_NONE;
+	return n_open;
+}

@@ -1,0 +1,66 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#pragma once
+
+/*
+ * The host-side sockets of one device. The front keeps a duplicate of each
+ * socket that it handed to the worker, under a number that the worker names when
+ * it is done with it: so a crash ends exactly the connections that lived, and a
+ * replacement can be given the same sockets. Pure book-keeping with a fixed
+ * table; closes fds, makes none.
+ */
+
+#include <stdbool.h>
+#include <stdint.h>
+
+enum endpoint_state {
+	ENDPOINT_FREE,
+	ENDPOINT_CONNECTING, /* the worker asked; the spawner is asked, or will be */
+	ENDPOINT_REFUSED,    /* the worker is still to be told */
+	ENDPOINT_WAITING,    /* connected or accepted; the worker is still to get the fd */
+	ENDPOINT_OPEN,       /* the worker has the fd */
+};
+
+struct endpoint {
+	uint8_t state; /* enum endpoint_state */
+	bool is_accepted;
+	uint16_t generation; /* a late answer of the spawner is told apart by it */
+	int fd;              /* owned; -1: none */
+	uint32_t request;    /* the worker's name for a CONNECTING one */
+	uint32_t port;
+	int32_t status;      /* of a REFUSED one: negative errno */
+	uint64_t give_up_at; /* ms: no further attempt to connect */
+	uint32_t next;       /* in the free list or the list of those to be told */
+};
+
+struct endpoints {
+	struct endpoint *all;
+	uint32_t n_max, n_used;
+	uint32_t first_free;
+	uint32_t first_untold, last_untold;
+	bool *has_request; /* by the worker's number; 2 * n_max of them */
+};
+
+#define ENDPOINT_NONE UINT32_MAX
+
+/* Allocates the table. false when there is no memory. */
+bool endpoints_init(struct endpoints *endpoints, uint32_t n_max);
+
+/* A free entry, now in state; ENDPOINT_NONE when all are in use. */
+uint32_t endpoints_take(struct endpoints *endpoints, enum endpoint_state state);
+
+/* Close the fd, free the entry. */
+void endpoints_release(struct endpoints *endpoints, uint32_t index);
+
+/* Queue an entry for the worker: REFUSED or WAITING. */
+void endpoints_tell(struct endpoints *endpoints, uint32_t index);
+/* The first that is to be told; ENDPOINT_NONE when there is none. */
+uint32_t endpoints_untold(const struct endpoints *endpoints);
+/* It was told: REFUSED entries are freed, WAITING ones are OPEN. */
+void endpoints_told(struct endpoints *endpoints);
+
+/* The entry if it exists and is in that state; NULL otherwise. */
+struct endpoint *endpoints_find(struct endpoints *endpoints, uint32_t index,
+				enum endpoint_state state);
+
+/* The worker is gone: all entries are, and how many of them were OPEN is returned. */
+uint32_t endpoints_clear(struct endpoints *endpoints);

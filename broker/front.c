@@ -1,0 +1,384 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include "broker/front.h"
+
+#include <errno.h>
+#include <inttypes.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/epoll.h>
+#include <sys/random.h>
+#include <sys/socket.h>
+#include <sysexits.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "broker/log.h"
+#include "broker/spawner.h"
+#include "policy/policy.h"
+
+#define EVENTS_MAX 64
+
+/* Requests to connect that the spawner has at a time: it answers in microseconds. */
+#define CONNECTS_SENT_MAX 64
+
+/*
+ * A listener whose backlog is full: the kernel tells nobody when there is room
+ * again, so it is asked for until the guest would give up by itself.
+ */
+#define CONNECT_RETRY_MS 10
+#define CONNECT_GIVE_UP_MS 2000
+
+/* A token names an endpoint of a device, and which life of it. */
+static uint64_t make_token(const struct device *device, uint32_t endpoint)
+{
+	return (uint64_t)device->index << 48 |
+	       (uint64_t)device->endpoints.all[endpoint].generation << 32 | endpoint;
+}
+
+static struct device *token_device(struct front *front, uint64_t token)
+{
+	return &front->devices[token >> 48];
+}
+
+/* NULL when the endpoint has ended since. */
+static struct endpoint *token_endpoint(struct front *front, uint64_t token)
+{
+	struct endpoint *endpoint;
+
+	endpoint = endpoints_find(&token_device(front, token)->endpoints, (uint32_t)token,
+				  ENDPOINT_CONNECTING);
+	if (!endpoint || endpoint->generation != (uint16_t)(token >> 32))
+		return NULL;
+	return endpoint;
+}
+
+int front_watch(struct front *front, int operation, int fd, uint32_t events,
+		enum front_event kind, size_t index)
+{
+	struct epoll_event event = {
+		.events = events,
+		.data.u64 = (uint64_t)kind << 32 | index,
+	};
+
+	return epoll_ctl(front->epoll, operation, fd, &event) < 0 ? -errno : 0;
+}
+
+/* ---- the spawner ---- */
+
+static bool send_request(struct front *front, const struct spawner_request *request)
+{
+	struct iovec part = {(void *)(uintptr_t)request, sizeof(*request)};
+	struct msghdr message = {.msg_iov = &part, .msg_iovlen = 1};
+
+	return sendmsg(front->spawner, &message, MSG_DONTWAIT | MSG_NOSIGNAL) ==
+	       (ssize_t)sizeof(*request);
+}
+
+bool front_request_spawn(struct front *front)
+{
+	struct spawner_request request = {.kind = SPAWNER_SPAWN};
+
+	return send_request(front, &request);
+}
+
+/* The channel holds far more requests than this process can have out. */
+void front_request_stop(struct front *front, uint32_t number)
+{
+	struct spawner_request request = {.kind = SPAWNER_STOP, .number = number};
+
+	if (!send_request(front, &request))
+		front->exit_code = EX_SOFTWARE;
+}
+
+static void send_connects(struct front *front)
+{
+	while (front->n_connects > 0 && front->n_connects_sent < CONNECTS_SENT_MAX) {
+		uint64_t token = front->connects[front->first_connect];
+		const struct endpoint *endpoint = token_endpoint(front, token);
+		struct spawner_request request = {
+			.kind = SPAWNER_CONNECT,
+			.device = (uint32_t)(token >> 48),
+			.type = 1,
+			.token = token,
+		};
+
+		if (endpoint) {
+			request.number = endpoint->port;
+			if (!send_request(front, &request))
+				return;
+			front->n_connects_sent++;
+		}
+		front->first_connect = (front->first_connect + 1) % front->n_connects_max;
+		front->n_connects--;
+	}
+}
+
+static void queue_connect(struct front *front, uint64_t token)
+{
+	front->connects[(front->first_connect + front->n_connects) % front->n_connects_max] = token;
+	front->n_connects++;
+	send_connects(front);
+}
+
+void front_request_connect(struct front *front, const struct device *device, uint32_t endpoint)
+{
+	device->endpoints.all[endpoint].give_up_at = front->now + CONNECT_GIVE_UP_MS;
+	queue_connect(front, make_token(device, endpoint));
+}
+
+static void retry_connect(struct front *front, uint64_t token)
+{
+	size_t at = (front->first_retry + front->n_retries) % front->n_connects_max;
+
+	front->retries[at] = token;
+	front->retry_times[at] = front->now + CONNECT_RETRY_MS;
+	front->n_retries++;
+}
+
+static void run_retries(struct front *front)
+{
+	while (front->n_retries > 0 && front->retry_times[front->first_retry] <= front->now) {
+		queue_connect(front, front->retries[front->first_retry]);
+		front->first_retry = (front->first_retry + 1) % front->n_connects_max;
+		front->n_retries--;
+	}
+}
+
+static void on_connected(struct front *front, const struct spawner_reply *reply, int fd)
+{
+	const struct endpoint *endpoint;
+
+	front->n_connects_sent--;
+	endpoint = token_endpoint(front, reply->token);
+	if (!endpoint) {
+		if (fd >= 0)
+			close(fd);
+	} else if (reply->error == EAGAIN && front->now < endpoint->give_up_at) {
+		retry_connect(front, reply->token);
+	} else {
+		device_connected(token_device(front, reply->token), (uint32_t)reply->token,
+				 reply->error, fd);
+	}
+	send_connects(front);
+}
+
+static void on_spawned(struct front *front, const struct spawner_reply *reply, int fd)
+{
+	if (reply->error == 0 && fd >= 0) {
+		workers_spawned(front, reply->number, fd);
+		return;
+	}
+	front->is_spawning = false;
+	/* As many workers as there may be: one that leaves makes room, and asks again. */
+	if (reply->error == EAGAIN)
+		return;
+	log_event(LOG_ERR, LOG_NO_VM, "cannot start a worker: %s", strerror(reply->error));
+	front->spawn_at = front->now + 1000;
+	if (!front->has_served)
+		front->exit_code = EX_OSERR;
+}
+
+/* One reply: 1, 0 when there is none, -1 when the spawner is gone. The fd is the caller's. */
+static int receive_reply(struct front *front, struct spawner_reply *ret_reply, int *ret_fd)
+{
+	union {
+		char bytes[CMSG_SPACE(sizeof(int))];
+		struct cmsghdr alignment;
+	} control;
+	struct iovec part = {ret_reply, sizeof(*ret_reply)};
+	struct msghdr message = {
+		.msg_iov = &part,
+		.msg_iovlen = 1,
+		.msg_control = control.bytes,
+		.msg_controllen = sizeof(control.bytes),
+	};
+	struct cmsghdr *cmsg;
+	ssize_t n = recvmsg(front->spawner, &message, MSG_CMSG_CLOEXEC | MSG_DONTWAIT);
+
+	if (n < 0)
+		return errno == EAGAIN || errno == EINTR ? 0 : -1;
+	if (n != (ssize_t)sizeof(*ret_reply))
+		return -1;
+	*ret_fd = -1;
+	cmsg = CMSG_FIRSTHDR(&message);
+	if (cmsg && cmsg->cmsg_level == SOL_SOCKET && cmsg->cmsg_type == SCM_RIGHTS &&
+	    cmsg->cmsg_len == CMSG_LEN(sizeof(int)))
+		memcpy(ret_fd, CMSG_DATA(cmsg), sizeof(int));
+	/* The fd found no number here: the limit on open files is reached. */
+	if ((message.msg_flags & MSG_CTRUNC) && ret_reply->error == 0)
+		ret_reply->error = EMFILE;
+	return 1;
+}
+
+static void on_reply(struct front *front, const struct spawner_reply *reply, int fd)
+{
+	switch (reply->kind) {
+	case SPAWNER_SPAWNED:
+		on_spawned(front, reply, fd);
+		return;
+	case SPAWNER_CONNECTED:
+		on_connected(front, reply, fd);
+		return;
+	case SPAWNER_EXITED:
+		workers_exited(front, reply->number, reply->error);
+		return;
+	default:
+		front->exit_code = EX_SOFTWARE;
+	}
+}
+
+static void on_spawner(struct front *front)
+{
+	for (int i = 0; i < EVENTS_MAX; i++) {
+		struct spawner_reply reply;
+		int fd, r = receive_reply(front, &reply, &fd);
+
+		if (r == 0)
+			return;
+		if (r < 0) {
+			front->exit_code = EX_SOFTWARE;
+			return;
+		}
+		on_reply(front, &reply, fd);
+	}
+}
+
+/* ---- the loop ---- */
+
+static uint64_t now_ms(void)
+{
+	struct timespec now = {0};
+
+	clock_gettime(CLOCK_MONOTONIC, &now);
+	return (uint64_t)now.tv_sec * 1000 + (uint64_t)now.tv_nsec / 1000000;
+}
+
+static void on_event(struct front *front, uint64_t tag, uint32_t events)
+{
+	uint32_t index = (uint32_t)tag;
+
+	switch ((enum front_event)(tag >> 32)) {
+	case FRONT_EVENT_SPAWNER:
+		on_spawner(front);
+		return;
+	case FRONT_EVENT_LISTENER:
+		device_accept_frontend(&front->devices[index]);
+		return;
+	case FRONT_EVENT_HOST_LISTENER:
+		device_accept_host(&front->devices[index]);
+		return;
+	case FRONT_EVENT_FRONTEND:
+		device_frontend_event(&front->devices[index]);
+		return;
+	case FRONT_EVENT_WORKER:
+		workers_event(front, &front->workers[index], events);
+		return;
+	}
+}
+
+static int timeout(const struct front *front)
+{
+	uint64_t deadline = workers_deadline(front), wait;
+
+	for (size_t i = 0; i < front->n_devices; i++) {
+		uint64_t of_device = device_deadline(&front->devices[i]);
+
+		if (front->devices[i].has_more)
+			return 0;
+		if (of_device < deadline)
+			deadline = of_device;
+	}
+	if (front->n_retries > 0 && front->retry_times[front->first_retry] < deadline)
+		deadline = front->retry_times[front->first_retry];
+	if (front->spawn_at > front->now && front->spawn_at < deadline)
+		deadline = front->spawn_at;
+	if (deadline == UINT64_MAX)
+		return -1;
+	wait = deadline > front->now ? deadline - front->now : 0;
+	return wait < INT32_MAX ? (int)wait : INT32_MAX;
+}
+
+static void run_once(struct front *front)
+{
+	struct epoll_event events[EVENTS_MAX];
+	int n = epoll_wait(front->epoll, events, EVENTS_MAX, timeout(front));
+
+	if (n < 0 && errno != EINTR) {
+		front->exit_code = EX_OSERR;
+		return;
+	}
+	front->now = now_ms();
+	for (int i = 0; i < n; i++)
+		on_event(front, events[i].data.u64, events[i].events);
+	workers_run_timers(front);
+	run_retries(front);
+	for (size_t i = 0; i < front->n_devices; i++) {
+		if (front->devices[i].has_more)
+			device_frontend_event(&front->devices[i]);
+		device_update(&front->devices[i]);
+	}
+	workers_replenish(front);
+}
+
+static bool allocate(struct front *front, const struct configuration *configuration)
+{
+	size_t n_connects = 1;
+
+	front->n_devices = configuration->n_vms;
+	front->n_workers = configuration->n_vms * SPAWNER_WORKERS_PER_VM + SPAWNER_WORKERS_SPARE;
+	for (size_t i = 0; i < configuration->n_vms; i++)
+		n_connects += configuration->vms[i].max_connections;
+	/* Tokens of endpoints that ended stay until their turn: as many once more. */
+	front->n_connects_max = 2 * n_connects;
+	front->devices = calloc(front->n_devices, sizeof(struct device));
+	front->workers = calloc(front->n_workers, sizeof(struct worker));
+	front->connects = calloc(front->n_connects_max, sizeof(uint64_t));
+	front->retries = calloc(front->n_connects_max, sizeof(uint64_t));
+	front->retry_times = calloc(front->n_connects_max, sizeof(uint64_t));
+	for (size_t i = 0; i < front->n_workers && front->workers; i++)
+		front->workers[i].channel = -1;
+	return front->devices && front->workers && front->connects && front->retries &&
+	       front->retry_times &&
+	       getrandom(&front->seed, sizeof(front->seed), 0) == sizeof(front->seed);
+}
+
+static bool prepare(struct front *front, const struct front_setup *setup)
+{
+	front->epoll = epoll_create1(EPOLL_CLOEXEC);
+	if (front->epoll < 0 || !allocate(front, setup->configuration) ||
+	    front_watch(front, EPOLL_CTL_ADD, setup->spawner, EPOLLIN, FRONT_EVENT_SPAWNER, 0) < 0)
+		return false;
+	for (size_t i = 0; i < front->n_devices; i++)
+		if (!device_init(&front->devices[i], front, (uint32_t)i, setup))
+			return false;
+	return true;
+}
+
+int front_run(const struct front_setup *setup)
+{
+	static struct front front;
+	struct policy_failure failure;
+	struct policy_limits limits = {
+		.insecure = setup->configuration->insecure,
+		.n_files = configuration_n_files(setup->configuration),
+	};
+
+	front = (struct front){
+		.configuration = setup->configuration,
+		.spawner = setup->spawner,
+		.exit_code = -1,
+	};
+	if (!prepare(&front, setup)) {
+		log_event(LOG_ERR, LOG_NO_VM, "cannot prepare the front: %s", strerror(errno));
+		return EX_OSERR;
+	}
+	if (policy_enter(POLICY_FRONT, &limits, &failure) < 0) {
+		log_event(LOG_ERR, LOG_NO_VM, "front: %s", failure.text);
+		return EX_NOPERM;
+	}
+	front.now = now_ms();
+	workers_replenish(&front);
+	while (front.exit_code < 0)
+		run_once(&front);
+	return front.exit_code;
+}

@@ -1,0 +1,198 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include "broker/listener.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <poll.h>
+#include <stdarg.h>
+#include <stdbool.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/file.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <sys/un.h>
+#include <unistd.h>
+
+/* A lock is held for the time of a bind(); but somebody else may hold it for long. */
+#define LOCK_ATTEMPTS 100
+#define LOCK_PAUSE_MS 20
+
+static void close_fd(int *fd)
+{
+	if (*fd >= 0)
+		close(*fd);
+}
+
+#define AUTO_CLOSE __attribute__((cleanup(close_fd)))
+
+__attribute__((format(printf, 4, 5))) static int
+fail(struct listener_failure *ret_failure, int error, const char *path, const char *format, ...)
+{
+	va_list arguments;
+	int len = snprintf(ret_failure->text, sizeof(ret_failure->text), "socket \"%s\": ", path);
+
+	if (len < 0 || (size_t)len >= sizeof(ret_failure->text))
+		return -error;
+	va_start(arguments, format);
+	(void)vsnprintf(ret_failure->text + len, sizeof(ret_failure->text) - (size_t)len, format,
+			arguments);
+	va_end(arguments);
+	return -error;
+}
+
+static int fill_address(const char *path, struct sockaddr_un *ret_address,
+			struct listener_failure *ret_failure)
+{
+	if (!*path)
+		return fail(ret_failure, EINVAL, path, "the path is empty");
+	if (strlen(path) >= sizeof(ret_address->sun_path))
+		return fail(ret_failure, ENAMETOOLONG, path, "the path is too long");
+	*ret_address = (struct sockaddr_un){.sun_family = AF_UNIX};
+	memcpy(ret_address->sun_path, path, strlen(path) + 1);
+	return 0;
+}
+
+static int open_directory(const char *path)
+{
+	char directory[sizeof(((struct sockaddr_un *)NULL)->sun_path)];
+	const char *slash = strrchr(path, '/');
+	size_t len;
+
+	if (!slash)
+		return open(".", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+	len = slash == path ? 1 : (size_t)(slash - path);
+	memcpy(directory, path, len);
+	directory[len] = '\0';
+	return open(directory, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+}
+
+/*
+ * flock() knows no time limit, and no event tells that a lock is free, so this
+ * asks again: others lock directories too, some for good.
+ */
+static bool lock(int directory)
+{
+	for (int i = 0; i < LOCK_ATTEMPTS; i++) {
+		if (!flock(directory, LOCK_EX | LOCK_NB))
+			return true;
+		if (errno != EWOULDBLOCK && errno != EINTR)
+			return false;
+		(void)poll(NULL, 0, LOCK_PAUSE_MS);
+	}
+	return false;
+}
+
+/* What connect() says: 0, or the errno. */
+static int probe(const struct sockaddr_un *address)
+{
+	AUTO_CLOSE int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
+
+	if (fd < 0)
+		return errno;
+	return connect(fd, (const struct sockaddr *)address, sizeof(*address)) ? errno : 0;
+}
+
+/* Only a socket that is there and that provably nobody listens on is removed. */
+static int remove_stale(const struct sockaddr_un *address, struct listener_failure *ret_failure)
+{
+	const char *path = address->sun_path;
+	struct stat found;
+	int error;
+
+	if (lstat(path, &found)) {
+		error = errno;
+		if (error == ENOENT)
+			return 0;
+		return fail(ret_failure, error, path, "%s", strerror(error));
+	}
+	if (!S_ISSOCK(found.st_mode))
+		return fail(ret_failure, EEXIST, path, "exists and is not a socket");
+	error = probe(address);
+	if (!error || error == EAGAIN) /* EAGAIN: its backlog is full */
+		return fail(ret_failure, EADDRINUSE, path, "another program listens on it");
+	if (error != ECONNREFUSED)
+		return fail(ret_failure, EADDRINUSE, path,
+			    "exists, and whether it is in use can't be told: %s", strerror(error));
+	if (unlink(path) && errno != ENOENT)
+		return fail(ret_failure, errno, path, "a stale socket can't be removed: %s",
+			    strerror(errno));
+	return 0;
+}
+
+/* Bound with its mode from the first moment: a chmod() later would leave a gap. */
+static int bind_private(int fd, const struct sockaddr_un *address)
+{
+	mode_t old = umask(S_IXUSR | S_IRWXG | S_IRWXO);
+	int status = bind(fd, (const struct sockaddr *)address, sizeof(*address)) ? -errno : 0;
+
+	(void)umask(old);
+	return status;
+}
+
+static int bind_and_listen(const struct sockaddr_un *address, struct listener *ret_listener,
+			   struct listener_failure *ret_failure)
+{
+	const char *path = address->sun_path;
+	struct stat made;
+	int status;
+
+	AUTO_CLOSE int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
+	if (fd < 0)
+		return fail(ret_failure, errno, path, "%s", strerror(errno));
+	status = bind_private(fd, address);
+	if (status)
+		return fail(ret_failure, -status, path, "cannot bind: %s", strerror(-status));
+	if (listen(fd, SOMAXCONN) || lstat(path, &made)) {
+		status = -errno;
+		(void)unlink(path);
+		return fail(ret_failure, -status, path, "cannot listen: %s", strerror(-status));
+	}
+	ret_listener->fd = fd;
+	ret_listener->device = made.st_dev;
+	ret_listener->inode = made.st_ino;
+	fd = -1;
+	return 0;
+}
+
+int listener_open(const char *path, struct listener *ret_listener,
+		  struct listener_failure *ret_failure)
+{
+	struct sockaddr_un address;
+	struct listener listener = {.fd = -1, .path = path};
+	int status = fill_address(path, &address, ret_failure);
+
+	if (status)
+		return status;
+	AUTO_CLOSE int directory = open_directory(path);
+	if (directory < 0)
+		return fail(ret_failure, errno, path, "its directory can't be opened: %s",
+			    strerror(errno));
+	if (!lock(directory))
+		return fail(ret_failure, EBUSY, path, "another program has locked its directory");
+	status = remove_stale(&address, ret_failure);
+	if (!status)
+		status = bind_and_listen(&address, &listener, ret_failure);
+	if (!status)
+		*ret_listener = listener;
+	return status;
+}
+
+void listener_unlink(const struct listener *listener)
+{
+	struct stat found;
+
+	/* Locked like listener_open(), or else a successor's could be hit in between. */
+	AUTO_CLOSE int directory = open_directory(listener->path);
+	if (directory < 0 || !lock(directory))
+		return;
+	if (!lstat(listener->path, &found) && S_ISSOCK(found.st_mode) &&
+	    found.st_dev == listener->device && found.st_ino == listener->inode)
+		(void)unlink(listener->path);
+}
+
+void listener_close(struct listener *listener)
+{
+	close_fd(&listener->fd);
+	listener->fd = -1;
+}

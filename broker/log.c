@@ -1,0 +1,65 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include "broker/log.h"
+
+#include <inttypes.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <sys/uio.h>
+#include <unistd.h>
+
+#define LOG_LINE_MAX 1024
+
+static int log_level = LOG_INFO;
+static int has_priorities;
+
+void log_open(int level)
+{
+	log_level = level;
+	has_priorities = getenv("JOURNAL_STREAM") != NULL;
+}
+
+static const char *priority_name(int priority)
+{
+	switch (priority) {
+	case LOG_ERR:
+		return "error";
+	case LOG_WARNING:
+		return "warning";
+	case LOG_NOTICE:
+		return "notice";
+	case LOG_INFO:
+		return "info";
+	default:
+		return "debug";
+	}
+}
+
+void log_event(int priority, uint64_t cid, const char *format, ...)
+{
+	char line[LOG_LINE_MAX];
+	size_t len = 0;
+	va_list arguments;
+	int n;
+
+	if (priority > log_level)
+		return;
+	if (has_priorities)
+		len += (size_t)snprintf(line, sizeof(line), "<%d>", priority);
+	if (cid == LOG_NO_VM)
+		len += (size_t)snprintf(line + len, sizeof(line) - len, "vm=- ");
+	else
+		len += (size_t)snprintf(line + len, sizeof(line) - len, "vm=%" PRIu64 " ", cid);
+	len += (size_t)snprintf(line + len, sizeof(line) - len, "%s: ", priority_name(priority));
+
+	va_start(arguments, format);
+	n = vsnprintf(line + len, sizeof(line) - len - 1, format, arguments);
+	va_end(arguments);
+	if (n > 0)
+		len += (size_t)n < sizeof(line) - len - 1 ? (size_t)n : sizeof(line) - len - 2;
+	line[len++] = '\n';
+
+	/* A log that can't be written must not stop the service. */
+	struct iovec whole = {line, len};
+	ssize_t written = writev(STDERR_FILENO, &whole, 1);
+	(void)written;
+}

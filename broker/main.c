@@ -1,0 +1,305 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+
+/*
+ * vsockd: reads the command line, opens what is named there, forks the front
+ * and becomes the spawner. Order matters: sockets are bound while this process
+ * may still do so, and the front is forked before anything from outside is read.
+ */
+
+#include <errno.h>
+#include <fcntl.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/resource.h>
+#include <sys/socket.h>
+#include <sysexits.h>
+#include <unistd.h>
+
+#include "broker/configuration.h"
+#include "broker/front.h"
+#include "broker/listener.h"
+#include "broker/log.h"
+#include "broker/spawner.h"
+#include "policy/start.h"
+
+struct opened {
+	size_t n_vms;
+	struct listener *sockets;      /* by VM; fd -1 where the session came as an fd */
+	struct listener *host_sockets; /* by VM */
+	int *fds, *host_fds;           /* the same, as the front wants them */
+	bool *is_connected;
+};
+
+/*
+ * Sanitizer builds only: an answer to the run-time's question. Leaks cannot be
+ * looked for from behind the walls; the front allocates before it goes there.
+ */
+const char *__asan_default_options(void);
+const char *__asan_default_options(void)
+{
+	return "detect_leaks=0";
+}
+
+static int open_worker_at(const char *directory, const char *below)
+{
+	char path[4096];
+
+	if ((size_t)snprintf(path, sizeof(path), "%s/%s", directory, below) >= sizeof(path))
+		return -1;
+	return open(path, O_PATH | O_CLOEXEC);
+}
+
+/* Installed: in libexecdir. Not installed: where meson builds it. */
+static int open_worker(const struct configuration *configuration)
+{
+	char program[4096];
+	ssize_t len;
+	int fd;
+
+	if (configuration->worker) {
+		fd = open(configuration->worker, O_PATH | O_CLOEXEC);
+		if (fd < 0)
+			log_event(LOG_ERR, LOG_NO_VM, "--worker %s: %s", configuration->worker,
+				  strerror(errno));
+		return fd;
+	}
+	len = readlink("/proc/self/exe", program, sizeof(program) - 1);
+	if (len <= 0) {
+		log_event(LOG_ERR, LOG_NO_VM, "/proc/self/exe: %s: is /proc mounted?",
+			  strerror(errno));
+		return -1;
+	}
+	program[len] = '\0';
+	*strrchr(program, '/') = '\0';
+	if (strcmp(program, VSOCKD_SBINDIR) == 0)
+		fd = open_worker_at(VSOCKD_LIBEXECDIR, "vsockd-worker");
+	else
+		fd = open_worker_at(program, "../worker/vsockd-worker");
+	if (fd < 0)
+		fd = open_worker_at(program, "../libexec/vsockd-worker");
+	if (fd < 0)
+		log_event(LOG_ERR, LOG_NO_VM,
+			  "vsockd-worker not found beside %s: install it, or name it with --worker",
+			  program);
+	return fd;
+}
+
+/* A socket given by --fd is one that listens, or is the session itself. */
+static bool is_listening(int fd)
+{
+	int value = 0;
+	socklen_t len = sizeof(value);
+
+	return getsockopt(fd, SOL_SOCKET, SO_ACCEPTCONN, &value, &len) == 0 && value != 0;
+}
+
+static int open_vm(const struct vm_configuration *vm, struct opened *opened, size_t i)
+{
+	struct listener_failure failure;
+	int r = 0;
+
+	opened->sockets[i].fd = -1;
+	opened->host_sockets[i].fd = -1;
+	opened->n_vms = i + 1;
+	if (vm->socket)
+		r = listener_open(vm->socket, &opened->sockets[i], &failure);
+	if (r == 0 && vm->uds_path)
+		r = listener_open(vm->uds_path, &opened->host_sockets[i], &failure);
+	if (r < 0) {
+		log_event(LOG_ERR, vm->guest_cid, "%s", failure.text);
+		return r;
+	}
+	if (!vm->socket) {
+		opened->is_connected[i] = !is_listening(vm->socket_fd);
+		if (fcntl(vm->socket_fd, F_SETFD, FD_CLOEXEC) < 0 ||
+		    fcntl(vm->socket_fd, F_SETFL, O_NONBLOCK) < 0)
+			return -errno;
+	}
+	opened->fds[i] = vm->socket ? opened->sockets[i].fd : vm->socket_fd;
+	opened->host_fds[i] = opened->host_sockets[i].fd;
+	return 0;
+}
+
+static int open_all(const struct configuration *configuration, struct opened *opened)
+{
+	size_t n = configuration->n_vms;
+
+	*opened = (struct opened){
+		.sockets = calloc(n, sizeof(struct listener)),
+		.host_sockets = calloc(n, sizeof(struct listener)),
+		.fds = calloc(n, sizeof(int)),
+		.host_fds = calloc(n, sizeof(int)),
+		.is_connected = calloc(n, sizeof(bool)),
+	};
+	if (!opened->sockets || !opened->host_sockets || !opened->fds || !opened->host_fds ||
+	    !opened->is_connected)
+		return -ENOMEM;
+	for (size_t i = 0; i < n; i++) {
+		int r = open_vm(&configuration->vms[i], opened, i);
+
+		if (r < 0)
+			return r;
+	}
+	return 0;
+}
+
+static void unlink_all(const struct opened *opened)
+{
+	for (size_t i = 0; i < opened->n_vms; i++) {
+		if (opened->sockets[i].fd >= 0)
+			listener_unlink(&opened->sockets[i]);
+		if (opened->host_sockets[i].fd >= 0)
+			listener_unlink(&opened->host_sockets[i]);
+	}
+}
+
+/* The front has its copies; an open listener here would outlive it. */
+static void close_all(const struct opened *opened)
+{
+	for (size_t i = 0; i < opened->n_vms; i++) {
+		if (opened->fds[i] >= 0)
+			close(opened->fds[i]);
+		if (opened->host_fds[i] >= 0)
+			close(opened->host_fds[i]);
+	}
+}
+
+/*
+ * The front keeps a socket for each connection and the worker another one. With
+ * fewer open files than that, connections are refused earlier than configured.
+ */
+static void raise_file_limit(const struct configuration *configuration)
+{
+	uint64_t wanted = configuration_n_files(configuration);
+	struct rlimit limit;
+
+	if (getrlimit(RLIMIT_NOFILE, &limit) < 0 || limit.rlim_cur >= wanted)
+		return;
+	limit.rlim_cur = limit.rlim_max < wanted ? limit.rlim_max : wanted;
+	if (setrlimit(RLIMIT_NOFILE, &limit) < 0 || limit.rlim_cur < wanted)
+		log_event(LOG_WARNING, LOG_NO_VM,
+			  "limit of open files is %llu, all connections need %llu: raise it, or "
+			  "lower --max-connections",
+			  (unsigned long long)limit.rlim_cur, (unsigned long long)wanted);
+}
+
+static void log_missing_walls(const struct configuration *configuration)
+{
+	if (configuration->insecure & POLICY_INSECURE_NO_NAMESPACES)
+		log_event(LOG_WARNING, LOG_NO_VM,
+			  "--insecure-no-namespaces: workers and front see files and network");
+	if (configuration->insecure & POLICY_INSECURE_NO_SECCOMP)
+		log_event(LOG_WARNING, LOG_NO_VM,
+			  "--insecure-no-seccomp: workers and front may make any system call");
+	if (!policy_has_filter)
+		log_event(LOG_WARNING, LOG_NO_VM,
+			  "built with sanitizers, for tests: without system-call filter");
+}
+
+static int run_front(const struct configuration *configuration, const struct opened *opened,
+		     int spawner)
+{
+	struct front_setup setup = {
+		.configuration = configuration,
+		.listeners = opened->fds,
+		.is_connected = opened->is_connected,
+		.host_listeners = opened->host_fds,
+		.spawner = spawner,
+	};
+
+	return front_run(&setup);
+}
+
+static int run_processes(const struct configuration *configuration, const struct opened *opened,
+			 int worker_program)
+{
+	struct spawner_setup setup = {
+		.configuration = configuration,
+		.worker_program = worker_program,
+	};
+	struct policy_failure failure;
+	struct policy_process front;
+	int pair[2], r;
+
+	if (socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC | SOCK_NONBLOCK, 0, pair) < 0) {
+		log_event(LOG_ERR, LOG_NO_VM, "socketpair: %s", strerror(errno));
+		return EX_OSERR;
+	}
+	r = policy_fork_front(configuration->insecure, &front, &failure);
+	if (r < 0) {
+		log_event(LOG_ERR, LOG_NO_VM, "%s", failure.text);
+		return EX_OSERR;
+	}
+	if (r == POLICY_IS_FRONT) {
+		close(pair[0]);
+		close(worker_program);
+		_exit(run_front(configuration, opened, pair[1]));
+	}
+	close(pair[1]);
+	close_all(opened);
+	setup.front_channel = pair[0];
+	setup.front_pidfd = front.pidfd;
+	return spawner_run(&setup);
+}
+
+static int run(const struct configuration *configuration)
+{
+	struct configuration_error error;
+	struct opened opened;
+	sigset_t signals;
+	int worker_program, r;
+
+	log_open(configuration->log_level);
+	r = configuration_check_paths(configuration, &error);
+	if (r != 0) {
+		fprintf(stderr, "vsockd: %s\n", error.text);
+		return r;
+	}
+	worker_program = open_worker(configuration);
+	if (worker_program < 0)
+		return EX_UNAVAILABLE;
+
+	sigemptyset(&signals);
+	sigaddset(&signals, SIGTERM);
+	sigaddset(&signals, SIGINT);
+	sigaddset(&signals, SIGCHLD);
+	sigprocmask(SIG_BLOCK, &signals, NULL);
+
+	raise_file_limit(configuration);
+	log_missing_walls(configuration);
+	if (open_all(configuration, &opened) < 0)
+		r = EX_CANTCREAT;
+	else
+		r = run_processes(configuration, &opened, worker_program);
+	unlink_all(&opened);
+	return r;
+}
+
+int main(int argc, char **argv)
+{
+	struct configuration configuration;
+	struct configuration_error error;
+	int r = configuration_parse(argc, argv, &configuration, &error);
+
+	if (r != 0) {
+		fprintf(stderr, "vsockd: %s\n", error.text);
+		return r;
+	}
+	switch (configuration.action) {
+	case CONFIGURATION_HELP:
+		fputs(configuration_help, stdout);
+		break;
+	case CONFIGURATION_VERSION:
+		puts("vsockd " VSOCKD_VERSION);
+		break;
+	case CONFIGURATION_CAPABILITIES:
+		fputs(configuration_capabilities, stdout);
+		break;
+	case CONFIGURATION_RUN:
+		r = run(&configuration);
+	}
+	configuration_free(&configuration);
+	return r;
+}

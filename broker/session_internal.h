@@ -1,0 +1,59 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#pragma once
+
+/*
+ * Between the three files of the session: session.c takes a message from beginning
+ * to end, session_memory.c and session_rings.c handle those of their subject. A
+ * handler changes the session, says in words what it refuses, and calls at most one
+ * operation, last; it never undoes anything and closes no fd: what a failed message
+ * changed is rolled back, and what a done one replaced is closed, in session.c.
+ */
+
+#include <stddef.h>
+#include <stdint.h>
+#include <sys/stat.h>
+
+#include "broker/session.h"
+
+/* One message and what came with it, vhost_user_check()ed. */
+struct session_incoming {
+	const struct vhost_user_message *message;
+	int *fds; /* a handler that keeps one leaves -1 behind */
+	size_t n_fds;
+};
+
+/* Set the reason, with the message's name before it. Returns -EINVAL. */
+int session_refuse(struct session *session, const char *format, ...)
+	__attribute__((format(printf, 2, 3)));
+
+/* Reply to the message in hand; len leaves room for the header. */
+void session_reply(struct session *session, const void *payload, size_t len);
+void session_reply_u64(struct session *session, uint64_t value);
+void session_reply_vring_base(struct session *session, uint32_t ring);
+
+/* Call an operation of the device, if there is one. */
+int session_call(struct session *session, int (*operation)(void *context));
+int session_call_ring(struct session *session, int (*operation)(void *context, uint32_t ring),
+		      uint32_t ring);
+
+uint64_t session_payload_u64(const struct session_incoming *incoming);
+int session_take_fd(int *fd);
+
+/*
+ * fstat() as that very system call: some libraries make it a newfstatat, which takes
+ * paths and which the front is not allowed.
+ */
+int session_stat_fd(int fd, struct stat *ret_stat);
+
+int session_on_set_mem_table(struct session *session, const struct session_incoming *incoming);
+int session_on_get_max_mem_slots(struct session *session, const struct session_incoming *incoming);
+int session_on_add_mem_reg(struct session *session, const struct session_incoming *incoming);
+int session_on_rem_mem_reg(struct session *session, const struct session_incoming *incoming);
+int session_on_set_vring_num(struct session *session, const struct session_incoming *incoming);
+int session_on_set_vring_addr(struct session *session, const struct session_incoming *incoming);
+int session_on_set_vring_base(struct session *session, const struct session_incoming *incoming);
+int session_on_get_vring_base(struct session *session, const struct session_incoming *incoming);
+int session_on_set_vring_kick(struct session *session, const struct session_incoming *incoming);
+int session_on_set_vring_call(struct session *session, const struct session_incoming *incoming);
+int session_on_set_vring_err(struct session *session, const struct session_incoming *incoming);
+int session_on_set_vring_enable(struct session *session, const struct session_incoming *incoming);

@@ -1,0 +1,204 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include "broker/session.h"
+
+#include <errno.h>
+#include <inttypes.h>
+#include <string.h>
+#include <sys/stat.h>
+
+#include "broker/session_internal.h"
+
+/* Alignments of a split virtqueue's parts, virtio 1.3, 2.7. */
+#define DESC_ALIGNMENT	16
+#define AVAIL_ALIGNMENT 2
+#define USED_ALIGNMENT	4
+
+static int check_ring(struct session *session, uint64_t index)
+{
+	if (index >= SESSION_RINGS)
+		return session_refuse(session, "there is no ring %" PRIu64, index);
+	return 0;
+}
+
+static int read_state(struct session *session, const struct session_incoming *incoming,
+		      struct vhost_user_vring_state *ret_state)
+{
+	memcpy(ret_state, incoming->message->payload, sizeof(*ret_state));
+	return check_ring(session, ret_state->index);
+}
+
+int session_on_set_vring_num(struct session *session, const struct session_incoming *incoming)
+{
+	struct vhost_user_vring_state state;
+	struct session_ring *ring;
+	int status = read_state(session, incoming, &state);
+
+	if (status < 0)
+		return status;
+	ring = &session->rings[state.index];
+	if (state.num == 0 || state.num > SESSION_RING_SIZE_MAX || state.num & (state.num - 1))
+		return session_refuse(session,
+				      "ring %" PRIu32 ": size %" PRIu32
+				      " is not a power of two up to %d",
+				      state.index, state.num, SESSION_RING_SIZE_MAX);
+	if (ring->is_started && ring->num != state.num)
+		return session_refuse(session, "ring %" PRIu32 " is started", state.index);
+	ring->num = state.num;
+	return 0;
+}
+
+int session_on_set_vring_addr(struct session *session, const struct session_incoming *incoming)
+{
+	struct vhost_user_vring_addr addr;
+	struct session_ring *ring;
+	int status;
+
+	memcpy(&addr, incoming->message->payload, sizeof(addr));
+	status = check_ring(session, addr.index);
+	if (status < 0)
+		return status;
+	/* The log flag without LOG_ALL, which is not offered, has no effect. */
+	if (addr.flags & ~VHOST_USER_VRING_F_LOG)
+		return session_refuse(session, "ring %" PRIu32 ": unknown flags 0x%" PRIx32,
+				      addr.index, addr.flags);
+	if (addr.desc % DESC_ALIGNMENT || addr.avail % AVAIL_ALIGNMENT ||
+	    addr.used % USED_ALIGNMENT)
+		return session_refuse(session,
+				      "ring %" PRIu32 " is not aligned: 0x%" PRIx64 " 0x%" PRIx64
+				      " 0x%" PRIx64,
+				      addr.index, addr.desc, addr.avail, addr.used);
+
+	ring = &session->rings[addr.index];
+	/* "SET_VRING_ADDR" may come again on a started ring, for its log flag only. */
+	if (ring->is_started &&
+	    (ring->desc != addr.desc || ring->avail != addr.avail || ring->used != addr.used))
+		return session_refuse(session, "ring %" PRIu32 " is started", addr.index);
+	ring->desc = addr.desc;
+	ring->used = addr.used;
+	ring->avail = addr.avail;
+	ring->has_addresses = true;
+	return 0;
+}
+
+int session_on_set_vring_base(struct session *session, const struct session_incoming *incoming)
+{
+	struct vhost_user_vring_state state;
+	int status = read_state(session, incoming, &state);
+
+	if (status < 0)
+		return status;
+	if (session->rings[state.index].is_started)
+		return session_refuse(session, "ring %" PRIu32 " is started", state.index);
+	/* Of a split ring the upper half is without meaning. */
+	session->rings[state.index].base = (uint16_t)state.num;
+	return 0;
+}
+
+void session_reply_vring_base(struct session *session, uint32_t index)
+{
+	struct vhost_user_vring_state state = {.index = index, .num = session->rings[index].base};
+
+	session_reply(session, &state, sizeof(state));
+}
+
+/* The reply is made when the ring has stopped; in a stopped one the base stands already. */
+int session_on_get_vring_base(struct session *session, const struct session_incoming *incoming)
+{
+	struct vhost_user_vring_state state;
+	struct session_ring *ring;
+	int status = read_state(session, incoming, &state);
+
+	if (status < 0)
+		return status;
+	ring = &session->rings[state.index];
+	session->current.ring = state.index;
+	if (!ring->is_started)
+		return 0;
+
+	ring->is_started = false;
+	/* The call fd stays: QEMU starts the ring again before it sends the real one. */
+	ring->fds[SESSION_KICK] = -1;
+	return session_call_ring(session, session->operations->ring_stopped, state.index);
+}
+
+static int set_ring_fd(struct session *session, const struct session_incoming *incoming,
+		       enum session_ring_fd which, uint32_t *ret_ring)
+{
+	uint64_t value = session_payload_u64(incoming);
+	uint64_t index = value & VHOST_USER_VRING_INDEX_MASK;
+	struct stat stat;
+
+	if (value & ~(VHOST_USER_VRING_INDEX_MASK | VHOST_USER_VRING_NOFD))
+		return session_refuse(session, "unknown bits in 0x%" PRIx64, value);
+	if (check_ring(session, index) < 0)
+		return -EINVAL;
+	/*
+	 * An eventfd has no file type. Anything else could block or be heard by others where
+	 * this fd is written to or closed: sockets, pipes, files.
+	 */
+	if (incoming->n_fds > 0 &&
+	    (session_stat_fd(incoming->fds[0], &stat) < 0 || stat.st_mode & S_IFMT))
+		return session_refuse(session, "ring %" PRIu64 ": the fd is no eventfd", index);
+
+	/* Whether there has to be one was checked with the message. */
+	session->rings[index].fds[which] =
+		incoming->n_fds > 0 ? session_take_fd(&incoming->fds[0]) : -1;
+	*ret_ring = (uint32_t)index;
+	return 0;
+}
+
+int session_on_set_vring_kick(struct session *session, const struct session_incoming *incoming)
+{
+	struct session_ring *ring;
+	uint32_t index;
+	int status = set_ring_fd(session, incoming, SESSION_KICK, &index);
+
+	if (status < 0)
+		return status;
+	ring = &session->rings[index];
+	if (ring->num == 0 || !ring->has_addresses)
+		return session_refuse(session, "ring %" PRIu32 " has no size or no addresses",
+				      index);
+	ring->is_started = true;
+	return session_call_ring(session, session->operations->ring_started, index);
+}
+
+static int set_and_tell(struct session *session, const struct session_incoming *incoming,
+			enum session_ring_fd which)
+{
+	uint32_t index;
+	int status = set_ring_fd(session, incoming, which, &index);
+
+	if (status < 0 || !session->operations->ring_fd_set)
+		return status;
+	return session->operations->ring_fd_set(session->context, index, which);
+}
+
+int session_on_set_vring_call(struct session *session, const struct session_incoming *incoming)
+{
+	return set_and_tell(session, incoming, SESSION_CALL);
+}
+
+int session_on_set_vring_err(struct session *session, const struct session_incoming *incoming)
+{
+	return set_and_tell(session, incoming, SESSION_ERR);
+}
+
+int session_on_set_vring_enable(struct session *session, const struct session_incoming *incoming)
+{
+	struct vhost_user_vring_state state;
+	int status = read_state(session, incoming, &state);
+
+	if (status < 0)
+		return status;
+	if (!(session->features & VHOST_USER_F_PROTOCOL_FEATURES))
+		return session_refuse(session, "feature bit 30 was not negotiated");
+	if (state.num > 1)
+		return session_refuse(session, "ring %" PRIu32 ": %" PRIu32 " is neither 0 nor 1",
+				      state.index, state.num);
+	if (session->rings[state.index].is_enabled == state.num)
+		return 0;
+	session->rings[state.index].is_enabled = state.num;
+	session->current.switched_rings = UINT32_C(1) << state.index;
+	return 0;
+}

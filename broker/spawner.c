@@ -1,0 +1,481 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include "broker/spawner.h"
+
+#include <errno.h>
+#include <inttypes.h>
+#include <poll.h>
+#include <signal.h>
+#include <stdbool.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/epoll.h>
+#include <sys/resource.h>
+#include <sys/signalfd.h>
+#include <sys/socket.h>
+#include <sys/syscall.h>
+#include <sys/un.h>
+#include <sys/wait.h>
+#include <sysexits.h>
+#include <unistd.h>
+
+#include "broker/configuration.h"
+#include "broker/log.h"
+#include "broker/processes.h"
+#include "policy/start.h"
+
+#define TYPE_STREAM    1u
+#define TYPE_SEQPACKET 2u
+
+/* What a loop step returns when the loop goes on; else it is an exit code. */
+#define GO_ON (-1)
+
+#define EVENTS_PER_WAKEUP 16
+
+/* Tags of epoll events; workers follow, by slot. */
+enum {
+	TAG_CHANNEL,
+	TAG_FRONT,
+	TAG_SIGNAL,
+	TAG_WORKERS,
+};
+
+_Static_assert(sizeof(struct spawner_request) == 24, "a request has no padding");
+_Static_assert(sizeof(struct spawner_reply) == 24, "a reply has no padding");
+
+struct spawner {
+	const struct spawner_setup *setup;
+	struct processes workers;
+	int epoll_fd, signal_fd;
+};
+
+static void close_fd(int *fd)
+{
+	if (*fd >= 0)
+		close(*fd);
+}
+
+#define AUTO_CLOSE __attribute__((cleanup(close_fd)))
+
+/* The front is gone; say how, as nothing else can. */
+static int front_ended(const struct spawner *spawner)
+{
+	int status = processes_wait(spawner->setup->front_pidfd);
+
+	if (status < 0) {
+		log_event(LOG_ERR, LOG_NO_VM, "cannot wait for the front: %s", strerror(-status));
+		return EX_OSERR;
+	}
+	if (WIFEXITED(status)) {
+		log_event(WEXITSTATUS(status) ? LOG_ERR : LOG_INFO, LOG_NO_VM,
+			  "the front ended with exit code %d", WEXITSTATUS(status));
+		return WEXITSTATUS(status);
+	}
+	log_event(LOG_ERR, LOG_NO_VM, "the front was killed by signal %d (%s)%s", WTERMSIG(status),
+		  sigabbrev_np(WTERMSIG(status)) ? sigabbrev_np(WTERMSIG(status)) : "?",
+		  WTERMSIG(status) == SIGSYS ? ": its system-call filter" : "");
+	return EX_SOFTWARE;
+}
+
+/* 0, or the errno of one attempt to send. */
+static int try_send(const struct spawner *spawner, const struct spawner_reply *reply, int fd)
+{
+	union {
+		struct cmsghdr header;
+		char room[CMSG_SPACE(sizeof(int))];
+	} control = {0};
+	struct iovec part = {(void *)(uintptr_t)reply, sizeof(*reply)};
+	struct msghdr message = {.msg_iov = &part, .msg_iovlen = 1};
+
+	if (fd >= 0) {
+		message.msg_control = &control;
+		message.msg_controllen = sizeof(control.room);
+		control.header.cmsg_level = SOL_SOCKET;
+		control.header.cmsg_type = SCM_RIGHTS;
+		control.header.cmsg_len = CMSG_LEN(sizeof(int));
+		memcpy(CMSG_DATA(&control.header), &fd, sizeof(fd));
+	}
+	if (sendmsg(spawner->setup->front_channel, &message, MSG_DONTWAIT | MSG_NOSIGNAL) < 0)
+		return errno;
+	return 0;
+}
+
+/*
+ * A front that doesn't read is waited for here: nothing else can be done
+ * meanwhile that would not end in another reply. Its death and our signals
+ * still count, so this never hangs on a front that is stuck.
+ */
+static int await_room(const struct spawner *spawner)
+{
+	struct pollfd fds[] = {
+		{.fd = spawner->setup->front_channel, .events = POLLOUT},
+		{.fd = spawner->setup->front_pidfd, .events = POLLIN},
+		{.fd = spawner->signal_fd, .events = POLLIN},
+	};
+
+	while (poll(fds, sizeof(fds) / sizeof(fds[0]), -1) < 0) {
+		if (errno != EINTR)
+			return EX_OSERR;
+	}
+	if (fds[2].revents)
+		return EX_OK;
+	if (fds[1].revents)
+		return front_ended(spawner);
+	return GO_ON;
+}
+
+/* Send a reply, with fd unless it is -1; fd stays the caller's. GO_ON or exit code. */
+static int send_reply(const struct spawner *spawner, const struct spawner_reply *reply, int fd)
+{
+	struct spawner_reply bare;
+	int step, error;
+
+	for (;;) {
+		error = try_send(spawner, reply, fd);
+		if (!error)
+			return GO_ON;
+		if (error == ETOOMANYREFS && fd >= 0) {
+			/* More fds of this user are in flight than RLIMIT_NOFILE allows. */
+			bare = *reply;
+			bare.error = error;
+			reply = &bare;
+			fd = -1;
+			continue;
+		}
+		if (error == EPIPE || error == ECONNRESET)
+			return GO_ON; /* its end is on the way and will be told of once */
+		if (error != EAGAIN && error != EINTR && error != ENOBUFS) {
+			log_event(LOG_ERR, LOG_NO_VM, "cannot answer the front: %s",
+				  strerror(error));
+			return EX_OSERR;
+		}
+		step = await_room(spawner);
+		if (step != GO_ON)
+			return step;
+	}
+}
+
+static int refuse(const struct spawner *spawner, struct spawner_reply reply, int error)
+{
+	reply.error = error;
+	return send_reply(spawner, &reply, -1);
+}
+
+static int watch(const struct spawner *spawner, int fd, uint64_t tag)
+{
+	struct epoll_event event = {.events = EPOLLIN, .data.u64 = tag};
+
+	return epoll_ctl(spawner->epoll_fd, EPOLL_CTL_ADD, fd, &event) ? -errno : 0;
+}
+
+static int on_spawn(struct spawner *spawner, const struct spawner_request *request)
+{
+	struct spawner_reply reply = {.kind = SPAWNER_SPAWNED, .token = request->token};
+	struct processes_slot *slot;
+	int pair[2], status;
+
+	if (socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC | SOCK_NONBLOCK, 0, pair))
+		return refuse(spawner, reply, errno);
+	AUTO_CLOSE int front_end = pair[0];
+	AUTO_CLOSE int worker_end = pair[1];
+
+	status = processes_start(&spawner->workers, worker_end, &slot);
+	if (status)
+		return refuse(spawner, reply, -status);
+	status = watch(spawner, slot->process.pidfd,
+		       TAG_WORKERS + (uint64_t)(slot - spawner->workers.slots));
+	if (status) {
+		processes_kill(&spawner->workers, slot->number);
+		(void)processes_reap(slot);
+		return refuse(spawner, reply, -status);
+	}
+	log_event(LOG_DEBUG, LOG_NO_VM, "worker %" PRIu32 " is process %d", slot->number,
+		  (int)slot->process.pid);
+	reply.number = slot->number;
+	return send_reply(spawner, &reply, front_end);
+}
+
+static int worker_ended(const struct spawner *spawner, struct processes_slot *worker)
+{
+	struct spawner_reply reply = {.kind = SPAWNER_EXITED, .number = worker->number};
+	int status = processes_reap(worker);
+
+	if (status < 0) {
+		log_event(LOG_ERR, LOG_NO_VM, "cannot wait for worker %" PRIu32 ": %s",
+			  worker->number, strerror(-status));
+		return EX_OSERR;
+	}
+	log_event(LOG_DEBUG, LOG_NO_VM, "worker %" PRIu32 ", process %d, ended: wait status 0x%x",
+		  worker->number, (int)worker->process.pid, (unsigned int)status);
+	reply.error = status;
+	return send_reply(spawner, &reply, -1);
+}
+
+/* The connected socket of host port `port` as the VM sees it, or negative errno. */
+static int connect_host(const struct vm_configuration *vm, uint32_t port)
+{
+	struct sockaddr_un address = {.sun_family = AF_UNIX};
+	int len, fd;
+
+	if (!vm->uds_path)
+		return -ENOENT;
+	len = snprintf(address.sun_path, sizeof(address.sun_path), "%s_%" PRIu32, vm->uds_path,
+		       port);
+	if (len < 0 || (size_t)len >= sizeof(address.sun_path))
+		return -ENAMETOOLONG;
+	fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
+	if (fd < 0)
+		return -errno;
+	/* A unix socket connects at once or not at all: EAGAIN is a full backlog. */
+	if (connect(fd, (const struct sockaddr *)&address, sizeof(address))) {
+		int error = errno;
+
+		close(fd);
+		return -error;
+	}
+	return fd;
+}
+
+static int on_connect(const struct spawner *spawner, const struct spawner_request *request)
+{
+	struct spawner_reply reply = {
+		.kind = SPAWNER_CONNECTED,
+		.device = request->device,
+		.number = request->number,
+		.token = request->token,
+	};
+
+	if (request->type != TYPE_STREAM)
+		return refuse(spawner, reply, EPROTONOSUPPORT);
+	AUTO_CLOSE int fd =
+		connect_host(&spawner->setup->configuration->vms[request->device], request->number);
+	if (fd < 0)
+		return refuse(spawner, reply, -fd);
+	return send_reply(spawner, &reply, fd);
+}
+
+/*
+ * The front may be in an attacker's hands. It knows what it may say; what it
+ * may not say it doesn't say by mistake.
+ */
+static bool is_permitted(const struct spawner *spawner, const struct spawner_request *request)
+{
+	switch (request->kind) {
+	case SPAWNER_SPAWN:
+		return !request->device && !request->number && !request->type;
+	case SPAWNER_STOP:
+		return !request->device && !request->type &&
+		       request->number < spawner->workers.next_number;
+	case SPAWNER_CONNECT:
+		return request->device < spawner->setup->configuration->n_vms &&
+		       (request->type == TYPE_STREAM || request->type == TYPE_SEQPACKET);
+	default:
+		return false;
+	}
+}
+
+static void close_received(struct msghdr *message)
+{
+	struct cmsghdr *header;
+
+	for (header = CMSG_FIRSTHDR(message); header; header = CMSG_NXTHDR(message, header)) {
+		size_t n_fds = (header->cmsg_len - CMSG_LEN(0)) / sizeof(int);
+
+		if (header->cmsg_level != SOL_SOCKET || header->cmsg_type != SCM_RIGHTS)
+			continue;
+		for (size_t i = 0; i < n_fds; i++) {
+			int fd;
+
+			memcpy(&fd, CMSG_DATA(header) + i * sizeof(fd), sizeof(fd));
+			close(fd);
+		}
+	}
+}
+
+static int break_off(const char *what)
+{
+	log_event(LOG_ERR, LOG_NO_VM, "the front broke the protocol: %s", what);
+	return EX_SOFTWARE;
+}
+
+static int answer(struct spawner *spawner, const struct spawner_request *request)
+{
+	if (!is_permitted(spawner, request))
+		return break_off("a request that is not permitted");
+	switch (request->kind) {
+	case SPAWNER_SPAWN:
+		return on_spawn(spawner, request);
+	case SPAWNER_STOP:
+		/* Unknown: it has ended by itself, and the front hasn't read EXITED yet. */
+		processes_kill(&spawner->workers, request->number);
+		return GO_ON;
+	default:
+		return on_connect(spawner, request);
+	}
+}
+
+static int on_request(struct spawner *spawner)
+{
+	union {
+		struct cmsghdr header;
+		char room[CMSG_SPACE(4 * sizeof(int))];
+	} control;
+	char surplus; /* shows that a packet is too long */
+	struct spawner_request request;
+	struct iovec parts[] = {{&request, sizeof(request)}, {&surplus, sizeof(surplus)}};
+	struct msghdr message = {
+		.msg_iov = parts,
+		.msg_iovlen = 2,
+		.msg_control = &control,
+		.msg_controllen = sizeof(control.room),
+	};
+	ssize_t len =
+		recvmsg(spawner->setup->front_channel, &message, MSG_DONTWAIT | MSG_CMSG_CLOEXEC);
+	struct pollfd front = {.fd = spawner->setup->front_pidfd, .events = POLLIN};
+
+	if (len < 0 && (errno == EAGAIN || errno == EINTR))
+		return GO_ON;
+	if (len <= 0) {
+		/* The channel closes a moment before the process is gone. */
+		if (poll(&front, 1, 2000) == 1)
+			return front_ended(spawner);
+		return break_off("its channel is closed");
+	}
+	if (message.msg_controllen || (message.msg_flags & MSG_CTRUNC)) {
+		close_received(&message);
+		return break_off("a request with fds or credentials");
+	}
+	if (len != sizeof(request))
+		return break_off("a request of a wrong size");
+	return answer(spawner, &request);
+}
+
+static int on_event(struct spawner *spawner, uint64_t tag)
+{
+	struct processes_slot *worker;
+
+	switch (tag) {
+	case TAG_SIGNAL:
+		return EX_OK;
+	case TAG_FRONT:
+		return front_ended(spawner);
+	case TAG_CHANNEL:
+		return on_request(spawner);
+	default:
+		worker = &spawner->workers.slots[tag - TAG_WORKERS];
+		return worker->is_live ? worker_ended(spawner, worker) : GO_ON;
+	}
+}
+
+/*
+ * Workers first: a slot that a request of the same wake-up takes again must
+ * not get the event of its predecessor.
+ */
+static int on_events(struct spawner *spawner, const struct epoll_event *events, int n_events)
+{
+	int step = GO_ON;
+
+	for (int i = 0; i < n_events && step == GO_ON; i++) {
+		if (events[i].data.u64 >= TAG_WORKERS || events[i].data.u64 == TAG_SIGNAL)
+			step = on_event(spawner, events[i].data.u64);
+	}
+	for (int i = 0; i < n_events && step == GO_ON; i++) {
+		if (events[i].data.u64 == TAG_FRONT)
+			step = on_event(spawner, TAG_FRONT);
+	}
+	for (int i = 0; i < n_events && step == GO_ON; i++) {
+		if (events[i].data.u64 == TAG_CHANNEL)
+			step = on_event(spawner, TAG_CHANNEL);
+	}
+	return step;
+}
+
+static int loop(struct spawner *spawner)
+{
+	struct epoll_event events[EVENTS_PER_WAKEUP];
+	int step = GO_ON, n_events;
+
+	while (step == GO_ON) {
+		n_events = epoll_wait(spawner->epoll_fd, events, EVENTS_PER_WAKEUP, -1);
+		if (n_events < 0 && errno != EINTR) {
+			log_event(LOG_ERR, LOG_NO_VM, "cannot wait for events: %s",
+				  strerror(errno));
+			return EX_OSERR;
+		}
+		step = on_events(spawner, events, n_events);
+	}
+	return step;
+}
+
+/* Fds in flight to the front count against the limit too; take all there are. */
+static void raise_file_limit(void)
+{
+	struct rlimit limit;
+
+	if (getrlimit(RLIMIT_NOFILE, &limit))
+		return;
+	limit.rlim_cur = limit.rlim_max;
+	(void)setrlimit(RLIMIT_NOFILE, &limit);
+}
+
+static int prepare_loop(struct spawner *spawner)
+{
+	sigset_t signals;
+
+	(void)sigemptyset(&signals);
+	(void)sigaddset(&signals, SIGTERM);
+	(void)sigaddset(&signals, SIGINT);
+	(void)signal(SIGPIPE, SIG_IGN);
+	spawner->signal_fd = signalfd(-1, &signals, SFD_CLOEXEC | SFD_NONBLOCK);
+	spawner->epoll_fd = epoll_create1(EPOLL_CLOEXEC);
+	if (spawner->signal_fd < 0 || spawner->epoll_fd < 0 ||
+	    watch(spawner, spawner->setup->front_channel, TAG_CHANNEL) ||
+	    watch(spawner, spawner->setup->front_pidfd, TAG_FRONT) ||
+	    watch(spawner, spawner->signal_fd, TAG_SIGNAL)) {
+		log_event(LOG_ERR, LOG_NO_VM, "cannot prepare the spawner: %s", strerror(errno));
+		return EX_OSERR;
+	}
+	return GO_ON;
+}
+
+static int prepare_workers(struct spawner *spawner)
+{
+	int status = processes_init(&spawner->workers, spawner->setup->configuration,
+				  spawner->setup->worker_program);
+
+	if (!status)
+		return GO_ON;
+	log_event(LOG_ERR, LOG_NO_VM, "cannot prepare for workers: %s", strerror(-status));
+	return status == -EOVERFLOW ? EX_CONFIG : EX_OSERR;
+}
+
+static int run(struct spawner *spawner)
+{
+	struct policy_failure failure;
+	int step;
+
+	raise_file_limit();
+	step = prepare_workers(spawner);
+	if (step == GO_ON)
+		step = prepare_loop(spawner);
+	if (step != GO_ON)
+		return step;
+	if (policy_reduce_spawner(spawner->setup->configuration->insecure, &failure)) {
+		log_event(LOG_ERR, LOG_NO_VM, "%s", failure.text);
+		return EX_OSERR;
+	}
+	return loop(spawner);
+}
+
+int spawner_run(const struct spawner_setup *setup)
+{
+	struct spawner spawner = {.setup = setup, .epoll_fd = -1, .signal_fd = -1};
+	int code = run(&spawner);
+
+	/* The front may have been waited for already: then both calls just fail. */
+	(void)syscall(SYS_pidfd_send_signal, setup->front_pidfd, SIGKILL, NULL, 0u);
+	(void)processes_wait(setup->front_pidfd);
+	processes_end(&spawner.workers);
+	close_fd(&spawner.epoll_fd);
+	close_fd(&spawner.signal_fd);
+	return code;
+}

@@ -1,0 +1,94 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#pragma once
+
+/*
+ * The spawner: the one process that keeps privileges. It starts and confines
+ * workers, stops them, and connects host sockets, on requests of fixed size
+ * from the front. A request names a configured device and a number, never a
+ * path or an address; anything else ends the spawner, and with it vsockd.
+ *
+ * Front and spawner talk over one SOCK_SEQPACKET pair. Each message is one of
+ * the two structs below and nothing else; replies carry at most one fd.
+ */
+
+#include <stdint.h>
+
+struct configuration;
+
+enum spawner_request_kind {
+	SPAWNER_SPAWN = 1,   /* start a worker; token comes back in the reply */
+	SPAWNER_STOP = 2,    /* kill worker `number`; EXITED follows, or is on its way already */
+	SPAWNER_CONNECT = 3, /* connect device `device` to host port `number` */
+};
+
+/*
+ * 24 bytes, no padding; fields that a kind does not use must be 0, but token,
+ * which the spawner never looks at.
+ */
+struct spawner_request {
+	uint32_t kind;
+	uint32_t device; /* index of the VM in the configuration */
+	uint32_t number; /* STOP: worker number; CONNECT: port */
+	uint32_t type;	 /* CONNECT: 1 = stream (VIRTIO_VSOCK_TYPE_STREAM) */
+	uint64_t token;	 /* chosen by the front, repeated in the reply */
+};
+
+enum spawner_reply_kind {
+	SPAWNER_SPAWNED = 1,   /* error 0: number = worker number; fd: the front's channel end */
+	SPAWNER_CONNECTED = 2, /* error 0: fd is the connected, non-blocking socket */
+	SPAWNER_EXITED = 3,    /* worker `number` is gone; error = its wait status */
+};
+
+struct spawner_reply {
+	uint32_t kind;
+	int32_t error;	 /* 0 or a positive errno; EXITED: wait status as of waitpid(2) */
+	uint32_t device; /* as in the request */
+	uint32_t number;
+	uint64_t token;
+};
+
+/*
+ * At most n_vms * PER_VM + SPARE workers live at a time; a SPAWN beyond is
+ * answered with EAGAIN. Worker numbers go up from 0 and are not used again, so
+ * a STOP that crosses an EXITED meets nobody else. A SPAWNED with
+ * ETOOMANYREFS, no room for its fd in flight, is followed by the EXITED of that
+ * worker, which ends as its channel has closed.
+ */
+#define SPAWNER_WORKERS_PER_VM 2
+#define SPAWNER_WORKERS_SPARE  2
+
+/* Fds of a worker besides its connections: fixed ones, rings, memory, handshakes in passing. */
+#define SPAWNER_WORKER_FILES 96
+
+/* Room of a connection's buffer beyond the guest's tx_buffer_size. */
+#define SPAWNER_BUFFER_EXTRA (32u * 1024)
+
+struct spawner_setup {
+	const struct configuration *configuration;
+	int front_channel;  /* the spawner's end of the pair */
+	int front_pidfd;    /* end of the front ends the spawner */
+	int worker_program; /* O_PATH fd of vsockd-worker */
+};
+
+/*
+ * The size of the memfd for connection buffers that each worker gets, so that
+ * any worker can serve any VM: room for all connections of the hungriest VM.
+ * 0, or -EOVERFLOW for a configuration that no file could hold.
+ */
+int spawner_buffer_size(const struct configuration *configuration, uint64_t *ret_size);
+
+/* Connections and open files that a worker must be able to hold, whichever VM it gets. */
+uint32_t spawner_connections(const struct configuration *configuration);
+uint64_t spawner_files(const struct configuration *configuration);
+
+/*
+ * Drop the privileges that are not needed any more (policy_reduce_spawner()),
+ * then run until SIGTERM or SIGINT (returns 0), until the front ends (returns
+ * its exit code, or EX_SOFTWARE when it was killed) or breaks the protocol, or
+ * until something fails that cannot be mended; the exit code of vsockd is
+ * returned, a log line was written. All workers and the front are killed and
+ * reaped before the return. The caller blocked SIGTERM, SIGINT and SIGCHLD
+ * before the front was forked, and keeps the fds of setup. Ignores SIGPIPE.
+ * Logs.
+ */
+int spawner_run(const struct spawner_setup *setup);

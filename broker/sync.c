@@ -1,0 +1,464 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include <errno.h>
+#include <string.h>
+
+#include "broker/front.h"
+#include "broker/log.h"
+
+/*
+ * A new start for each worker (splitmix64 from a seed of the kernel's): a guest
+ * that still knows ports of a former life is not met under the same ones.
+ */
+static uint32_t next_first_port(struct front *front)
+{
+	uint64_t mixed;
+
+	front->seed += UINT64_C(0x9e3779b97f4a7c15);
+	mixed = (front->seed ^ front->seed >> 30) * UINT64_C(0xbf58476d1ce4e5b9);
+	return (uint32_t)(mixed >> 32);
+}
+
+bool sync_is_idle(const struct device *device)
+{
+	return device->sync.next_step == device->sync.n_steps;
+}
+
+static void add_step(struct sync *sync, enum step_kind kind, uint32_t number)
+{
+	sync->steps[sync->n_steps++] = (struct step){kind, number};
+}
+
+static void clear_steps(struct sync *sync)
+{
+	sync->n_steps = 0;
+	sync->next_step = 0;
+	sync->is_sent = false;
+	sync->status = 0;
+	sync->value = 0;
+	sync->has_value = false;
+}
+
+static void add_ring(struct sync *sync, const struct session *session, uint32_t ring)
+{
+	const struct session_ring *state = &session->rings[ring];
+
+	if (state->fds[SESSION_CALL] >= 0)
+		add_step(sync, STEP_RING_CALL, ring);
+	if (state->fds[SESSION_ERR] >= 0)
+		add_step(sync, STEP_RING_ERROR, ring);
+	if (state->is_enabled)
+		add_step(sync, STEP_RING_ENABLE, ring);
+	if (state->is_started)
+		add_step(sync, STEP_RING_START, ring);
+}
+
+void sync_begin(struct device *device)
+{
+	const struct session *session = &device->session;
+	struct sync *sync = &device->sync;
+
+	clear_steps(sync);
+	add_step(sync, STEP_ASSIGN, 0);
+	if (device->has_failed) {
+		for (uint32_t i = 0; i < SESSION_RINGS; i++)
+			if (session->rings[i].fds[SESSION_ERR] >= 0)
+				add_step(sync, STEP_RING_ERROR, i);
+		add_step(sync, STEP_FAIL, 0);
+		sync_run(device);
+		return;
+	}
+	if (session->has_features)
+		add_step(sync, STEP_FEATURES, 0);
+	for (uint32_t i = 0; i < session->n_regions; i++)
+		add_step(sync, STEP_MEMORY_STAGE, i);
+	add_step(sync, STEP_MEMORY_COMMIT, 0);
+	for (uint32_t i = 0; i < SESSION_RINGS; i++)
+		add_ring(sync, session, i);
+	/*
+	 * The worker that was to stop the ring is gone. Where it was, the used
+	 * ring says; a new one looks there and stops at once.
+	 */
+	if (sync->has_operation && sync->operation.kind == STEP_RING_STOP &&
+	    device->was_running[sync->operation.number]) {
+		add_step(sync, STEP_RING_START, sync->operation.number);
+		add_step(sync, STEP_RING_STOP, sync->operation.number);
+	}
+	sync_run(device);
+}
+
+static void finish_operation(struct device *device, int status, uint32_t value)
+{
+	device->sync.has_operation = false;
+	device_complete(device, status, value);
+}
+
+/* A ring that no worker ran stands where the front-end set it. */
+static uint32_t operation_value(const struct device *device)
+{
+	const struct sync *sync = &device->sync;
+
+	if (sync->has_value || sync->operation.kind != STEP_RING_STOP)
+		return sync->value;
+	return device->session.rings[sync->operation.number].base;
+}
+
+void sync_fail(struct device *device)
+{
+	struct sync *sync = &device->sync;
+
+	clear_steps(sync);
+	if (sync->has_operation)
+		finish_operation(device, 0, operation_value(device));
+}
+
+static int send_region(struct device *device, const struct session_region *region, bool is_staged,
+		       uint32_t sequence)
+{
+	Vsockd__MemoryAdd add = VSOCKD__MEMORY_ADD__INIT;
+	Vsockd__Envelope envelope = VSOCKD__ENVELOPE__INIT;
+
+	add.sequence = sequence;
+	add.guest_address = region->guest_address;
+	add.size = region->size;
+	add.user_address = region->user_address;
+	add.mmap_offset = region->mmap_offset;
+	add.alignment = region->alignment;
+	add.is_staged = is_staged;
+	envelope.body_case = VSOCKD__ENVELOPE__BODY_MEMORY_ADD;
+	envelope.memory_add = &add;
+	return worker_send(device->front, device->worker, &envelope, region->fd);
+}
+
+static int send_memory_remove(struct device *device, uint32_t sequence)
+{
+	const struct session_region *region = &device->sync.removed;
+	Vsockd__MemoryRemove remove = VSOCKD__MEMORY_REMOVE__INIT;
+	Vsockd__Envelope envelope = VSOCKD__ENVELOPE__INIT;
+
+	remove.sequence = sequence;
+	remove.guest_address = region->guest_address;
+	remove.size = region->size;
+	remove.user_address = region->user_address;
+	envelope.body_case = VSOCKD__ENVELOPE__BODY_MEMORY_REMOVE;
+	envelope.memory_remove = &remove;
+	return worker_send(device->front, device->worker, &envelope, -1);
+}
+
+static int send_assign(struct device *device, uint32_t sequence)
+{
+	Vsockd__Assign assign = VSOCKD__ASSIGN__INIT;
+	Vsockd__Envelope envelope = VSOCKD__ENVELOPE__INIT;
+
+	assign.sequence = sequence;
+	assign.guest_cid = device->configuration->guest_cid;
+	assign.buffer_size = device->configuration->tx_buffer_size;
+	assign.max_connections = device->configuration->max_connections;
+	assign.max_handshakes = device->configuration->max_handshakes;
+	assign.first_port = next_first_port(device->front);
+	envelope.body_case = VSOCKD__ENVELOPE__BODY_ASSIGN;
+	envelope.assign = &assign;
+	return worker_send(device->front, device->worker, &envelope, -1);
+}
+
+static int send_ring_start(struct device *device, uint32_t ring, uint32_t sequence)
+{
+	const struct session_ring *state = &device->session.rings[ring];
+	Vsockd__RingStart start = VSOCKD__RING_START__INIT;
+	Vsockd__Envelope envelope = VSOCKD__ENVELOPE__INIT;
+
+	start.sequence = sequence;
+	start.ring = ring;
+	start.num = state->num;
+	start.desc = state->desc;
+	start.used = state->used;
+	start.avail = state->avail;
+	start.avail_index = state->base;
+	start.from_used_index = device->was_running[ring];
+	envelope.body_case = VSOCKD__ENVELOPE__BODY_RING_START;
+	envelope.ring_start = &start;
+	return worker_send(device->front, device->worker, &envelope, state->fds[SESSION_KICK]);
+}
+
+static int send_ring_enable(struct device *device, uint32_t ring, uint32_t sequence)
+{
+	Vsockd__RingEnable enable = VSOCKD__RING_ENABLE__INIT;
+	Vsockd__Envelope envelope = VSOCKD__ENVELOPE__INIT;
+
+	enable.sequence = sequence;
+	enable.ring = ring;
+	enable.is_enabled = device->session.rings[ring].is_enabled;
+	envelope.body_case = VSOCKD__ENVELOPE__BODY_RING_ENABLE;
+	envelope.ring_enable = &enable;
+	return worker_send(device->front, device->worker, &envelope, -1);
+}
+
+/* Messages of nothing but a sequence and a ring, and those of a sequence alone. */
+static int send_ring_fd(struct device *device, uint32_t ring, bool is_call, uint32_t sequence)
+{
+	Vsockd__RingCall call = VSOCKD__RING_CALL__INIT;
+	Vsockd__RingError error = VSOCKD__RING_ERROR__INIT;
+	Vsockd__Envelope envelope = VSOCKD__ENVELOPE__INIT;
+
+	call.sequence = sequence;
+	call.ring = ring;
+	error.sequence = sequence;
+	error.ring = ring;
+	if (is_call) {
+		envelope.body_case = VSOCKD__ENVELOPE__BODY_RING_CALL;
+		envelope.ring_call = &call;
+	} else {
+		envelope.body_case = VSOCKD__ENVELOPE__BODY_RING_ERROR;
+		envelope.ring_error = &error;
+	}
+	return worker_send(device->front, device->worker, &envelope,
+			   device->session.rings[ring].fds[is_call ? SESSION_CALL : SESSION_ERR]);
+}
+
+static int send_ring_stop(struct device *device, uint32_t ring, uint32_t sequence)
+{
+	Vsockd__RingStop stop = VSOCKD__RING_STOP__INIT;
+	Vsockd__Envelope envelope = VSOCKD__ENVELOPE__INIT;
+
+	stop.sequence = sequence;
+	stop.ring = ring;
+	envelope.body_case = VSOCKD__ENVELOPE__BODY_RING_STOP;
+	envelope.ring_stop = &stop;
+	return worker_send(device->front, device->worker, &envelope, -1);
+}
+
+static int send_bare(struct device *device, enum step_kind kind, uint32_t sequence)
+{
+	Vsockd__MemoryCommit commit = VSOCKD__MEMORY_COMMIT__INIT;
+	Vsockd__Features features = VSOCKD__FEATURES__INIT;
+	Vsockd__Reset reset = VSOCKD__RESET__INIT;
+	Vsockd__Fail fail = VSOCKD__FAIL__INIT;
+	Vsockd__Envelope envelope = VSOCKD__ENVELOPE__INIT;
+
+	commit.sequence = sequence;
+	features.sequence = sequence;
+	features.features = device->session.features;
+	reset.sequence = sequence;
+	fail.sequence = sequence;
+	switch (kind) {
+	case STEP_FEATURES:
+		envelope.body_case = VSOCKD__ENVELOPE__BODY_FEATURES;
+		envelope.features = &features;
+		break;
+	case STEP_MEMORY_COMMIT:
+		envelope.body_case = VSOCKD__ENVELOPE__BODY_MEMORY_COMMIT;
+		envelope.memory_commit = &commit;
+		break;
+	case STEP_RESET:
+		envelope.body_case = VSOCKD__ENVELOPE__BODY_RESET;
+		envelope.reset = &reset;
+		break;
+	default:
+		envelope.body_case = VSOCKD__ENVELOPE__BODY_FAIL;
+		envelope.fail = &fail;
+	}
+	return worker_send(device->front, device->worker, &envelope, -1);
+}
+
+static int send_step(struct device *device, const struct step *step, uint32_t sequence)
+{
+	const struct session_region *region = &device->session.regions[step->number];
+
+	switch (step->kind) {
+	case STEP_ASSIGN:
+		return send_assign(device, sequence);
+	case STEP_MEMORY_STAGE:
+		return send_region(device, region, true, sequence);
+	case STEP_MEMORY_ADD:
+		return send_region(device, region, false, sequence);
+	case STEP_MEMORY_REMOVE:
+		return send_memory_remove(device, sequence);
+	case STEP_RING_CALL:
+		return send_ring_fd(device, step->number, true, sequence);
+	case STEP_RING_ERROR:
+		return send_ring_fd(device, step->number, false, sequence);
+	case STEP_RING_ENABLE:
+		return send_ring_enable(device, step->number, sequence);
+	case STEP_RING_START:
+		return send_ring_start(device, step->number, sequence);
+	case STEP_RING_STOP:
+		return send_ring_stop(device, step->number, sequence);
+	case STEP_FEATURES:
+	case STEP_MEMORY_COMMIT:
+	case STEP_RESET:
+	case STEP_FAIL:
+		break;
+	}
+	return send_bare(device, step->kind, sequence);
+}
+
+/* Send the next step if none is under way. A dead worker is told of elsewhere. */
+void sync_run(struct device *device)
+{
+	struct sync *sync = &device->sync;
+
+	if (!device->worker || sync->is_sent || sync_is_idle(device))
+		return;
+	if (send_step(device, &sync->steps[sync->next_step], sync->sequence + 1) != 0)
+		return;
+	sync->sequence++;
+	sync->is_sent = true;
+}
+
+static void note_done(struct device *device, const struct step *step, int status, uint32_t value)
+{
+	struct sync *sync = &device->sync;
+
+	if (status != 0 && sync->status == 0)
+		sync->status = status;
+	if (step->kind == STEP_RING_START && status == 0)
+		device->was_running[step->number] = true;
+	if (step->kind == STEP_RING_STOP) {
+		device->was_running[step->number] = false;
+		sync->value = value;
+		sync->has_value = true;
+	}
+}
+
+static void end_of_steps(struct device *device)
+{
+	struct sync *sync = &device->sync;
+	int status = sync->status;
+	uint32_t value = operation_value(device);
+
+	clear_steps(sync);
+	if (sync->has_operation)
+		finish_operation(device, status, value);
+	else if (status != 0)
+		device_log(device, LOG_ERR, "worker cannot take over the device: %s",
+			   strerror(-status));
+	device_update(device);
+}
+
+const char *sync_done(struct device *device, const Vsockd__Done *done)
+{
+	struct sync *sync = &device->sync;
+
+	if (!sync->is_sent || done->sequence != sync->sequence)
+		return "Done that nobody waits for";
+	if (done->status > 0 || done->status < -4095 || done->value > UINT16_MAX)
+		return "Done with a value out of range";
+	note_done(device, &sync->steps[sync->next_step], done->status, done->value);
+	sync->is_sent = false;
+	sync->next_step++;
+	if (sync_is_idle(device))
+		end_of_steps(device);
+	else
+		sync_run(device);
+	return NULL;
+}
+
+/* ---- what the session asks for ---- */
+
+/*
+ * While a worker is awaited, or being told everything, nothing is to be added:
+ * the session is in its new state already, and all of it will be told.
+ */
+static int begin_operation(struct device *device, enum step_kind kind, uint32_t number)
+{
+	struct sync *sync = &device->sync;
+
+	if (device->has_failed)
+		return 0;
+	sync->has_operation = true;
+	sync->operation = (struct step){kind, number};
+	if (!device->worker)
+		return SESSION_E_PENDING;
+	return 0;
+}
+
+static int one_step(struct device *device, enum step_kind kind, uint32_t number)
+{
+	int r;
+
+	if (device->has_failed && kind == STEP_RING_STOP) {
+		/* session_complete() gives the base, and may not be called from here. */
+		device->sync.has_operation = true;
+		device->sync.operation = (struct step){kind, number};
+		return SESSION_E_PENDING;
+	}
+	r = begin_operation(device, kind, number);
+	if (device->has_failed || r != 0)
+		return r;
+	add_step(&device->sync, kind, number);
+	sync_run(device);
+	return SESSION_E_PENDING;
+}
+
+static int on_features_set(void *context)
+{
+	return one_step(context, STEP_FEATURES, 0);
+}
+
+static int on_memory_replaced(void *context)
+{
+	struct device *device = context;
+	int r = begin_operation(device, STEP_MEMORY_COMMIT, 0);
+
+	if (device->has_failed || r != 0)
+		return r;
+	for (uint32_t i = 0; i < device->session.n_regions; i++)
+		add_step(&device->sync, STEP_MEMORY_STAGE, i);
+	add_step(&device->sync, STEP_MEMORY_COMMIT, 0);
+	sync_run(device);
+	return SESSION_E_PENDING;
+}
+
+static int on_region_added(void *context, const struct session_region *region)
+{
+	struct device *device = context;
+
+	return one_step(device, STEP_MEMORY_ADD, (uint32_t)(region - device->session.regions));
+}
+
+static int on_region_removed(void *context, const struct session_region *region)
+{
+	struct device *device = context;
+
+	device->sync.removed = *region;
+	return one_step(device, STEP_MEMORY_REMOVE, 0);
+}
+
+static int on_ring_started(void *context, uint32_t ring)
+{
+	return one_step(context, STEP_RING_START, ring);
+}
+
+static int on_ring_stopped(void *context, uint32_t ring)
+{
+	return one_step(context, STEP_RING_STOP, ring);
+}
+
+static int on_ring_enabled(void *context, uint32_t ring)
+{
+	return one_step(context, STEP_RING_ENABLE, ring);
+}
+
+static int on_ring_fd_set(void *context, uint32_t ring, enum session_ring_fd which)
+{
+	return one_step(context, which == SESSION_CALL ? STEP_RING_CALL : STEP_RING_ERROR, ring);
+}
+
+static int on_device_reset(void *context)
+{
+	struct device *device = context;
+
+	device->has_driver = false;
+	return one_step(device, STEP_RESET, 0);
+}
+
+const struct session_operations sync_operations = {
+	.features_set = on_features_set,
+	.memory_replaced = on_memory_replaced,
+	.region_added = on_region_added,
+	.region_removed = on_region_removed,
+	.ring_started = on_ring_started,
+	.ring_stopped = on_ring_stopped,
+	.ring_enabled = on_ring_enabled,
+	.ring_fd_set = on_ring_fd_set,
+	.device_reset = on_device_reset,
+};

@@ -1,0 +1,487 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * The real spawner, with the helper for a worker. This process speaks for the
+ * front; a process that only waits dies for it.
+ */
+#include <errno.h>
+#include <fcntl.h>
+#include <setjmp.h>
+#include <signal.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <sys/syscall.h>
+#include <sys/time.h>
+#include <sys/un.h>
+#include <sys/wait.h>
+#include <sysexits.h>
+#include <unistd.h>
+
+#include <cmocka.h>
+
+#include "broker/configuration.h"
+#include "broker/listener.h"
+#include "broker/log.h"
+#include "broker/spawner.h"
+#include "policy/start.h"
+#include "tests/sandbox/sandbox.h"
+
+#define N_VMS	      1
+#define N_WORKERS_MAX (N_VMS * SPAWNER_WORKERS_PER_VM + SPAWNER_WORKERS_SPARE)
+#define STREAM	      1
+
+static int program; /* the helper */
+static char directory[64];
+
+struct bench {
+	pid_t spawner;
+	pid_t front;
+	int channel;
+	char path[sizeof(directory) + 8]; /* uds_path of the one VM */
+};
+
+static void limit_wait(int fd)
+{
+	struct timeval limit = {.tv_sec = SANDBOX_SECONDS};
+
+	assert_int_equal(setsockopt(fd, SOL_SOCKET, SO_RCVTIMEO, &limit, sizeof(limit)), 0);
+}
+
+/* In its own process, like the spawner's part of vsockd's main(). */
+static _Noreturn void be_spawner(int channel, int report, char *path)
+{
+	struct vm_configuration vm = {
+		.guest_cid = 3,
+		.uds_path = path,
+		.tx_buffer_size = 65536,
+		.max_connections = 8,
+	};
+	struct configuration configuration = {
+		.vms = &vm,
+		.n_vms = N_VMS,
+		.insecure = sandbox_has_namespaces() ? 0 : POLICY_INSECURE_NO_NAMESPACES,
+	};
+	struct spawner_setup setup = {
+		.configuration = &configuration,
+		.front_channel = channel,
+		.worker_program = program,
+	};
+	sigset_t signals;
+	pid_t front;
+
+	(void)alarm(2 * SANDBOX_SECONDS);
+	(void)sigemptyset(&signals);
+	(void)sigaddset(&signals, SIGTERM);
+	(void)sigaddset(&signals, SIGINT);
+	(void)sigaddset(&signals, SIGCHLD);
+	(void)sigprocmask(SIG_BLOCK, &signals, NULL);
+	log_open(LOG_ERR);
+	front = fork();
+	if (!front) {
+		close(channel);
+		for (;;)
+			(void)pause();
+	}
+	if (write(report, &front, sizeof(front)) != sizeof(front))
+		_exit(99);
+	setup.front_pidfd = (int)syscall(SYS_pidfd_open, front, 0u);
+	_exit(spawner_run(&setup));
+}
+
+static void bench_start(struct bench *ret_bench)
+{
+	struct bench bench;
+	int pair[2], report[2];
+
+	(void)snprintf(bench.path, sizeof(bench.path), "%s/vm", directory);
+	assert_int_equal(socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, pair), 0);
+	assert_int_equal(pipe2(report, O_CLOEXEC), 0);
+	bench.spawner = fork();
+	assert_true(bench.spawner >= 0);
+	if (!bench.spawner) {
+		close(pair[0]);
+		be_spawner(pair[1], report[1], bench.path);
+	}
+	close(pair[1]);
+	close(report[1]);
+	assert_int_equal(read(report[0], &bench.front, sizeof(bench.front)), sizeof(bench.front));
+	close(report[0]);
+	limit_wait(pair[0]);
+	bench.channel = pair[0];
+	*ret_bench = bench;
+}
+
+static int bench_end(struct bench *bench)
+{
+	int status;
+
+	assert_int_equal(waitpid(bench->spawner, &status, 0), bench->spawner);
+	close(bench->channel);
+	/* The front was a child of the spawner, which has waited for it. */
+	assert_int_equal(kill(bench->front, 0), -1);
+	assert_true(WIFEXITED(status));
+	return WEXITSTATUS(status);
+}
+
+static void bench_stop(struct bench *bench)
+{
+	assert_int_equal(kill(bench->spawner, SIGTERM), 0);
+	assert_int_equal(bench_end(bench), EX_OK);
+}
+
+static void ask(const struct bench *bench, struct spawner_request request)
+{
+	assert_int_equal(send(bench->channel, &request, sizeof(request), 0), sizeof(request));
+}
+
+static struct spawner_reply await_reply(const struct bench *bench, int *ret_fd)
+{
+	union {
+		struct cmsghdr header;
+		char room[CMSG_SPACE(sizeof(int))];
+	} control;
+	struct spawner_reply reply;
+	struct iovec part = {&reply, sizeof(reply)};
+	struct msghdr message = {
+		.msg_iov = &part,
+		.msg_iovlen = 1,
+		.msg_control = &control,
+		.msg_controllen = sizeof(control.room),
+	};
+
+	assert_int_equal(recvmsg(bench->channel, &message, MSG_CMSG_CLOEXEC), sizeof(reply));
+	*ret_fd = -1;
+	if (message.msg_controllen) {
+		memcpy(ret_fd, CMSG_DATA(&control.header), sizeof(*ret_fd));
+		limit_wait(*ret_fd);
+		/* Created non-blocking for an event loop; these tests rather wait. */
+		assert_true(fcntl(*ret_fd, F_GETFL) & O_NONBLOCK);
+		assert_int_equal(fcntl(*ret_fd, F_SETFL, 0), 0);
+	}
+	return reply;
+}
+
+static struct spawner_reply expect_spawned(const struct bench *bench, uint64_t token, int *ret_fd)
+{
+	struct spawner_reply reply;
+
+	ask(bench, (struct spawner_request){.kind = SPAWNER_SPAWN, .token = token});
+	reply = await_reply(bench, ret_fd);
+	assert_int_equal(reply.kind, SPAWNER_SPAWNED);
+	assert_int_equal(reply.token, token);
+	return reply;
+}
+
+static void expect_ready(int channel)
+{
+	char text[16] = {0};
+
+	assert_int_equal(recv(channel, text, sizeof(text), 0), 5);
+	assert_string_equal(text, "READY");
+}
+
+static void test_a_spawned_worker_is_ready_and_its_stop_is_told(void **state)
+{
+	struct spawner_reply spawned, exited;
+	struct bench bench;
+	int channel, none;
+	char byte;
+
+	(void)state;
+	bench_start(&bench);
+	spawned = expect_spawned(&bench, UINT64_C(0x1122334455667788), &channel);
+	assert_int_equal(spawned.error, 0);
+	assert_true(channel >= 0);
+	expect_ready(channel);
+	ask(&bench, (struct spawner_request){.kind = SPAWNER_STOP, .number = spawned.number});
+	exited = await_reply(&bench, &none);
+	assert_int_equal(exited.kind, SPAWNER_EXITED);
+	assert_int_equal(exited.number, spawned.number);
+	assert_true(WIFSIGNALED(exited.error));
+	assert_int_equal(WTERMSIG(exited.error), SIGKILL);
+	assert_int_equal(none, -1);
+	assert_int_equal(recv(channel, &byte, 1, 0), 0);
+	close(channel);
+
+	/* A stop that crossed the end is no offence, and numbers are new each time. */
+	ask(&bench, (struct spawner_request){.kind = SPAWNER_STOP, .number = spawned.number});
+	assert_int_not_equal(expect_spawned(&bench, 2, &channel).number, spawned.number);
+	expect_ready(channel);
+	close(channel);
+	bench_stop(&bench);
+}
+
+static void test_the_exit_code_of_a_worker_is_told(void **state)
+{
+	struct spawner_reply exited;
+	struct bench bench;
+	int channel, none;
+
+	(void)state;
+	bench_start(&bench);
+	(void)expect_spawned(&bench, 1, &channel);
+	expect_ready(channel);
+	assert_int_equal(send(channel, "q", 1, 0), 1);
+	exited = await_reply(&bench, &none);
+	assert_int_equal(exited.kind, SPAWNER_EXITED);
+	assert_true(WIFEXITED(exited.error));
+	assert_int_equal(WEXITSTATUS(exited.error), 7);
+	close(channel);
+	bench_stop(&bench);
+}
+
+static void test_workers_beyond_the_limit_are_refused(void **state)
+{
+	int channels[N_WORKERS_MAX], none;
+	struct spawner_reply reply;
+	struct bench bench;
+
+	(void)state;
+	bench_start(&bench);
+	for (size_t i = 0; i < N_WORKERS_MAX; i++) {
+		assert_int_equal(expect_spawned(&bench, i, &channels[i]).error, 0);
+		expect_ready(channels[i]);
+	}
+	assert_int_equal(expect_spawned(&bench, 9, &none).error, EAGAIN);
+	assert_int_equal(none, -1);
+
+	close(channels[0]); /* the worker ends with its channel */
+	reply = await_reply(&bench, &none);
+	assert_int_equal(reply.kind, SPAWNER_EXITED);
+	assert_int_equal(reply.error, 0);
+	assert_int_equal(expect_spawned(&bench, 10, &channels[0]).error, 0);
+	expect_ready(channels[0]);
+	for (size_t i = 0; i < N_WORKERS_MAX; i++)
+		close(channels[i]);
+	bench_stop(&bench);
+}
+
+static struct spawner_reply expect_connected(const struct bench *bench, uint32_t port,
+					     uint32_t type, int *ret_fd)
+{
+	struct spawner_reply reply;
+
+	ask(bench, (struct spawner_request){
+			   .kind = SPAWNER_CONNECT, .number = port, .type = type, .token = 5});
+	reply = await_reply(bench, ret_fd);
+	assert_int_equal(reply.kind, SPAWNER_CONNECTED);
+	assert_int_equal(reply.device, 0);
+	assert_int_equal(reply.number, port);
+	assert_int_equal(reply.token, 5);
+	return reply;
+}
+
+static void test_a_host_socket_is_connected_by_its_port(void **state)
+{
+	struct listener_failure failure;
+	struct listener listener;
+	char path[128], byte;
+	struct bench bench;
+	int fd, peer;
+
+	(void)state;
+	bench_start(&bench);
+	(void)snprintf(path, sizeof(path), "%s_4294967295", bench.path);
+	assert_int_equal(listener_open(path, &listener, &failure), 0);
+	assert_int_equal(expect_connected(&bench, UINT32_MAX, STREAM, &fd).error, 0);
+	assert_true(fd >= 0);
+	peer = accept(listener.fd, NULL, NULL);
+	assert_true(peer >= 0);
+	assert_int_equal(send(peer, "x", 1, 0), 1);
+	assert_int_equal(recv(fd, &byte, 1, 0), 1);
+	assert_int_equal(byte, 'x');
+	close(peer);
+	close(fd);
+
+	assert_int_equal(expect_connected(&bench, 1, STREAM, &fd).error, ENOENT);
+	assert_int_equal(fd, -1);
+	listener_close(&listener);
+	assert_int_equal(expect_connected(&bench, UINT32_MAX, STREAM, &fd).error, ECONNREFUSED);
+	assert_int_equal(expect_connected(&bench, UINT32_MAX, 2, &fd).error, EPROTONOSUPPORT);
+	listener_unlink(&listener);
+	bench_stop(&bench);
+}
+
+static void test_a_full_backlog_is_told(void **state)
+{
+	struct sockaddr_un address = {.sun_family = AF_UNIX};
+	int listener = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
+	int fds[8], error = 0;
+	struct bench bench;
+	size_t n = 0;
+
+	(void)state;
+	bench_start(&bench);
+	(void)snprintf(address.sun_path, sizeof(address.sun_path), "%s_7", bench.path);
+	assert_int_equal(bind(listener, (struct sockaddr *)&address, sizeof(address)), 0);
+	assert_int_equal(listen(listener, 1), 0);
+	while (n < 8 && !error) {
+		error = expect_connected(&bench, 7, STREAM, &fds[n]).error;
+		n += !error;
+	}
+	assert_int_equal(error, EAGAIN);
+	while (n)
+		close(fds[--n]);
+	close(listener);
+	(void)unlink(address.sun_path);
+	bench_stop(&bench);
+}
+
+static void test_whatever_is_not_permitted_ends_everything(void **state)
+{
+	static const struct spawner_request requests[] = {
+		{.kind = 0},
+		{.kind = 4},
+		{.kind = UINT32_MAX},
+		{.kind = SPAWNER_SPAWN, .device = 1},
+		{.kind = SPAWNER_SPAWN, .number = 1},
+		{.kind = SPAWNER_SPAWN, .type = 1},
+		{.kind = SPAWNER_STOP, .number = 0}, /* none was started yet */
+		{.kind = SPAWNER_STOP, .number = UINT32_MAX},
+		{.kind = SPAWNER_CONNECT, .device = N_VMS, .type = STREAM},
+		{.kind = SPAWNER_CONNECT, .device = UINT32_MAX, .type = STREAM},
+		{.kind = SPAWNER_CONNECT, .type = 0},
+		{.kind = SPAWNER_CONNECT, .type = 3},
+	};
+
+	(void)state;
+	for (size_t i = 0; i < sizeof(requests) / sizeof(requests[0]); i++) {
+		struct bench bench;
+
+		bench_start(&bench);
+		ask(&bench, requests[i]);
+		assert_int_equal(bench_end(&bench), EX_SOFTWARE);
+	}
+}
+
+static void test_a_request_of_a_wrong_size_ends_everything(void **state)
+{
+	static const char bytes[sizeof(struct spawner_request) + 1] = {SPAWNER_SPAWN};
+	static const size_t lengths[] = {1, sizeof(bytes) - 2, sizeof(bytes)};
+
+	(void)state;
+	for (size_t i = 0; i < sizeof(lengths) / sizeof(lengths[0]); i++) {
+		struct bench bench;
+
+		bench_start(&bench);
+		assert_int_equal(send(bench.channel, bytes, lengths[i], 0), lengths[i]);
+		assert_int_equal(bench_end(&bench), EX_SOFTWARE);
+	}
+}
+
+static void test_a_request_with_an_fd_ends_everything(void **state)
+{
+	struct spawner_request request = {.kind = SPAWNER_SPAWN};
+	union {
+		struct cmsghdr header;
+		char room[CMSG_SPACE(sizeof(int))];
+	} control = {.header = {.cmsg_len = CMSG_LEN(sizeof(int)),
+				.cmsg_level = SOL_SOCKET,
+				.cmsg_type = SCM_RIGHTS}};
+	struct iovec part = {&request, sizeof(request)};
+	struct msghdr message = {
+		.msg_iov = &part,
+		.msg_iovlen = 1,
+		.msg_control = &control,
+		.msg_controllen = sizeof(control.room),
+	};
+	struct bench bench;
+
+	(void)state;
+	bench_start(&bench);
+	memset(CMSG_DATA(&control.header), 0, sizeof(int)); /* stdin */
+	assert_int_equal(sendmsg(bench.channel, &message, 0), sizeof(request));
+	assert_int_equal(bench_end(&bench), EX_SOFTWARE);
+}
+
+static void test_the_death_of_the_front_ends_the_workers(void **state)
+{
+	struct bench bench;
+	int channel;
+	char byte;
+
+	(void)state;
+	bench_start(&bench);
+	(void)expect_spawned(&bench, 1, &channel);
+	expect_ready(channel);
+	assert_int_equal(kill(bench.front, SIGKILL), 0);
+	assert_int_equal(bench_end(&bench), EX_SOFTWARE);
+	assert_int_equal(recv(channel, &byte, 1, 0), 0);
+	close(channel);
+}
+
+/* A front that asks and never reads: its replies fill the channel. */
+static void test_a_front_that_does_not_read_cannot_hold_up_the_end(void **state)
+{
+	struct spawner_request request = {.kind = SPAWNER_CONNECT, .type = STREAM};
+	struct bench bench;
+	size_t n = 0;
+
+	(void)state;
+	bench_start(&bench);
+	assert_int_equal(fcntl(bench.channel, F_SETFL, O_NONBLOCK), 0);
+	while (n < 100000 && send(bench.channel, &request, sizeof(request), 0) > 0)
+		n++;
+	assert_int_equal(errno, EAGAIN);
+	bench_stop(&bench);
+}
+
+static void test_the_buffer_holds_all_connections_of_the_hungriest_vm(void **state)
+{
+	struct vm_configuration vms[] = {
+		{.tx_buffer_size = 256 * 1024, .max_connections = 10},
+		{.tx_buffer_size = 1000, .max_connections = 4096},
+	};
+	struct configuration configuration = {.vms = vms, .n_vms = 2};
+	uint64_t size = 77;
+
+	(void)state;
+	assert_int_equal(spawner_buffer_size(&configuration, &size), 0);
+	assert_true(size >= UINT64_C(4096) * (1000 + SPAWNER_BUFFER_EXTRA));
+	assert_int_equal(size % (uint64_t)sysconf(_SC_PAGESIZE), 0);
+	assert_int_equal(spawner_files(&configuration), 4096 + SPAWNER_WORKER_FILES);
+
+	size = 77;
+	vms[0].tx_buffer_size = vms[0].max_connections = UINT32_MAX;
+	assert_int_equal(spawner_buffer_size(&configuration, &size), -EOVERFLOW);
+	assert_int_equal(size, 77);
+}
+
+static int run(void)
+{
+	const struct CMUnitTest tests[] = {
+		cmocka_unit_test(test_a_spawned_worker_is_ready_and_its_stop_is_told),
+		cmocka_unit_test(test_the_exit_code_of_a_worker_is_told),
+		cmocka_unit_test(test_workers_beyond_the_limit_are_refused),
+		cmocka_unit_test(test_a_host_socket_is_connected_by_its_port),
+		cmocka_unit_test(test_a_full_backlog_is_told),
+		cmocka_unit_test(test_whatever_is_not_permitted_ends_everything),
+		cmocka_unit_test(test_a_request_of_a_wrong_size_ends_everything),
+		cmocka_unit_test(test_a_request_with_an_fd_ends_everything),
+		cmocka_unit_test(test_the_death_of_the_front_ends_the_workers),
+		cmocka_unit_test(test_a_front_that_does_not_read_cannot_hold_up_the_end),
+		cmocka_unit_test(test_the_buffer_holds_all_connections_of_the_hungriest_vm),
+	};
+	int failures;
+
+	(void)snprintf(directory, sizeof(directory), "/tmp/vsockd-spawner-XXXXXX");
+	if (!mkdtemp(directory))
+		return 1;
+	failures = cmocka_run_group_tests(tests, NULL, NULL);
+	(void)rmdir(directory);
+	return failures;
+}
+
+int main(int argc, char **argv)
+{
+	program = argc == 2 ? open(argv[1], O_PATH | O_CLOEXEC) : -1;
+	if (program < 0) {
+		(void)fprintf(stderr, "usage: test_spawner HELPER\n");
+		return 1;
+	}
+	return sandbox_run_as_both(run);
+}

@@ -1,0 +1,827 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include <cmocka.h>
+#include <fcntl.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <sys/un.h>
+#include <sysexits.h>
+#include <syslog.h>
+#include <unistd.h>
+
+#include "broker/configuration.h"
+#include "policy/policy.h"
+
+#define ARGUMENTS_MAX 600
+#define LEN_96_BYTES                                                                               \
+	"/aaaaaaaaaaaaaaaaaaa/aaaaaaaaaaaaaaaaaaa/aaaaaaaaaaaaaaaaaaa/aaaaaaaaaaaaaaaaaaa/"        \
+	"aaaaaaaaaaaaaaa"
+#define LEN_107_BYTES LEN_96_BYTES "bbbbbbbbbbb"
+
+/* text is split at blanks; "''" stands for an empty argument. */
+static int parse(const char *text, struct configuration *ret, struct configuration_error *ret_error)
+{
+	static char program[] = "vsockd";
+	char *argv[ARGUMENTS_MAX] = {program};
+	char *copy = strdup(text);
+	char *rest = copy;
+	int argc = 1;
+	int r;
+
+	assert_non_null(copy);
+	while (rest && *rest) {
+		char *argument = strsep(&rest, " ");
+
+		if (strcmp(argument, "''") == 0)
+			*argument = '\0';
+		assert_true(argc < ARGUMENTS_MAX - 1);
+		argv[argc++] = argument;
+	}
+	r = configuration_parse(argc, argv, ret, ret_error);
+	free(copy);
+	return r;
+}
+
+static struct configuration parse_good(const char *text)
+{
+	struct configuration configuration;
+	struct configuration_error error = {"untouched"};
+	int r = parse(text, &configuration, &error);
+
+	if (r)
+		fail_msg("\"%s\" was refused: %s", text, error.text);
+	assert_string_equal(error.text, "untouched");
+	return configuration;
+}
+
+struct refusal {
+	const char *arguments;
+	int code;
+	const char *message;
+};
+
+static void check_refusals(const struct refusal *refusals, size_t n_refusals)
+{
+	for (size_t i = 0; i < n_refusals; i++) {
+		const struct refusal *refusal = &refusals[i];
+		struct configuration configuration = {.n_vms = 77};
+		struct configuration_error error = {""};
+		int r = parse(refusal->arguments, &configuration, &error);
+
+		if (r != refusal->code)
+			fail_msg("\"%s\": %d instead of %d: %s", refusal->arguments, r,
+				 refusal->code, error.text);
+		assert_string_equal(error.text, refusal->message);
+		assert_int_equal(configuration.n_vms, 77);
+	}
+}
+
+#define CHECK_REFUSALS(refusals) check_refusals(refusals, sizeof(refusals) / sizeof(refusals[0]))
+
+static void assert_vm(const struct vm_configuration *vm, uint64_t guest_cid, const char *socket,
+		      const char *uds_path)
+{
+	assert_int_equal(vm->guest_cid, guest_cid);
+	assert_string_equal(vm->socket, socket);
+	assert_int_equal(vm->socket_fd, -1);
+	assert_string_equal(vm->uds_path, uds_path);
+}
+
+static void test_one_vm_with_the_least_options_gets_the_defaults(void **state)
+{
+	struct configuration c = parse_good("--socket /tmp/vhost.socket --uds-path /tmp/vm.vsock");
+
+	(void)state;
+	assert_int_equal(c.action, CONFIGURATION_RUN);
+	assert_int_equal(c.n_vms, 1);
+	assert_vm(&c.vms[0], 3, "/tmp/vhost.socket", "/tmp/vm.vsock");
+	assert_int_equal(c.vms[0].tx_buffer_size, 262144);
+	assert_int_equal(c.vms[0].queue_size, 1024);
+	assert_int_equal(c.vms[0].max_connections, 4096);
+	assert_int_equal(c.vms[0].max_handshakes, 512);
+	assert_int_equal(c.vms[0].n_groups, 1);
+	assert_string_equal(c.vms[0].groups[0], "default");
+	assert_int_equal(c.log_level, LOG_INFO);
+	assert_int_equal(c.insecure, 0);
+	assert_null(c.worker);
+	configuration_free(&c);
+}
+
+static void test_every_option_of_one_vm_is_taken(void **state)
+{
+	struct configuration c = parse_good(
+		"--guest-cid=4294967294 --socket=s --uds-path=u --tx-buffer-size=4096 "
+		"--queue-size=32768 --groups=a+b+c --max-connections=65536 --max-handshakes=1 "
+		"--log-level=debug --worker=/opt/worker --insecure-no-namespaces "
+		"--insecure-no-seccomp");
+
+	(void)state;
+	assert_vm(&c.vms[0], 4294967294, "s", "u");
+	assert_int_equal(c.vms[0].tx_buffer_size, 4096);
+	assert_int_equal(c.vms[0].queue_size, 32768);
+	assert_int_equal(c.vms[0].max_connections, 65536);
+	assert_int_equal(c.vms[0].max_handshakes, 1);
+	assert_int_equal(c.vms[0].n_groups, 3);
+	assert_string_equal(c.vms[0].groups[0], "a");
+	assert_string_equal(c.vms[0].groups[2], "c");
+	assert_int_equal(c.log_level, LOG_DEBUG);
+	assert_string_equal(c.worker, "/opt/worker");
+	assert_int_equal(c.insecure, POLICY_INSECURE_NO_NAMESPACES | POLICY_INSECURE_NO_SECCOMP);
+	configuration_free(&c);
+}
+
+static void test_every_key_of_vm_is_taken_in_both_spellings(void **state)
+{
+	struct configuration c = parse_good(
+		"--vm guest_cid=4,socket=s4,uds_path=u4,tx_buffer_size=16777216,queue_size=1,"
+		"groups=a,max_connections=1,max_handshakes=65536 "
+		"--vm groups=b+c,max-handshakes=2,max-connections=3,queue-size=256,"
+		"tx-buffer-size=8192,uds-path=u=5,socket=s5,guest-cid=5");
+
+	(void)state;
+	assert_int_equal(c.n_vms, 2);
+	assert_vm(&c.vms[0], 4, "s4", "u4");
+	assert_int_equal(c.vms[0].tx_buffer_size, 16777216);
+	assert_int_equal(c.vms[0].queue_size, 1);
+	assert_int_equal(c.vms[0].max_connections, 1);
+	assert_int_equal(c.vms[0].max_handshakes, 65536);
+	assert_vm(&c.vms[1], 5, "s5", "u=5");
+	assert_int_equal(c.vms[1].tx_buffer_size, 8192);
+	assert_int_equal(c.vms[1].queue_size, 256);
+	assert_int_equal(c.vms[1].max_connections, 3);
+	assert_int_equal(c.vms[1].max_handshakes, 2);
+	assert_int_equal(c.vms[1].n_groups, 2);
+	assert_string_equal(c.vms[1].groups[1], "c");
+	configuration_free(&c);
+}
+
+/* The uses that vhost-device-vsock's README shows for its unix-socket back-end. */
+static void test_the_documented_uses_of_vhost_device_vsock_work(void **state)
+{
+	static const struct {
+		const char *arguments;
+		size_t n_vms;
+		uint64_t last_cid;
+		const char *last_socket;
+		const char *last_uds_path;
+		uint32_t last_tx_buffer_size;
+		const char *last_groups[2];
+	} uses[] = {
+		{"--guest-cid=4 --socket=/tmp/vhost4.socket --uds-path=/tmp/vm4.vsock",
+		 1,
+		 4,
+		 "/tmp/vhost4.socket",
+		 "/tmp/vm4.vsock",
+		 262144,
+		 {"default"}},
+		{"--guest-cid 4 --socket /tmp/vhost4.socket --uds-path /tmp/vm4.vsock "
+		 "--tx-buffer-size 65536 --queue-size 1024 --groups group1+groupA",
+		 1,
+		 4,
+		 "/tmp/vhost4.socket",
+		 "/tmp/vm4.vsock",
+		 65536,
+		 {"group1", "groupA"}},
+		{"--vm guest-cid=3,socket=/tmp/vhost3.socket,uds-path=/tmp/vm3.vsock,"
+		 "groups=group1+groupA "
+		 "--vm guest-cid=4,socket=/tmp/vhost4.socket,uds-path=/tmp/vm4.vsock,"
+		 "tx-buffer-size=32768,queue-size=256",
+		 2,
+		 4,
+		 "/tmp/vhost4.socket",
+		 "/tmp/vm4.vsock",
+		 32768,
+		 {"default"}},
+		{"--vm guest-cid=4,uds-path=/tmp/vm4.vsock,socket=/tmp/vhost4.socket",
+		 1,
+		 4,
+		 "/tmp/vhost4.socket",
+		 "/tmp/vm4.vsock",
+		 262144,
+		 {"default"}},
+		{"--vm guest-cid=4,uds-path=/tmp/vm4.vsock,socket=/tmp/vhost4.socket,"
+		 "tx-buffer-size=65536,queue-size=1024",
+		 1,
+		 4,
+		 "/tmp/vhost4.socket",
+		 "/tmp/vm4.vsock",
+		 65536,
+		 {"default"}},
+		{"--vm guest-cid=3,uds-path=/tmp/vm3.vsock,socket=/tmp/vhost3.socket,"
+		 "groups=group1+group2 "
+		 "--vm guest-cid=4,uds-path=/tmp/vm4.vsock,socket=/tmp/vhost4.socket,groups=group1",
+		 2,
+		 4,
+		 "/tmp/vhost4.socket",
+		 "/tmp/vm4.vsock",
+		 262144,
+		 {"group1"}},
+		{"--vm socket=/tmp/vhost3.socket,uds_path=/tmp/vm3.vsock "
+		 "--vm socket=/tmp/vhost4.socket,uds-path=/tmp/vm4.vsock,guest-cid=4,"
+		 "tx_buffer_size=65536,queue_size=1024,groups=group1 "
+		 "--vm groups=group2+group3,guest-cid=5,socket=/tmp/vhost5.socket,"
+		 "uds_path=/tmp/vm5.vsock,tx-buffer-size=32768,queue_size=256",
+		 3,
+		 5,
+		 "/tmp/vhost5.socket",
+		 "/tmp/vm5.vsock",
+		 32768,
+		 {"group2", "group3"}},
+	};
+
+	(void)state;
+	for (size_t i = 0; i < sizeof(uses) / sizeof(uses[0]); i++) {
+		struct configuration c = parse_good(uses[i].arguments);
+		const struct vm_configuration *last = &c.vms[c.n_vms - 1];
+
+		assert_int_equal(c.n_vms, uses[i].n_vms);
+		assert_vm(last, uses[i].last_cid, uses[i].last_socket, uses[i].last_uds_path);
+		assert_int_equal(last->tx_buffer_size, uses[i].last_tx_buffer_size);
+		assert_int_equal(last->n_groups, uses[i].last_groups[1] ? 2 : 1);
+		for (size_t group = 0; group < last->n_groups; group++)
+			assert_string_equal(last->groups[group], uses[i].last_groups[group]);
+		configuration_free(&c);
+	}
+}
+
+static void test_socket_path_is_another_name_of_socket(void **state)
+{
+	struct configuration c = parse_good("--socket-path=/run/a --uds-path=/run/b");
+
+	(void)state;
+	assert_vm(&c.vms[0], 3, "/run/a", "/run/b");
+	configuration_free(&c);
+}
+
+static void test_fd_stands_in_for_the_socket(void **state)
+{
+	struct configuration c = parse_good("--fd=7 --uds-path=/run/b");
+
+	(void)state;
+	assert_int_equal(c.vms[0].socket_fd, 7);
+	assert_null(c.vms[0].socket);
+	configuration_free(&c);
+}
+
+static void test_print_capabilities_wins_over_everything_else(void **state)
+{
+	struct configuration c = parse_good("--nonsense --vm x --print-capabilities more");
+
+	(void)state;
+	assert_int_equal(c.action, CONFIGURATION_CAPABILITIES);
+	assert_int_equal(c.n_vms, 0);
+	configuration_free(&c);
+	assert_string_equal(configuration_capabilities, "{\"type\": \"vsock\"}\n");
+}
+
+static void test_help_and_version_end_the_command_line(void **state)
+{
+	struct configuration c = parse_good("--socket a --help --nonsense");
+
+	(void)state;
+	assert_int_equal(c.action, CONFIGURATION_HELP);
+	assert_int_equal(c.n_vms, 0);
+	configuration_free(&c);
+	c = parse_good("--version --nonsense");
+	assert_int_equal(c.action, CONFIGURATION_VERSION);
+	configuration_free(&c);
+}
+
+static void test_no_line_of_the_help_is_wider_than_80_columns(void **state)
+{
+	size_t column = 0;
+
+	(void)state;
+	for (const char *c = configuration_help; *c; c++) {
+		column = *c == '\n' ? 0 : column + 1;
+		assert_true(column <= 80);
+	}
+	assert_int_equal(column, 0);
+}
+
+static void test_a_malformed_command_line_is_refused_with_usage(void **state)
+{
+	static const struct refusal refusals[] = {
+		{"", EX_USAGE,
+		 "no VM was given; add --socket PATH and --uds-path PATH, or --vm; "
+		 "see vsockd --help"},
+		{"--log-level debug", EX_USAGE,
+		 "no VM was given; add --socket PATH and --uds-path PATH, or --vm; "
+		 "see vsockd --help"},
+		{"--forward-cid 1", EX_USAGE,
+		 "unknown option \"--forward-cid\"; see vsockd --help"},
+		{"--forward-listen=9001+9002", EX_USAGE,
+		 "unknown option \"--forward-listen=9001+9002\"; see vsockd --help"},
+		{"--config vms.yaml", EX_USAGE, "unknown option \"--config\"; see vsockd --help"},
+		{"--guest 3", EX_USAGE, "unknown option \"--guest\"; see vsockd --help"},
+		{"--guest=3", EX_USAGE, "unknown option \"--guest=3\"; see vsockd --help"},
+		{"--insecure-no-seccom", EX_USAGE,
+		 "unknown option \"--insecure-no-seccom\"; see vsockd --help"},
+		{"--insecure", EX_USAGE, "unknown option \"--insecure\"; see vsockd --help"},
+		{"-s /tmp/s", EX_USAGE, "unknown option \"-s\"; see vsockd --help"},
+		{"--socket", EX_USAGE, "\"--socket\" needs a value; see vsockd --help"},
+		{"--insecure-no-seccomp=1", EX_USAGE,
+		 "\"--insecure-no-seccomp=1\": this option takes no value"},
+		{"--socket s extra", EX_USAGE, "unexpected argument \"extra\"; see vsockd --help"},
+		{"--socket s -- extra", EX_USAGE,
+		 "unexpected argument \"extra\"; see vsockd --help"},
+		{"--socket s - --uds-path u", EX_USAGE,
+		 "unexpected argument \"-\"; see vsockd --help"},
+		{"''", EX_USAGE, "unexpected argument \"\"; see vsockd --help"},
+		{"--socket s --socket-path s", EX_USAGE,
+		 "--socket is given more than once (--socket-path is the same)"},
+		{"--guest-cid 3 --guest-cid 3", EX_USAGE, "--guest-cid is given more than once"},
+		{"--socket s --fd 3 --uds-path u", EX_USAGE,
+		 "--socket and --fd exclude each other; give one of them"},
+		{"--vm socket=s,uds-path=u --guest-cid 4", EX_USAGE,
+		 "--guest-cid describes a single VM and cannot be given with --vm; "
+		 "use one of the two forms"},
+		{"--fd 4 --vm socket=s,uds-path=u", EX_USAGE,
+		 "--fd describes a single VM and cannot be given with --vm; "
+		 "use one of the two forms"},
+		{"--uds-path u", EX_USAGE,
+		 "vm 3: no socket was given; add --socket PATH or --fd FDNUM"},
+		{"--guest-cid 9 --socket s", EX_USAGE,
+		 "vm 9: no uds-path was given; add --uds-path PATH"},
+		{"--vm guest-cid=9,uds-path=u", EX_USAGE,
+		 "vm 9: no socket was given; add socket=PATH to its --vm"},
+		{"--vm socket=s", EX_USAGE,
+		 "vm 3: no uds-path was given; add uds-path=PATH to its --vm"},
+		{"--vm socket", EX_USAGE,
+		 "--vm \"socket\": \"socket\" is not KEY=VALUE (a value cannot contain a comma)"},
+		{"--vm socket=s,", EX_USAGE,
+		 "--vm \"socket=s,\": \"\" is not KEY=VALUE (a value cannot contain a comma)"},
+		{"--vm ''", EX_USAGE,
+		 "--vm \"\": \"\" is not KEY=VALUE (a value cannot contain a comma)"},
+		{"--vm socket=s,socket=t,uds-path=u", EX_USAGE,
+		 "--vm \"socket=s,socket=t,uds-path=u\": key socket is given more than once"},
+		{"--vm forward_cid=1,socket=s", EX_USAGE,
+		 "--vm \"forward_cid=1,socket=s\": unknown key \"forward-cid\"; known are "
+		 "guest-cid, socket, uds-path, tx-buffer-size, queue-size, groups, "
+		 "max-connections and max-handshakes"},
+		{"--vm fd=3,uds-path=u", EX_USAGE,
+		 "--vm \"fd=3,uds-path=u\": unknown key \"fd\"; known are "
+		 "guest-cid, socket, uds-path, tx-buffer-size, queue-size, groups, "
+		 "max-connections and max-handshakes"},
+		{"--socket s --uds-path u --log-level loud", EX_USAGE,
+		 "log-level \"loud\": unknown; give error, warning, notice, info or debug"},
+		{"--socket s --uds-path u --worker=", EX_DATAERR,
+		 "worker \"\": the path is empty; give that of vsockd-worker"},
+	};
+
+	(void)state;
+	CHECK_REFUSALS(refusals);
+}
+
+#define ONE_VM "--socket s --uds-path u "
+
+static void test_a_number_out_of_its_limits_is_refused(void **state)
+{
+	static const struct refusal refusals[] = {
+		{ONE_VM "--guest-cid 0", EX_DATAERR,
+		 "guest-cid \"0\": reserved, no guest may have it; give 3 to 4294967294"},
+		{ONE_VM "--guest-cid 1", EX_DATAERR,
+		 "guest-cid \"1\": reserved, no guest may have it; give 3 to 4294967294"},
+		{ONE_VM "--guest-cid 2", EX_DATAERR,
+		 "guest-cid \"2\": reserved, no guest may have it; give 3 to 4294967294"},
+		{ONE_VM "--guest-cid 4294967295", EX_DATAERR,
+		 "guest-cid \"4294967295\": too large; give 3 to 4294967294"},
+		{ONE_VM "--guest-cid 4294967299", EX_DATAERR,
+		 "guest-cid \"4294967299\": too large; give 3 to 4294967294"},
+		{ONE_VM "--guest-cid 18446744073709551619", EX_DATAERR,
+		 "guest-cid \"18446744073709551619\": too large; give 3 to 4294967294"},
+		{"--vm guest-cid=2,socket=s", EX_DATAERR,
+		 "--vm \"guest-cid=2,socket=s\": guest-cid \"2\": reserved, no guest may have it; "
+		 "give 3 to 4294967294"},
+		{ONE_VM "--guest-cid ''", EX_USAGE,
+		 "guest-cid \"\": not a decimal number; give 3 to 4294967294"},
+		{ONE_VM "--guest-cid 0x4", EX_USAGE,
+		 "guest-cid \"0x4\": not a decimal number; give 3 to 4294967294"},
+		{ONE_VM "--guest-cid -4", EX_USAGE,
+		 "guest-cid \"-4\": not a decimal number; give 3 to 4294967294"},
+		{ONE_VM "--guest-cid +4", EX_USAGE,
+		 "guest-cid \"+4\": not a decimal number; give 3 to 4294967294"},
+		{ONE_VM "--tx-buffer-size 64k", EX_USAGE,
+		 "vm 3: tx-buffer-size \"64k\": not a decimal number; "
+		 "give 4096 to 16777216 bytes"},
+		{ONE_VM "--tx-buffer-size 4095", EX_DATAERR,
+		 "vm 3: tx-buffer-size \"4095\": too small; give 4096 to 16777216 bytes"},
+		{ONE_VM "--tx-buffer-size 16777217", EX_DATAERR,
+		 "vm 3: tx-buffer-size \"16777217\": too large; give 4096 to 16777216 bytes"},
+		{ONE_VM "--queue-size 0", EX_DATAERR,
+		 "vm 3: queue-size \"0\": too small; give 1 to 32768"},
+		{ONE_VM "--queue-size 100", EX_DATAERR,
+		 "vm 3: queue-size \"100\": not a power of two; give 1 to 32768"},
+		{ONE_VM "--queue-size 65536", EX_DATAERR,
+		 "vm 3: queue-size \"65536\": too large; give 1 to 32768"},
+		{ONE_VM "--max-connections 0", EX_DATAERR,
+		 "vm 3: max-connections \"0\": too small; give 1 to 65536"},
+		{ONE_VM "--max-connections 65537", EX_DATAERR,
+		 "vm 3: max-connections \"65537\": too large; give 1 to 65536"},
+		{ONE_VM "--max-handshakes 4294967297", EX_DATAERR,
+		 "vm 3: max-handshakes \"4294967297\": too large; give 1 to 65536"},
+		{"--vm guest-cid=8,socket=s,uds-path=u,max-handshakes=many", EX_USAGE,
+		 "vm 8: max-handshakes \"many\": not a decimal number; give 1 to 65536"},
+		{"--fd 2 --uds-path u", EX_DATAERR,
+		 "vm 3: fd \"2\": too small; give 3 to 2147483647"},
+		{"--fd 2147483648 --uds-path u", EX_DATAERR,
+		 "vm 3: fd \"2147483648\": too large; give 3 to 2147483647"},
+	};
+
+	(void)state;
+	CHECK_REFUSALS(refusals);
+}
+
+#define GROUPS_8	   "a+a+a+a+a+a+a+a"
+#define GROUPS_32	   GROUPS_8 "+" GROUPS_8 "+" GROUPS_8 "+" GROUPS_8
+#define NAME_64		   "aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa"
+#define WHAT_GROUPS_CAN_BE "; give at most 32 names of 1 to 64 bytes, joined by '+'"
+
+static void test_groups_are_checked(void **state)
+{
+	static const struct refusal refusals[] = {
+		{ONE_VM "--groups ''", EX_DATAERR,
+		 "vm 3: groups \"\": a name is empty" WHAT_GROUPS_CAN_BE},
+		{ONE_VM "--groups a+", EX_DATAERR,
+		 "vm 3: groups \"a+\": a name is empty" WHAT_GROUPS_CAN_BE},
+		{ONE_VM "--groups a++b", EX_DATAERR,
+		 "vm 3: groups \"a++b\": a name is empty" WHAT_GROUPS_CAN_BE},
+		{ONE_VM "--groups b+" NAME_64 "a", EX_DATAERR,
+		 "vm 3: groups \"b+" NAME_64 "a\": a name is too long" WHAT_GROUPS_CAN_BE},
+		{ONE_VM "--groups " GROUPS_32 "+a", EX_DATAERR,
+		 "vm 3: groups \"" GROUPS_32 "+a\": too many names" WHAT_GROUPS_CAN_BE},
+	};
+	struct configuration c;
+
+	(void)state;
+	CHECK_REFUSALS(refusals);
+	c = parse_good(ONE_VM "--groups " GROUPS_32);
+	assert_int_equal(c.vms[0].n_groups, CONFIGURATION_GROUPS_MAX);
+	configuration_free(&c);
+	c = parse_good(ONE_VM "--groups " NAME_64);
+	assert_string_equal(c.vms[0].groups[0], NAME_64);
+	configuration_free(&c);
+}
+
+static void test_a_path_must_fit_with_its_longest_port(void **state)
+{
+	static const struct refusal refusals[] = {
+		{"--socket s --uds-path " LEN_96_BYTES "b", EX_DATAERR,
+		 "vm 3: uds-path \"" LEN_96_BYTES "b\": the path has 97 bytes, a unix socket "
+		 "with _PORT appended allows 96; choose a shorter one"},
+		{"--uds-path u --socket " LEN_107_BYTES "b", EX_DATAERR,
+		 "vm 3: socket \"" LEN_96_BYTES "bbbb\": the path has 108 bytes, a unix socket "
+		 "allows 107; choose a shorter one"},
+		{"--socket '' --uds-path u", EX_DATAERR,
+		 "vm 3: socket \"\": no file name; give the path of the socket"},
+		{"--socket s --uds-path /tmp/", EX_DATAERR,
+		 "vm 3: uds-path \"/tmp/\": no file name; give the path of the socket"},
+	};
+	struct configuration c;
+
+	(void)state;
+	CHECK_REFUSALS(refusals);
+	c = parse_good("--socket " LEN_107_BYTES " --uds-path " LEN_96_BYTES);
+	assert_vm(&c.vms[0], 3, LEN_107_BYTES, LEN_96_BYTES);
+	configuration_free(&c);
+}
+
+static void test_vms_that_share_a_cid_or_a_path_are_refused(void **state)
+{
+	static const struct refusal refusals[] = {
+		{"--vm guest-cid=4,socket=a,uds-path=b --vm guest-cid=4,socket=c,uds-path=d",
+		 EX_DATAERR, "vm 4: guest-cid 4 is given to two VMs; each needs its own"},
+		{"--vm socket=a,uds-path=b --vm socket=c,uds-path=d", EX_DATAERR,
+		 "vm 3: guest-cid 3 is given to two VMs; each needs its own"},
+		{"--socket /x/a --uds-path /x/a", EX_DATAERR,
+		 "vm 3: uds-path \"/x/a\": it is also the socket of vm 3; choose another path"},
+		{"--vm guest-cid=4,socket=a,uds-path=b --vm guest-cid=5,socket=a,uds-path=d",
+		 EX_DATAERR,
+		 "vm 5: socket \"a\": it is also the socket of vm 4; choose another path"},
+		{"--vm guest-cid=4,socket=a,uds-path=b --vm guest-cid=5,socket=b,uds-path=d",
+		 EX_DATAERR,
+		 "vm 5: socket \"b\": it is also the uds-path of vm 4; choose another path"},
+		{"--vm guest-cid=4,socket=a,uds-path=b --vm guest-cid=5,socket=c,uds-path=b",
+		 EX_DATAERR,
+		 "vm 5: uds-path \"b\": it is also the uds-path of vm 4; choose another path"},
+		{"--socket /x/a_5 --uds-path /x/a", EX_DATAERR,
+		 "vm 3: socket \"/x/a_5\": it is port 5 of uds-path \"/x/a\" of vm 3; "
+		 "choose another path"},
+		{"--vm guest-cid=4,socket=s4,uds-path=a "
+		 "--vm guest-cid=5,socket=s5,uds-path=a_4294967295",
+		 EX_DATAERR,
+		 "vm 5: uds-path \"a_4294967295\": it is port 4294967295 of uds-path \"a\" of vm "
+		 "4; "
+		 "choose another path"},
+		{"--vm guest-cid=4,socket=a_0,uds-path=b --vm guest-cid=5,socket=c,uds-path=a",
+		 EX_DATAERR,
+		 "vm 4: socket \"a_0\": it is port 0 of uds-path \"a\" of vm 5; "
+		 "choose another path"},
+	};
+	struct configuration c;
+
+	(void)state;
+	CHECK_REFUSALS(refusals);
+	/* None of these is the path of a port. */
+	c = parse_good("--vm guest-cid=4,socket=a_05,uds-path=a "
+		       "--vm guest-cid=5,socket=a_4294967296,uds-path=a_x "
+		       "--vm guest-cid=6,socket=a_,uds-path=a5 "
+		       "--vm guest-cid=7,socket=a_99999999999,uds-path=a_5a");
+	assert_int_equal(c.n_vms, 4);
+	configuration_free(&c);
+}
+
+static void test_only_256_vms_fit(void **state)
+{
+	char text[32768];
+	size_t len = 0;
+	struct configuration c;
+	struct configuration_error error;
+
+	(void)state;
+	for (unsigned int i = 0; i < CONFIGURATION_VMS_MAX; i++)
+		len += (size_t)snprintf(text + len, sizeof(text) - len,
+					"--vm guest-cid=%u,socket=s%u,uds-path=u%u ", i + 3, i, i);
+	c = parse_good(text);
+	assert_int_equal(c.n_vms, CONFIGURATION_VMS_MAX);
+	assert_int_equal(configuration_n_files(&c), 256 * (4096 + 64) + 64);
+	configuration_free(&c);
+
+	snprintf(text + len, sizeof(text) - len, "--vm guest-cid=999,socket=s,uds-path=u");
+	assert_int_equal(parse(text, &c, &error), EX_USAGE);
+	assert_string_equal(error.text, "--vm is given more than 256 times; start another vsockd");
+}
+
+static void test_the_files_needed_are_the_sum_over_the_vms(void **state)
+{
+	struct configuration c = parse_good("--vm socket=a,uds-path=b,max-connections=100 "
+					    "--vm guest-cid=4,socket=c,uds-path=d");
+
+	(void)state;
+	assert_int_equal(configuration_n_files(&c), 64 + (100 + 64) + (4096 + 64));
+	configuration_free(&c);
+}
+
+static void test_an_error_is_one_printable_line(void **state)
+{
+	struct configuration c;
+	struct configuration_error error;
+
+	(void)state;
+	assert_int_equal(parse("--no\n\x1b[31m\x7fsuch", &c, &error), EX_USAGE);
+	assert_string_equal(error.text, "unknown option \"--no??[31m?such\"; see vsockd --help");
+}
+
+static void test_a_long_argument_is_cut_in_the_error(void **state)
+{
+	char text[4096];
+	struct configuration c;
+	struct configuration_error error;
+
+	(void)state;
+	memset(text, 'x', sizeof(text));
+	memcpy(text, "--vm ", 5);
+	text[sizeof(text) - 1] = '\0';
+	assert_int_equal(parse(text, &c, &error), EX_USAGE);
+	assert_non_null(strstr(error.text, "is not KEY=VALUE (a value cannot contain a comma)"));
+	assert_true(strlen(error.text) < 320);
+}
+
+/* What follows needs directories: a fresh one for each test, entered. */
+
+struct room {
+	char path[64];
+	int old_directory;
+};
+
+static int enter_room(void **state)
+{
+	struct room *room = calloc(1, sizeof(*room));
+
+	if (!room)
+		return -1;
+	strcpy(room->path, "/tmp/test_configuration.XXXXXX");
+	room->old_directory = open(".", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+	if (room->old_directory < 0 || !mkdtemp(room->path) || chdir(room->path) < 0) {
+		free(room);
+		return -1;
+	}
+	*state = room;
+	return 0;
+}
+
+static int leave_room(void **state)
+{
+	static const char *const names[] = {"file", "link", "pipe", "socket"};
+	static const char *const directories[] = {"alias", "one", "closed", "occupied"};
+	struct room *room = *state;
+	int r;
+
+	for (size_t i = 0; i < sizeof(names) / sizeof(names[0]); i++)
+		unlink(names[i]);
+	for (size_t i = 0; i < sizeof(directories) / sizeof(directories[0]); i++)
+		if (unlink(directories[i]) < 0)
+			rmdir(directories[i]);
+	r = fchdir(room->old_directory);
+	close(room->old_directory);
+	if (rmdir(room->path) < 0)
+		r = -1;
+	free(room);
+	return r;
+}
+
+static void assert_paths(const char *arguments, int code, const char *message)
+{
+	struct configuration c = parse_good(arguments);
+	struct configuration_error error = {""};
+	int r = configuration_check_paths(&c, &error);
+
+	configuration_free(&c);
+	assert_string_equal(error.text, message);
+	assert_int_equal(r, code);
+}
+
+static int bind_socket(const char *path)
+{
+	struct sockaddr_un address = {.sun_family = AF_UNIX};
+	int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
+
+	assert_true(fd >= 0);
+	strcpy(address.sun_path, path);
+	assert_int_equal(bind(fd, (const struct sockaddr *)&address, sizeof(address)), 0);
+	return fd;
+}
+
+static void test_good_paths_pass_and_stay_as_they_are(void **state)
+{
+	int fd = bind_socket("socket");
+	struct stat before, after;
+
+	(void)state;
+	assert_int_equal(mkdir("one", 0700), 0);
+	assert_int_equal(lstat("socket", &before), 0);
+	assert_paths("--socket socket --uds-path one/uds", 0, "");
+	assert_int_equal(lstat("socket", &after), 0);
+	assert_int_equal(before.st_ino, after.st_ino);
+	assert_int_equal(access("one/uds", F_OK), -1);
+	close(fd);
+}
+
+static void test_a_directory_that_is_missing_is_named(void **state)
+{
+	int fd = open("file", O_CREAT | O_WRONLY | O_CLOEXEC, 0600);
+
+	(void)state;
+	assert_true(fd >= 0);
+	close(fd);
+	assert_paths("--socket none/s --uds-path u", EX_NOINPUT,
+		     "vm 3: socket \"none/s\": directory \"none\": No such file or directory; "
+		     "create it, or choose another path");
+	assert_paths("--socket s --uds-path /nowhere-at-all/u", EX_NOINPUT,
+		     "vm 3: uds-path \"/nowhere-at-all/u\": directory \"/nowhere-at-all\": "
+		     "No such file or directory; create it, or choose another path");
+	assert_paths("--socket file/s --uds-path u", EX_NOINPUT,
+		     "vm 3: socket \"file/s\": directory \"file\": Not a directory; "
+		     "create it, or choose another path");
+}
+
+static void test_what_is_in_the_way_is_named(void **state)
+{
+	int fd = open("file", O_CREAT | O_WRONLY | O_CLOEXEC, 0600);
+
+	(void)state;
+	assert_true(fd >= 0);
+	close(fd);
+	assert_int_equal(symlink("socket", "link"), 0);
+	assert_int_equal(mkdir("occupied", 0700), 0);
+	assert_paths("--socket file --uds-path u", EX_CANTCREAT,
+		     "vm 3: socket \"file\": a regular file is in the way, not a socket; "
+		     "remove it, or choose another path");
+	assert_paths("--socket s --uds-path link", EX_CANTCREAT,
+		     "vm 3: uds-path \"link\": a symbolic link is in the way, not a socket; "
+		     "remove it, or choose another path");
+	assert_paths("--socket occupied --uds-path u", EX_CANTCREAT,
+		     "vm 3: socket \"occupied\": a directory is in the way, not a socket; "
+		     "remove it, or choose another path");
+	assert_int_equal(mkfifo("pipe", 0600), 0);
+	assert_paths("--socket pipe --uds-path u", EX_CANTCREAT,
+		     "vm 3: socket \"pipe\": a device or pipe is in the way, not a socket; "
+		     "remove it, or choose another path");
+}
+
+/* The rights of the effective user count: root gives them up for a moment. */
+static void test_a_directory_that_is_not_writable_is_named_with_mode_and_owner(void **state)
+{
+	bool is_root = geteuid() == 0;
+	struct configuration c = parse_good("--guest-cid 4 --socket closed/s --uds-path u");
+	struct configuration_error error = {""};
+	int r;
+
+	(void)state;
+	assert_int_equal(mkdir("closed", 0755), 0);
+	assert_int_equal(chmod("closed", is_root ? 0755 : 0555), 0);
+	if (is_root) {
+		assert_int_equal(chmod(".", 0777), 0);
+		assert_int_equal(seteuid(65534), 0);
+	}
+	r = configuration_check_paths(&c, &error);
+	if (is_root)
+		assert_int_equal(seteuid(0), 0);
+	configuration_free(&c);
+	assert_int_equal(r, EX_NOPERM);
+	if (is_root)
+		assert_string_equal(
+			error.text,
+			"vm 4: socket \"closed/s\": directory is not writable by vsockd "
+			"(mode 0755, owner root); change that, or choose another path");
+	else
+		assert_non_null(strstr(error.text, "is not writable by vsockd (mode 0555, owner "));
+}
+
+static void test_two_spellings_of_one_path_clash(void **state)
+{
+	(void)state;
+	assert_int_equal(mkdir("one", 0700), 0);
+	assert_int_equal(symlink("one", "alias"), 0);
+	assert_paths("--socket one/a --uds-path alias/a", EX_DATAERR,
+		     "vm 3: uds-path \"alias/a\": it is also the socket of vm 3; "
+		     "choose another path");
+	assert_paths("--socket ./one//a_7 --uds-path one/a", EX_DATAERR,
+		     "vm 3: socket \"./one//a_7\": it is port 7 of uds-path \"one/a\" of vm 3; "
+		     "choose another path");
+	assert_paths("--socket one/a --uds-path ./a", 0, "");
+}
+
+static void assert_fd(int fd, int code, const char *format)
+{
+	char arguments[64];
+	char message[256] = "";
+
+	snprintf(arguments, sizeof(arguments), "--fd %d --uds-path u", fd);
+	if (format)
+		snprintf(message, sizeof(message), "vm 3: fd %d %s", fd, format);
+	assert_paths(arguments, code, message);
+}
+
+static void test_the_fd_must_be_a_unix_stream_socket(void **state)
+{
+	int pair[2], pipes[2], datagrams[2];
+
+	(void)state;
+	assert_int_equal(socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, pair), 0);
+	assert_int_equal(socketpair(AF_UNIX, SOCK_DGRAM | SOCK_CLOEXEC, 0, datagrams), 0);
+	assert_int_equal(pipe2(pipes, O_CLOEXEC), 0);
+	assert_fd(pair[0], 0, NULL);
+	assert_fd(pipes[0], EX_DATAERR,
+		  "is not a unix stream socket; pass on a listening or connected one");
+	assert_fd(datagrams[0], EX_DATAERR,
+		  "is not a unix stream socket; pass on a listening or connected one");
+	for (size_t i = 0; i < 2; i++) {
+		close(pair[i]);
+		close(pipes[i]);
+		close(datagrams[i]);
+	}
+	assert_fd(pair[0], EX_NOINPUT, "is not open; pass it on to vsockd");
+}
+
+#define IN_ROOM(test) cmocka_unit_test_setup_teardown(test, enter_room, leave_room)
+
+int main(void)
+{
+	static const struct CMUnitTest tests[] = {
+		cmocka_unit_test(test_one_vm_with_the_least_options_gets_the_defaults),
+		cmocka_unit_test(test_every_option_of_one_vm_is_taken),
+		cmocka_unit_test(test_every_key_of_vm_is_taken_in_both_spellings),
+		cmocka_unit_test(test_the_documented_uses_of_vhost_device_vsock_work),
+		cmocka_unit_test(test_socket_path_is_another_name_of_socket),
+		cmocka_unit_test(test_fd_stands_in_for_the_socket),
+		cmocka_unit_test(test_print_capabilities_wins_over_everything_else),
+		cmocka_unit_test(test_help_and_version_end_the_command_line),
+		cmocka_unit_test(test_no_line_of_the_help_is_wider_than_80_columns),
+		cmocka_unit_test(test_a_malformed_command_line_is_refused_with_usage),
+		cmocka_unit_test(test_a_number_out_of_its_limits_is_refused),
+		cmocka_unit_test(test_groups_are_checked),
+		cmocka_unit_test(test_a_path_must_fit_with_its_longest_port),
+		cmocka_unit_test(test_vms_that_share_a_cid_or_a_path_are_refused),
+		cmocka_unit_test(test_only_256_vms_fit),
+		cmocka_unit_test(test_the_files_needed_are_the_sum_over_the_vms),
+		cmocka_unit_test(test_an_error_is_one_printable_line),
+		cmocka_unit_test(test_a_long_argument_is_cut_in_the_error),
+		IN_ROOM(test_good_paths_pass_and_stay_as_they_are),
+		IN_ROOM(test_a_directory_that_is_missing_is_named),
+		IN_ROOM(test_what_is_in_the_way_is_named),
+		IN_ROOM(test_a_directory_that_is_not_writable_is_named_with_mode_and_owner),
+		IN_ROOM(test_two_spellings_of_one_path_clash),
+		IN_ROOM(test_the_fd_must_be_a_unix_stream_socket),
+	};
+
+	return cmocka_run_group_tests_name("configuration", tests, NULL, NULL);
+}
