@@ -147,6 +147,7 @@ static void close_session(struct device *device, const char *why)
 	device->assign_at = 0;
 	device->sync = (struct sync){0};
 	memset(device->was_running, 0, sizeof(device->was_running));
+	memset(device->was_stopped, 0, sizeof(device->was_stopped));
 	if (device->worker)
 		worker_dismiss(device->worker, device->front);
 	device->worker = NULL;
@@ -177,7 +178,7 @@ static void fail(struct device *device)
 void device_worker_died(struct device *device)
 {
 	uint64_t now = device->front->now;
-	uint32_t n_open = endpoints_clear(&device->endpoints);
+	uint32_t n_open = endpoints_lose(&device->endpoints);
 
 	device->worker = NULL;
 	if (!device->has_frontend || device->has_failed)
@@ -312,26 +313,6 @@ static bool listens_to_host(const struct device *device)
 	       endpoints_untold(&device->endpoints) == ENDPOINT_NONE;
 }
 
-void device_update(struct device *device)
-{
-	struct worker *worker;
-	bool listens;
-
-	if (device_wants_worker(device)) {
-		worker = workers_take_spare(device->front);
-		if (worker)
-			device_assign(device, worker);
-	}
-	if (rings_run(device) && device->worker && sync_is_idle(device))
-		device->has_driver = true;
-	listens = listens_to_host(device);
-	if (device->host_listener < 0 || listens == device->listens_to_host)
-		return;
-	device->listens_to_host = listens;
-	front_watch(device->front, EPOLL_CTL_MOD, device->host_listener, listens ? EPOLLIN : 0,
-		    FRONT_EVENT_HOST_LISTENER, device->index);
-}
-
 static int send_accepted(struct device *device, uint32_t index)
 {
 	Vsockd__Accepted accepted = VSOCKD__ACCEPTED__INIT;
@@ -358,24 +339,67 @@ static int send_connected(struct device *device, uint32_t index)
 	return worker_send(device->front, device->worker, &envelope, endpoint->fd);
 }
 
+static int send_lost(struct device *device, uint32_t index)
+{
+	const struct endpoint *endpoint = &device->endpoints.all[index];
+	Vsockd__Lost lost = VSOCKD__LOST__INIT;
+	Vsockd__Envelope envelope = VSOCKD__ENVELOPE__INIT;
+
+	lost.guest_port = endpoint->guest_port;
+	lost.host_port = endpoint->port;
+	lost.type = 1;
+	envelope.body_case = VSOCKD__ENVELOPE__BODY_LOST;
+	envelope.lost = &lost;
+	return worker_send(device->front, device->worker, &envelope, -1);
+}
+
+static int send_endpoint(struct device *device, uint32_t index)
+{
+	const struct endpoint *endpoint = &device->endpoints.all[index];
+
+	if (endpoint->state == ENDPOINT_LOST)
+		return send_lost(device, index);
+	return endpoint->is_accepted ? send_accepted(device, index) : send_connected(device, index);
+}
+
+/* Connections come after what the session holds. */
 static void tell_endpoints(struct device *device)
 {
 	uint32_t index;
 
-	while (device->worker && (index = endpoints_untold(&device->endpoints)) != ENDPOINT_NONE) {
-		int r = device->endpoints.all[index].is_accepted ? send_accepted(device, index)
-								 : send_connected(device, index);
-
-		if (r != 0)
+	if (!device->worker || !sync_is_idle(device))
+		return;
+	while ((index = endpoints_untold(&device->endpoints)) != ENDPOINT_NONE) {
+		if (send_endpoint(device, index) != 0)
 			return; /* there will be room, or the worker is gone */
 		endpoints_told(&device->endpoints);
 	}
 }
 
+void device_update(struct device *device)
+{
+	struct worker *worker;
+	bool listens;
+
+	if (device_wants_worker(device)) {
+		worker = workers_take_spare(device->front);
+		if (worker)
+			device_assign(device, worker);
+	}
+	if (rings_run(device) && device->worker && sync_is_idle(device))
+		device->has_driver = true;
+	tell_endpoints(device);
+	listens = listens_to_host(device);
+	if (device->host_listener < 0 || listens == device->listens_to_host)
+		return;
+	device->listens_to_host = listens;
+	front_watch(device->front, EPOLL_CTL_MOD, device->host_listener, listens ? EPOLLIN : 0,
+		    FRONT_EVENT_HOST_LISTENER, device->index);
+}
+
 void device_worker_writable(struct device *device)
 {
 	sync_run(device);
-	tell_endpoints(device);
 	device_update(device);
 }
 
@@ -437,6 +461,8 @@ static const char *on_connect(struct device *device, const Vsockd__Connect *conn
 	endpoint = &endpoints->all[index];
 	endpoint->request = connect->request;
 	endpoint->port = connect->port;
+	endpoint->guest_port = connect->guest_port;
+	endpoint->has_ports = true;
 	front_request_connect(device->front, device, index);
 	return NULL;
 }
@@ -526,6 +552,19 @@ static const char *on_closed(struct device *device, uint32_t index)
 	return NULL;
 }
 
+static const char *on_opened(struct device *device, const Vsockd__Opened *opened)
+{
+	struct endpoint *endpoint =
+		endpoints_find(&device->endpoints, opened->endpoint, ENDPOINT_OPEN);
+
+	if (!endpoint || endpoint->has_ports)
+		return "Opened for a connection that is not in its handshake";
+	endpoint->guest_port = opened->guest_port;
+	endpoint->port = opened->host_port;
+	endpoint->has_ports = true;
+	return NULL;
+}
+
 const char *device_message(struct device *device, const Vsockd__Envelope *envelope)
 {
 	switch (envelope->body_case) {
@@ -537,6 +576,8 @@ const char *device_message(struct device *device, const Vsockd__Envelope *envelo
 		return on_closed(device, envelope->closed->endpoint);
 	case VSOCKD__ENVELOPE__BODY_REPORT:
 		return on_report(device, envelope->report);
+	case VSOCKD__ENVELOPE__BODY_OPENED:
+		return on_opened(device, envelope->opened);
 	default:
 		return "message without a handler";
 	}

@@ -77,6 +77,10 @@ void endpoints_told(struct endpoints *endpoints)
 	endpoints->first_untold = endpoint->next;
 	if (endpoints->first_untold == ENDPOINT_NONE)
 		endpoints->last_untold = ENDPOINT_NONE;
+	if (endpoint->state == ENDPOINT_LOST) {
+		endpoints_release(endpoints, index);
+		return;
+	}
 	if (!endpoint->is_accepted)
 		endpoints->has_request[endpoint->request] = false;
 	if (endpoint->state == ENDPOINT_REFUSED)
@@ -93,18 +97,42 @@ struct endpoint *endpoints_find(struct endpoints *endpoints, uint32_t index,
 	return &endpoints->all[index];
 }
 
-uint32_t endpoints_clear(struct endpoints *endpoints)
+static void forget_queues(struct endpoints *endpoints)
 {
-	uint32_t n_open = 0;
-
-	for (uint32_t i = 0; i < endpoints->n_max; i++) {
-		n_open += endpoints->all[i].state == ENDPOINT_OPEN;
-		if (endpoints->all[i].state != ENDPOINT_FREE)
-			endpoints_release(endpoints, i);
-	}
 	for (size_t i = 0; i < 2 * (size_t)endpoints->n_max; i++)
 		endpoints->has_request[i] = false;
 	endpoints->first_untold = ENDPOINT_NONE;
 	endpoints->last_untold = ENDPOINT_NONE;
+}
+
+uint32_t endpoints_lose(struct endpoints *endpoints)
+{
+	uint32_t n_open = 0;
+
+	forget_queues(endpoints);
+	for (uint32_t i = 0; i < endpoints->n_max; i++) {
+		struct endpoint *endpoint = &endpoints->all[i];
+
+		n_open += endpoint->state == ENDPOINT_OPEN;
+		if (endpoint->state == ENDPOINT_FREE)
+			continue;
+		if (!endpoint->has_ports) {
+			endpoints_release(endpoints, i);
+			continue;
+		}
+		if (endpoint->fd >= 0)
+			close(endpoint->fd);
+		endpoint->fd = -1;
+		endpoint->state = ENDPOINT_LOST;
+		endpoints_tell(endpoints, i);
+	}
 	return n_open;
+}
+
+void endpoints_clear(struct endpoints *endpoints)
+{
+	forget_queues(endpoints);
+	for (uint32_t i = 0; i < endpoints->n_max; i++)
+		if (endpoints->all[i].state != ENDPOINT_FREE)
+			endpoints_release(endpoints, i);
 }

@@ -18,6 +18,7 @@ enum endpoint_state {
 	ENDPOINT_REFUSED,    /* the worker is still to be told */
 	ENDPOINT_WAITING,    /* connected or accepted; the worker is still to get the fd */
 	ENDPOINT_OPEN,       /* the worker has the fd */
+	ENDPOINT_LOST,       /* it died; its successor is to reset the guest's end */
 };
 
 struct endpoint {
@@ -26,7 +27,8 @@ struct endpoint {
 	uint16_t generation; /* a late answer of the spawner is told apart by it */
 	int fd;              /* owned; -1: none */
 	uint32_t request;    /* the worker's name for a CONNECTING one */
-	uint32_t port;
+	bool has_ports;      /* the guest knows of it, by these: */
+	uint32_t guest_port, port;
 	int32_t status;      /* of a REFUSED one: negative errno */
 	uint64_t give_up_at; /* ms: no further attempt to connect */
 	uint32_t next;       /* in the free list or the list of those to be told */
@@ -55,12 +57,18 @@ void endpoints_release(struct endpoints *endpoints, uint32_t index);
 void endpoints_tell(struct endpoints *endpoints, uint32_t index);
 /* The first that is to be told; ENDPOINT_NONE when there is none. */
 uint32_t endpoints_untold(const struct endpoints *endpoints);
-/* It was told: REFUSED entries are freed, WAITING ones are OPEN. */
+/* It was told: REFUSED and LOST entries are freed, WAITING ones are OPEN. */
 void endpoints_told(struct endpoints *endpoints);
 
 /* The entry if it exists and is in that state; NULL otherwise. */
 struct endpoint *endpoints_find(struct endpoints *endpoints, uint32_t index,
 				enum endpoint_state state);
 
-/* The worker is gone: all entries are, and how many of them were OPEN is returned. */
-uint32_t endpoints_clear(struct endpoints *endpoints);
+/*
+ * The worker died. Every fd is closed; what the guest knows of is LOST and
+ * queued for the next worker, the rest is free. Returns how many were OPEN.
+ */
+uint32_t endpoints_lose(struct endpoints *endpoints);
+
+/* The guest's connections are gone: all entries are. */
+void endpoints_clear(struct endpoints *endpoints);

@@ -101,6 +101,8 @@ struct device {
 	struct sync sync;
 	struct endpoints endpoints;
 	bool was_running[SESSION_RINGS]; /* a worker has started the ring */
+	bool was_stopped[SESSION_RINGS]; /* GET_VRING_BASE gave: */
+	uint16_t stopped_at[SESSION_RINGS];
 	uint32_t n_deaths;    /* in a row */
 	uint64_t last_death;  /* ms */
 	uint64_t assign_at;   /* ms: no worker before */

@@ -314,6 +314,8 @@ static void note_done(struct device *device, const struct step *step, int status
 		device->was_running[step->number] = true;
 	if (step->kind == STEP_RING_STOP) {
 		device->was_running[step->number] = false;
+		device->was_stopped[step->number] = true;
+		device->stopped_at[step->number] = (uint16_t)value;
 		sync->value = value;
 		sync->has_value = true;
 	}
@@ -423,9 +425,34 @@ static int on_region_removed(void *context, const struct session_region *region)
 	return one_step(device, STEP_MEMORY_REMOVE, 0);
 }
 
+/*
+ * A front-end that goes on after a stop sets the base that it was given. Another
+ * one is a new driver's: QEMU before 8.2 tells of a guest's reset by nothing else.
+ */
+static bool is_new_driver(struct device *device, uint32_t ring)
+{
+	bool is_new = device->was_stopped[ring] &&
+		      device->session.rings[ring].base != device->stopped_at[ring];
+
+	device->was_stopped[ring] = false;
+	return is_new;
+}
+
 static int on_ring_started(void *context, uint32_t ring)
 {
-	return one_step(context, STEP_RING_START, ring);
+	struct device *device = context;
+	bool is_new = is_new_driver(device, ring);
+	int r = begin_operation(device, STEP_RING_START, ring);
+
+	if (is_new)
+		device->has_driver = false;
+	if (device->has_failed || r != 0)
+		return r;
+	if (is_new)
+		add_step(&device->sync, STEP_RESET, 0);
+	add_step(&device->sync, STEP_RING_START, ring);
+	sync_run(device);
+	return SESSION_E_PENDING;
 }
 
 static int on_ring_stopped(void *context, uint32_t ring)

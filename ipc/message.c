@@ -10,6 +10,7 @@ const struct message_rule message_rules[] = {
 	RULE(CONNECT, "Connect", MESSAGE_TO_FRONT, MESSAGE_ASSIGNED, 0, 0),
 	RULE(CLOSED, "Closed", MESSAGE_TO_FRONT, MESSAGE_ASSIGNED, 0, 0),
 	RULE(REPORT, "Report", MESSAGE_TO_FRONT, MESSAGE_ASSIGNED, 0, 0),
+	RULE(OPENED, "Opened", MESSAGE_TO_FRONT, MESSAGE_ASSIGNED, 0, 0),
 
 	RULE(ASSIGN, "Assign", MESSAGE_TO_WORKER, MESSAGE_SPARE, 0, 0),
 	RULE(FEATURES, "Features", MESSAGE_TO_WORKER, MESSAGE_ASSIGNED, 0, 0),
@@ -25,6 +26,7 @@ const struct message_rule message_rules[] = {
 	RULE(FAIL, "Fail", MESSAGE_TO_WORKER, MESSAGE_ASSIGNED, 0, 0),
 	RULE(ACCEPTED, "Accepted", MESSAGE_TO_WORKER, MESSAGE_ASSIGNED, 1, 1),
 	RULE(CONNECTED, "Connected", MESSAGE_TO_WORKER, MESSAGE_ASSIGNED, 0, 1),
+	RULE(LOST, "Lost", MESSAGE_TO_WORKER, MESSAGE_ASSIGNED, 0, 0),
 };
 const size_t n_message_rules = sizeof(message_rules) / sizeof(message_rules[0]);
 

@@ -50,7 +50,8 @@ enum {
 /* Messages that are due to the front. */
 enum {
 	CONNECTION_TELL_CONNECT = 1 << 0,
-	CONNECTION_TELL_CLOSED = 1 << 1,
+	CONNECTION_TELL_OPENED = 1 << 1,
+	CONNECTION_TELL_CLOSED = 1 << 2,
 };
 
 /* Each kind has one duration, so a list in order of arming is in order of time. */

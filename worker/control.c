@@ -50,8 +50,22 @@ static int send_connect(struct device *device, const struct connection *connecti
 	connect.request = connection_index(&device->connections, connection);
 	connect.port = connection->host_port;
 	connect.type = connection->type;
+	connect.guest_port = connection->guest_port;
 	envelope.body_case = VSOCKD__ENVELOPE__BODY_CONNECT;
 	envelope.connect = &connect;
+	return send_envelope(device, &envelope);
+}
+
+static int send_opened(struct device *device, const struct connection *connection)
+{
+	Vsockd__Opened opened = VSOCKD__OPENED__INIT;
+	Vsockd__Envelope envelope = VSOCKD__ENVELOPE__INIT;
+
+	opened.endpoint = connection->endpoint;
+	opened.guest_port = connection->guest_port;
+	opened.host_port = connection->host_port;
+	envelope.body_case = VSOCKD__ENVELOPE__BODY_OPENED;
+	envelope.opened = &opened;
 	return send_envelope(device, &envelope);
 }
 
@@ -75,21 +89,31 @@ static int send_done(struct device *device)
 	return send_envelope(device, &envelope);
 }
 
+/* In the order in which things happened to the connection. */
 static int tell_front(struct device *device, struct connection *connection)
 {
-	int r = 0;
+	static const struct {
+		uint8_t what;
+		int (*send)(struct device *device, const struct connection *connection);
+	} messages[] = {
+		{CONNECTION_TELL_CONNECT, send_connect},
+		{CONNECTION_TELL_OPENED, send_opened},
+		{CONNECTION_TELL_CLOSED, send_closed},
+	};
 
-	if (connection->tell & CONNECTION_TELL_CONNECT) {
-		r = send_connect(device, connection);
-		if (r == 0)
-			connection->tell &= (uint8_t)~CONNECTION_TELL_CONNECT;
+	for (size_t i = 0; i < sizeof(messages) / sizeof(messages[0]); i++) {
+		int r;
+
+		/* The end is told when the last packet is out, see host_free_when_done(). */
+		if (!(connection->tell & messages[i].what) ||
+		    (messages[i].what == CONNECTION_TELL_CLOSED && connection->due != 0))
+			continue;
+		r = messages[i].send(device, connection);
+		if (r != 0)
+			return r;
+		connection->tell &= (uint8_t)~messages[i].what;
 	}
-	if (r == 0 && connection->tell & CONNECTION_TELL_CLOSED) {
-		r = send_closed(device, connection);
-		if (r == 0)
-			connection->tell &= (uint8_t)~CONNECTION_TELL_CLOSED;
-	}
-	return r;
+	return 0;
 }
 
 bool control_flush(struct device *device)
@@ -312,6 +336,23 @@ static bool on_connected(struct device *device, const Vsockd__Connected *connect
 	return true;
 }
 
+/*
+ * A table that is full of connections which live has no room for those that do
+ * not; the guest learns of them when it next sends on them.
+ */
+static void on_lost(struct device *device, const Vsockd__Lost *lost)
+{
+	struct connection *connection = connection_take(&device->connections, CONNECTION_DEAD,
+							device->connections.n_max);
+
+	if (!connection)
+		return;
+	connection->guest_port = lost->guest_port;
+	connection->host_port = lost->host_port;
+	connection->type = (uint16_t)lost->type;
+	to_guest_send(device, connection, CONNECTION_SEND_RST);
+}
+
 /* Commands that name a ring name one that exists. */
 static bool is_ring(uint32_t index)
 {
@@ -379,6 +420,9 @@ static bool dispatch(struct device *device, const Vsockd__Envelope *envelope, in
 		return true;
 	case VSOCKD__ENVELOPE__BODY_ACCEPTED:
 		host_accepted(device, envelope->accepted->endpoint, fd);
+		return true;
+	case VSOCKD__ENVELOPE__BODY_LOST:
+		on_lost(device, envelope->lost);
 		return true;
 	case VSOCKD__ENVELOPE__BODY_CONNECTED:
 		return on_connected(device, envelope->connected, fd);

@@ -139,6 +139,8 @@ static void request(struct device *device, struct connection *connection, uint32
 	connection->host_port = connection_next_port(&device->connections, guest_port);
 	credit_init(&connection->credit, device->buffer_size);
 	connection_hash(&device->connections, connection);
+	connection->tell |= CONNECTION_TELL_OPENED;
+	link_append(&device->connections.tell, &connection->tell_link);
 	to_guest_send(device, connection, CONNECTION_SEND_REQUEST);
 }
 
