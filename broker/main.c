@@ -167,8 +167,8 @@ static void close_all(const struct opened *opened)
 }
 
 /*
- * The front keeps a socket for each connection and the worker another one. With
- * fewer open files than that, connections are refused earlier than configured.
+ * The front keeps a socket for each connection and the worker another one. A
+ * hard limit below that is told by whoever needs the files.
  */
 static void raise_file_limit(const struct configuration *configuration)
 {
@@ -178,11 +178,7 @@ static void raise_file_limit(const struct configuration *configuration)
 	if (getrlimit(RLIMIT_NOFILE, &limit) < 0 || limit.rlim_cur >= wanted)
 		return;
 	limit.rlim_cur = limit.rlim_max < wanted ? limit.rlim_max : wanted;
-	if (setrlimit(RLIMIT_NOFILE, &limit) < 0 || limit.rlim_cur < wanted)
-		log_event(LOG_WARNING, LOG_NO_VM,
-			  "limit of open files is %llu, all connections need %llu: raise it, or "
-			  "lower --max-connections",
-			  (unsigned long long)limit.rlim_cur, (unsigned long long)wanted);
+	(void)setrlimit(RLIMIT_NOFILE, &limit);
 }
 
 static void log_missing_walls(const struct configuration *configuration)

@@ -1,0 +1,27 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#pragma once
+
+/*
+ * Between the three parts of the guest: guest.c (its life and the vhost-user
+ * messages), guest_packets.c (what goes through the rings) and
+ * guest_connections.c (the socket layer). Not for tests.
+ */
+
+#include "tests/frontend/guest.h"
+
+/* guest_packets.c */
+int guest_packets_init(struct guest *guest);   /* places buffers; rings and options are set */
+void guest_packets_reset(struct guest *guest); /* rings were emptied: all buffers are ours again */
+void guest_packets_fill(struct guest *guest);  /* posts rx and event buffers that are not yet */
+void guest_packets_end(struct guest *guest);
+int guest_packets_put(struct guest *guest, const struct packet *packet, const void *payload,
+		      size_t len, const struct guest_layout *layout); /* without ring_submit() */
+void guest_violate(struct guest *guest, const char *format, ...)
+	__attribute__((format(printf, 2, 3)));
+
+/* guest_connections.c */
+void guest_connections_take(struct guest *guest, const struct packet *packet,
+			    const struct iovec *payload, size_t n_payload);
+size_t guest_connections_flush(struct guest *guest); /* pending control packets */
+void guest_connections_drop(struct guest *guest);    /* all CLOSED with ECONNRESET */
+void guest_connections_end(struct guest *guest);

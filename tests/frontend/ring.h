@@ -1,0 +1,113 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#pragma once
+
+/*
+ * The driver's side of a split virtqueue (virtio 1.3, 2.7). The free list, the
+ * cookies and the lengths are kept outside the shared memory, so a back-end
+ * that writes where it should not is noticed, not followed. The three tables
+ * are public: hostile tests write into them what they like.
+ */
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "tests/frontend/memory.h"
+
+#define RING_SIZE_MAX 32768
+
+enum { RING_DESCRIPTOR_NEXT = 1, RING_DESCRIPTOR_WRITE = 2, RING_DESCRIPTOR_INDIRECT = 4 };
+
+struct ring_descriptor {
+	uint64_t address;
+	uint32_t len;
+	uint16_t flags, next;
+};
+
+struct ring_used {
+	uint32_t id, len;
+};
+
+struct ring_buffer {
+	uint64_t guest_address;
+	uint32_t len;
+	bool is_writable; /* by the device; such buffers come last */
+};
+
+/* A chain that came back. */
+struct ring_completion {
+	uint32_t cookie; /* as given to ring_add() */
+	uint32_t len;	 /* bytes that the device says it wrote */
+};
+
+struct ring {
+	struct memory *memory;
+	uint16_t size;
+	bool has_event_idx;
+	int kick, call, err; /* eventfds, owned by the ring */
+
+	uint64_t descriptors_address, avail_address, used_address; /* guest addresses */
+	struct ring_descriptor *descriptors;
+	uint16_t *avail; /* flags, idx, heads[size], used_event */
+	uint16_t *used;	 /* flags, idx, struct ring_used[size], avail_event */
+
+	uint16_t avail_idx;  /* next to be filled; published by ring_submit() */
+	uint16_t kicked_idx; /* as it was at the last decision to kick */
+	uint16_t used_idx;   /* next to be taken */
+	uint16_t seen_idx;   /* used idx as last read */
+	uint16_t n_free, n_in_flight, free_head;
+	uint64_t n_kicks, n_calls;
+	const char *fault;	   /* why ring_take() failed */
+	struct ring_chain *chains; /* private: by head */
+	uint16_t *next;		   /* private: the free list and the chains */
+};
+
+/* Places the tables into memory. size: a power of two up to RING_SIZE_MAX. */
+int ring_init(struct ring *ring, struct memory *memory, uint16_t size);
+void ring_end(struct ring *ring);
+
+/* As a driver that starts anew: all tables zero, everything in flight forgotten. */
+void ring_reset(struct ring *ring);
+
+/* For SET_VRING_ADDR of ring number index. */
+struct vhost_ring_address ring_addresses(const struct ring *ring, uint32_t index);
+
+/*
+ * Add a chain; the device sees it at the next ring_submit(). With table_address
+ * (guest address of room for n descriptors, 16 bytes each) the chain goes into
+ * that indirect table, with 0 into the ring. -ENOSPC if the ring has no room.
+ */
+int ring_add(struct ring *ring, const struct ring_buffer *buffers, size_t n, uint64_t table_address,
+	     uint32_t cookie);
+
+/* Publish what was added and kick the device if it wants that. */
+void ring_submit(struct ring *ring);
+void ring_kick(struct ring *ring); /* in any case */
+
+/*
+ * Take one chain that came back. 1, 0 if there is none, -EPROTO when the device
+ * broke the ring: used index beyond what is in flight, a chain that is not in
+ * flight, more bytes than the chain can hold.
+ */
+int ring_take(struct ring *ring, struct ring_completion *ret);
+
+/*
+ * Ask for a call at the next chain that comes back. True if some already wait:
+ * take them first, no call will come for them. ring_ignore_calls() is the
+ * contrary; a call may still come.
+ */
+bool ring_expect_call(struct ring *ring);
+void ring_ignore_calls(struct ring *ring);
+
+/* Take the count from the call eventfd, if there is one. */
+bool ring_clear_call(struct ring *ring);
+
+/* Wait for a call. 0, -ETIMEDOUT, negative errno. */
+int ring_wait(struct ring *ring, int timeout);
+
+/* The used index as it stands in memory. */
+uint16_t ring_used_idx(const struct ring *ring);
+
+/* For hostile tests: offer any head, publish any index. Nobody keeps account of it. */
+void ring_offer_raw(struct ring *ring, uint16_t head);
+void ring_set_avail_idx(struct ring *ring, uint16_t idx);
