@@ -168,14 +168,7 @@ static void on_spawned(struct front *front, const struct spawner_reply *reply, i
 		workers_spawned(front, reply->number, fd);
 		return;
 	}
-	front->is_spawning = false;
-	/* As many workers as there may be: one that leaves makes room, and asks again. */
-	if (reply->error == EAGAIN)
-		return;
-	log_event(LOG_ERR, LOG_NO_VM, "cannot start a worker: %s", strerror(reply->error));
-	front->spawn_at = front->now + 1000;
-	if (!front->has_served)
-		front->exit_code = EX_OSERR;
+	workers_not_spawned(front, reply->error);
 }
 
 /* One reply: 1, 0 when there is none, -1 when the spawner is gone. The fd is the caller's. */
@@ -298,6 +291,15 @@ static int timeout(const struct front *front)
 	return wait < INT32_MAX ? (int)wait : INT32_MAX;
 }
 
+/* Sessions that came as fds don't come again. */
+static bool are_all_over(const struct front *front)
+{
+	for (size_t i = 0; i < front->n_devices; i++)
+		if (front->devices[i].listener >= 0 || front->devices[i].has_frontend)
+			return false;
+	return true;
+}
+
 static void run_once(struct front *front)
 {
 	struct epoll_event events[EVENTS_MAX];
@@ -318,6 +320,8 @@ static void run_once(struct front *front)
 		device_update(&front->devices[i]);
 	}
 	workers_replenish(front);
+	if (are_all_over(front))
+		front->exit_code = EX_OK;
 }
 
 static bool allocate(struct front *front, const struct configuration *configuration)

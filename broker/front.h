@@ -169,6 +169,7 @@ struct worker *workers_take_spare(struct front *front);
 /* Start workers until there is a spare and one for each device that waits. */
 void workers_replenish(struct front *front);
 void workers_spawned(struct front *front, uint32_t number, int channel);
+void workers_not_spawned(struct front *front, int error);
 void workers_exited(struct front *front, uint32_t number, int status);
 void workers_event(struct front *front, struct worker *worker, uint32_t events);
 void workers_run_timers(struct front *front);

@@ -88,6 +88,18 @@ void workers_spawned(struct front *front, uint32_t number, int channel)
 	workers_replenish(front);
 }
 
+void workers_not_spawned(struct front *front, int error)
+{
+	front->is_spawning = false;
+	front->spawn_at = front->now + SPAWN_AGAIN_MS;
+	/* As many workers as there may be: one that leaves makes room. */
+	if (error == EAGAIN)
+		return;
+	log_event(LOG_ERR, LOG_NO_VM, "cannot start a worker: %s", strerror(error));
+	if (!front->has_served)
+		front->exit_code = EX_OSERR;
+}
+
 static void leave(struct worker *worker, struct front *front)
 {
 	if (worker->channel >= 0)
@@ -97,8 +109,25 @@ static void leave(struct worker *worker, struct front *front)
 	worker->deadline = front->now + LEAVING_MS;
 }
 
+static void stop(struct worker *worker, struct front *front)
+{
+	worker->is_stopped = true;
+	front_request_stop(front, worker->number);
+}
+
+/*
+ * One worker of a device may still deliver; a front-end that comes and goes
+ * takes no more of the workers that all devices share.
+ */
 void worker_dismiss(struct worker *worker, struct front *front)
 {
+	for (size_t i = 0; i < front->n_workers; i++) {
+		struct worker *other = &front->workers[i];
+
+		if (other->state == WORKER_LEAVING && other->device == worker->device &&
+		    !other->is_stopped)
+			stop(other, front);
+	}
 	leave(worker, front);
 }
 
@@ -108,8 +137,7 @@ void worker_kill(struct worker *worker, struct front *front)
 
 	leave(worker, front);
 	worker->has_failed = true;
-	worker->is_stopped = true;
-	front_request_stop(front, worker->number);
+	stop(worker, front);
 	if (device)
 		device_worker_died(device);
 }

@@ -298,6 +298,8 @@ void control_detach(struct device *device)
 	for (size_t i = 0; i < RINGS; i++)
 		ring_stop(&device->rings[i]);
 	forget_all(device);
+	/* Draining may take a while; the guest's memory is not kept alive for it. */
+	guest_memory_clear(&device->memory);
 	epoll_ctl(device->epoll, EPOLL_CTL_DEL, device->channel, NULL);
 }
 

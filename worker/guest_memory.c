@@ -107,13 +107,25 @@ int guest_memory_remove(struct guest_memory *memory, uint64_t guest_address, uin
 	return -ENOENT;
 }
 
+static void unmap_table(struct guest_table *table)
+{
+	for (size_t i = 0; i < table->n_regions; i++)
+		munmap(table->regions[i].mapping, table->regions[i].mapping_len);
+	table->n_regions = 0;
+}
+
 void guest_memory_commit(struct guest_memory *memory)
 {
-	for (size_t i = 0; i < memory->table.n_regions; i++)
-		munmap(memory->table.regions[i].mapping, memory->table.regions[i].mapping_len);
+	unmap_table(&memory->table);
 	memory->table = memory->staged;
 	memory->staged.n_regions = 0;
 	memory->last_hit = 0;
+}
+
+void guest_memory_clear(struct guest_memory *memory)
+{
+	unmap_table(&memory->table);
+	unmap_table(&memory->staged);
 }
 
 /* Almost all buffers of a guest lie in the region of the buffer before. */

@@ -51,6 +51,9 @@ int guest_memory_remove(struct guest_memory *memory, uint64_t guest_address, uin
 /* The staged regions replace all others, which are unmapped. */
 void guest_memory_commit(struct guest_memory *memory);
 
+/* Unmap everything. */
+void guest_memory_clear(struct guest_memory *memory);
+
 /*
  * Translate the part of [guest_address, guest_address + len) that lies in one
  * region, which may be shorter than len: ask again for the rest. false when the
