@@ -36,7 +36,7 @@ struct opened {
  * Sanitizer builds only: an answer to the run-time's question. Leaks cannot be
  * looked for from behind the walls; the front allocates before it goes there.
  */
-const char *__asan_default_options(void);
+__attribute__((visibility("default"))) const char *__asan_default_options(void);
 const char *__asan_default_options(void)
 {
 	return "detect_leaks=0";
@@ -155,6 +155,15 @@ static void unlink_all(const struct opened *opened)
 	}
 }
 
+static void free_all(const struct opened *opened)
+{
+	free(opened->sockets);
+	free(opened->host_sockets);
+	free(opened->fds);
+	free(opened->host_fds);
+	free(opened->is_connected);
+}
+
 /* The front has its copies; an open listener here would outlive it. */
 static void close_all(const struct opened *opened)
 {
@@ -270,6 +279,7 @@ static int run(const struct configuration *configuration)
 	else
 		r = run_processes(configuration, &opened, worker_program);
 	unlink_all(&opened);
+	free_all(&opened);
 	return r;
 }
 

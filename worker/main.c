@@ -37,7 +37,7 @@ static struct device device;
  * Sanitizer builds only: an answer to the run-time's question. Leaks cannot be
  * looked for from inside an empty root, and there is no heap to leak from.
  */
-const char *__asan_default_options(void);
+__attribute__((visibility("default"))) const char *__asan_default_options(void);
 const char *__asan_default_options(void)
 {
 	return "detect_leaks=0";

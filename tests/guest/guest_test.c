@@ -1,0 +1,680 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+
+/*
+ * What a real Linux guest and host programs see of vsockd.
+ *
+ *   guest_test --test|--demo KERNEL INITRAMFS ACCELERATOR BACK-END...
+ *
+ * Two processes: one runs the steps, the other waits for it with a time limit
+ * and, however it ends, leaves no process and no file behind. tests/guest/run
+ * starts it with the right arguments.
+ */
+
+#include <dirent.h>
+#include <errno.h>
+#include <inttypes.h>
+#include <limits.h>
+#include <signal.h>
+#include <stdarg.h>
+#include <stdatomic.h>
+#include <stdbool.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/prctl.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <sys/wait.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "tests/guest/host.h"
+#include "tests/guest/machine.h"
+
+#define MIB	       (UINT64_C(1) << 20)
+#define TRANSFER_BYTES (64 * MIB)
+#define N_IN_A_ROW     200
+#define N_AT_ONCE      32
+#define BOOT_MS	       90000
+#define SOON_MS	       1000
+#define ALL_SECONDS    300
+
+/* The host's ports and the guest's: any but the control port. */
+#define PORT		      1100u
+#define ECHO_PORT	      1200u
+#define PORT_WITHOUT_LISTENER 1999u
+
+/* Shared with the waiting process, which has the last word. */
+struct score {
+	atomic_uint n_passed;
+	atomic_uint n_failed;
+	bool is_demo;
+};
+
+struct test {
+	struct machine machine;
+	struct agent agent;
+	struct score *score;
+};
+
+static void check(struct test *test, bool is_true, const char *format, ...)
+	__attribute__((format(printf, 3, 4)));
+static void check(struct test *test, bool is_true, const char *format, ...)
+{
+	va_list arguments;
+
+	atomic_fetch_add(is_true ? &test->score->n_passed : &test->score->n_failed, 1);
+	if (test->score->is_demo)
+		printf("           %s ", is_true ? "yes:" : "NO: ");
+	else
+		printf("%s - guest: ", is_true ? "ok" : "not ok");
+	va_start(arguments, format);
+	vprintf(format, arguments);
+	va_end(arguments);
+	printf("\n");
+}
+
+static uint64_t mib_per_second(uint64_t n_bytes, uint64_t ms)
+{
+	return n_bytes * 1000 / MIB / (ms ? ms : 1);
+}
+
+/* The agent's echo server does not outlive its guest. */
+static bool start_echo(struct test *test)
+{
+	struct agent_reply reply;
+
+	return agent_tell(&test->agent, "echo %u", ECHO_PORT) == 0 &&
+	       agent_wait_reply(&test->agent, &reply) == 0 && reply.error == 0;
+}
+
+/* One line there and back on a connection to the guest's echo server. */
+static bool is_echoed(int fd)
+{
+	static const char line[] = "there and back\n";
+	char answer[STREAM_LINE_MAX];
+
+	return send(fd, line, sizeof(line) - 1, MSG_NOSIGNAL) == sizeof(line) - 1 &&
+	       stream_read_line(fd, answer) == sizeof(line) - 2;
+}
+
+static bool guest_is_reached(void)
+{
+	int fd = host_connect(ECHO_PORT, SOON_MS);
+	bool is_reached = fd >= 0 && is_echoed(fd);
+
+	if (fd >= 0)
+		close(fd);
+	return is_reached;
+}
+
+static bool boot(struct test *test)
+{
+	uint64_t start = host_now_ms();
+	bool is_ready = machine_start_qemu(&test->machine) == 0 &&
+			agent_wait(&test->agent, BOOT_MS, NULL) == 0;
+
+	check(test, is_ready, "a Linux guest boots and its agent reaches the host (%.1f s)",
+	      (double)(host_now_ms() - start) / 1000);
+	return is_ready && start_echo(test);
+}
+
+static bool step_start(struct test *test)
+{
+	int error = agent_listen(&test->agent);
+
+	if (error == 0)
+		error = machine_start_back_end(&test->machine);
+	check(test, error == 0,
+	      "the back-end starts and listens for the VMM and for host programs");
+	return error == 0 && boot(test);
+}
+
+static bool step_confinement(struct test *test)
+{
+	pid_t worker = machine_worker(&test->machine);
+
+	check(test, worker > 0 && machine_is_confined(worker),
+	      "the process that parses the guest's packets has no capability and a system-call "
+	      "filter");
+	return true;
+}
+
+static void transfer_to_host(struct test *test)
+{
+	struct checksum received = {0};
+	struct agent_reply reply = {.error = EIO};
+	int listener = host_listen(PORT), fd;
+	uint64_t start, ms;
+
+	agent_tell(&test->agent, "send %u %" PRIu64 " 1", PORT, TRANSFER_BYTES);
+	fd = host_accept(listener, HOST_TRANSFER_MS);
+	start = host_now_ms();
+	stream_receive(fd, UINT64_MAX, &received);
+	ms = host_now_ms() - start;
+	agent_wait_reply(&test->agent, &reply);
+	check(test,
+	      reply.error == 0 && received.n_bytes == TRANSFER_BYTES &&
+		      checksum_value(&received) == stream_checksum(1, TRANSFER_BYTES),
+	      "64 MiB guest to host intact (%" PRIu64 " MiB/s)",
+	      mib_per_second(received.n_bytes, ms));
+	close(fd);
+	host_unlisten(PORT, listener);
+}
+
+static void transfer_to_guest(struct test *test)
+{
+	struct agent_reply reply = {.error = EIO};
+	uint64_t start, ms;
+	int fd;
+
+	agent_tell(&test->agent, "receive %u", PORT);
+	agent_wait_listening(&test->agent);
+	fd = host_connect(PORT, HOST_TRANSFER_MS);
+	start = host_now_ms();
+	stream_send(fd, 2, TRANSFER_BYTES);
+	close(fd);
+	agent_wait_reply(&test->agent, &reply);
+	ms = host_now_ms() - start;
+	check(test,
+	      reply.error == 0 && reply.n_bytes == TRANSFER_BYTES &&
+		      reply.sum == stream_checksum(2, TRANSFER_BYTES),
+	      "64 MiB host to guest intact (%" PRIu64 " MiB/s)", mib_per_second(reply.n_bytes, ms));
+}
+
+static bool step_transfers(struct test *test)
+{
+	transfer_to_host(test);
+	transfer_to_guest(test);
+	return true;
+}
+
+static void in_a_row_to_host(struct test *test)
+{
+	struct agent_reply reply = {.error = EIO};
+	int listener = host_listen(PORT);
+	uint64_t start = host_now_ms();
+	unsigned int n = 0;
+
+	agent_tell(&test->agent, "many %u %d", PORT, N_IN_A_ROW);
+	for (int i = 0; i < N_IN_A_ROW; i++) {
+		int fd = host_accept(listener, 5000);
+		char bytes[8];
+
+		if (fd < 0)
+			break;
+		n += recv(fd, bytes, sizeof(bytes), MSG_WAITALL) == sizeof(bytes) &&
+		     send(fd, bytes, sizeof(bytes), MSG_NOSIGNAL) == sizeof(bytes) &&
+		     host_wait_for_end(fd, 5000) == 0;
+		close(fd);
+	}
+	agent_wait_reply(&test->agent, &reply);
+	check(test, n == N_IN_A_ROW && reply.error == 0,
+	      "%d connections in a row guest to host (%" PRIu64 " a second)", N_IN_A_ROW,
+	      UINT64_C(1000) * n / (host_now_ms() - start + 1));
+	host_unlisten(PORT, listener);
+}
+
+static void in_a_row_to_guest(struct test *test)
+{
+	uint64_t start = host_now_ms();
+	unsigned int n = 0;
+
+	while (n < N_IN_A_ROW && guest_is_reached())
+		n++;
+	check(test, n == N_IN_A_ROW, "%d connections in a row host to guest (%" PRIu64 " a second)",
+	      N_IN_A_ROW, UINT64_C(1000) * n / (host_now_ms() - start + 1));
+}
+
+static bool step_in_a_row(struct test *test)
+{
+	in_a_row_to_host(test);
+	in_a_row_to_guest(test);
+	return true;
+}
+
+/* The sequences come in any order: find the one that connection was given. */
+static bool is_one_of(const struct checksum *received, uint64_t n_bytes, bool *seen)
+{
+	for (uint64_t seed = 0; seed < N_AT_ONCE; seed++) {
+		if (seen[seed] || received->n_bytes != n_bytes ||
+		    checksum_value(received) != stream_checksum(seed, n_bytes))
+			continue;
+		seen[seed] = true;
+		return true;
+	}
+	return false;
+}
+
+static void at_once_to_host(struct test *test)
+{
+	struct exchange exchanges[N_AT_ONCE] = {0};
+	struct agent_reply reply = {.error = EIO};
+	bool seen[N_AT_ONCE] = {false};
+	int listener = host_listen(PORT);
+	unsigned int n = 0, n_intact = 0;
+	uint64_t start, ms;
+
+	agent_tell(&test->agent, "parallel %u %d %" PRIu64, PORT, N_AT_ONCE, MIB);
+	while (n < N_AT_ONCE) {
+		exchanges[n].fd = host_accept(listener, 10000);
+		if (exchanges[n].fd < 0)
+			break;
+		n++;
+	}
+	start = host_now_ms();
+	for (unsigned int i = 0; i < n; i++)
+		exchange_start(&exchanges[i]);
+	for (unsigned int i = 0; i < n; i++) {
+		exchange_finish(&exchanges[i]);
+		n_intact += is_one_of(&exchanges[i].received, MIB, seen);
+	}
+	ms = host_now_ms() - start;
+	agent_wait_reply(&test->agent, &reply);
+	check(test, n_intact == N_AT_ONCE && reply.error == 0,
+	      "%d connections at once guest to host, 1 MiB each, intact (%" PRIu64 " MiB/s)",
+	      N_AT_ONCE, mib_per_second(n_intact * MIB, ms));
+	host_unlisten(PORT, listener);
+}
+
+static void at_once_there_and_back(struct test *test)
+{
+	struct exchange exchanges[N_AT_ONCE] = {0};
+	unsigned int n = 0, n_intact = 0;
+	uint64_t start = host_now_ms();
+
+	while (n < N_AT_ONCE) {
+		exchanges[n] = (struct exchange){.sends = true, .seed = n, .n_bytes = MIB};
+		exchanges[n].fd = host_connect(ECHO_PORT, 5000);
+		if (exchanges[n].fd < 0)
+			break;
+		n++;
+	}
+	for (unsigned int i = 0; i < n; i++)
+		exchange_start(&exchanges[i]);
+	for (unsigned int i = 0; i < n; i++)
+		n_intact += exchange_finish(&exchanges[i]);
+	check(test, n_intact == N_AT_ONCE,
+	      "%d connections at once host to guest, 1 MiB there and back each, intact (%.1f s)",
+	      N_AT_ONCE, (double)(host_now_ms() - start) / 1000);
+}
+
+static bool step_at_once(struct test *test)
+{
+	at_once_to_host(test);
+	at_once_there_and_back(test);
+	return true;
+}
+
+static void half_close_by_guest(struct test *test)
+{
+	struct checksum received = {0};
+	struct agent_reply reply = {.error = EIO};
+	int listener = host_listen(PORT), fd;
+
+	agent_tell(&test->agent, "halfclose %u %" PRIu64 " 3", PORT, MIB);
+	fd = host_accept(listener, 5000);
+	stream_receive(fd, UINT64_MAX, &received);
+	stream_send(fd, 4, MIB);
+	close(fd);
+	agent_wait_reply(&test->agent, &reply);
+	check(test,
+	      checksum_value(&received) == stream_checksum(3, MIB) && reply.error == 0 &&
+		      reply.sum == stream_checksum(4, MIB),
+	      "a guest that has shut down sending still receives (%" PRIu64 " KiB, then the end)",
+	      reply.n_bytes >> 10);
+	host_unlisten(PORT, listener);
+}
+
+static void half_close_by_host(struct test *test)
+{
+	struct agent_reply reply = {.error = EIO};
+	struct exchange exchange = {.sends = true, .seed = 5, .n_bytes = MIB};
+	bool is_intact = false;
+
+	agent_tell(&test->agent, "answer %u %" PRIu64 " 5", PORT, MIB);
+	agent_wait_listening(&test->agent);
+	exchange.fd = host_connect(PORT, 5000);
+	if (exchange.fd >= 0 && exchange_start(&exchange) == 0)
+		is_intact = exchange_finish(&exchange);
+	agent_wait_reply(&test->agent, &reply);
+	check(test, is_intact && reply.error == 0 && reply.sum == stream_checksum(5, MIB),
+	      "a host program that has shut down sending still receives (%" PRIu64
+	      " KiB, then the end)",
+	      exchange.received.n_bytes >> 10);
+}
+
+static bool step_half_close(struct test *test)
+{
+	half_close_by_guest(test);
+	half_close_by_host(test);
+	return true;
+}
+
+static bool step_refusal(struct test *test)
+{
+	struct agent_reply reply = {0};
+	uint64_t start = host_now_ms();
+	int fd;
+
+	agent_tell(&test->agent, "connect %u", PORT_WITHOUT_LISTENER);
+	agent_wait_reply(&test->agent, &reply);
+	check(test,
+	      (reply.error == ECONNREFUSED || reply.error == ECONNRESET) &&
+		      host_now_ms() - start < SOON_MS,
+	      "a guest's connection to a port without a listener is refused at once (%s, %" PRIu64
+	      " ms)",
+	      strerror(reply.error), host_now_ms() - start);
+
+	start = host_now_ms();
+	fd = host_connect(PORT_WITHOUT_LISTENER, SOON_MS);
+	check(test, fd == -ECONNREFUSED,
+	      "a host's connection to a port without a listener is refused at once (%" PRIu64
+	      " ms)",
+	      host_now_ms() - start);
+	if (fd >= 0)
+		close(fd);
+	return true;
+}
+
+static bool step_pause(struct test *test)
+{
+	int fd = host_connect(ECHO_PORT, 5000);
+	char byte;
+	bool is_paused, is_answered;
+
+	is_answered = fd >= 0 && is_echoed(fd);
+	is_paused = machine_pause("stop") == 0;
+	host_set_time_limit(fd, 200);
+	is_paused = is_paused && send(fd, "held", 4, MSG_NOSIGNAL) == 4 &&
+		    recv(fd, &byte, 1, 0) < 0 && errno == EAGAIN;
+	check(test, is_answered && is_paused, "a paused guest does not answer");
+
+	host_set_time_limit(fd, 5000);
+	is_answered = machine_pause("cont") == 0;
+	for (int i = 0; i < 4; i++)
+		is_answered = is_answered && recv(fd, &byte, 1, 0) == 1 && byte == "held"[i];
+	check(test, is_answered && is_echoed(fd),
+	      "a guest that goes on after a pause has kept its connections and gets what was sent");
+	close(fd);
+	return true;
+}
+
+static bool step_reboot(struct test *test)
+{
+	int fd = host_connect(ECHO_PORT, 5000);
+	uint64_t start = host_now_ms();
+	bool is_ready;
+
+	agent_tell(&test->agent, "reboot");
+	is_ready = agent_wait(&test->agent, BOOT_MS, NULL) == 0 && start_echo(test);
+	check(test, is_ready && guest_is_reached() && machine_qemu_is_running(&test->machine),
+	      "the guest works again after its reboot (%.1f s), same QEMU, same back-end",
+	      (double)(host_now_ms() - start) / 1000);
+	check(test, fd >= 0 && host_wait_for_end(fd, SOON_MS) == 0,
+	      "connections from before the reboot have ended");
+	close(fd);
+	return is_ready;
+}
+
+static unsigned int n_echoing(struct test *test)
+{
+	struct agent_reply reply;
+
+	if (agent_tell(&test->agent, "echoing") < 0 || agent_wait_reply(&test->agent, &reply) < 0)
+		return UINT_MAX;
+	return (unsigned int)reply.n_bytes;
+}
+
+/* The guest is in the middle of sending, an idle connection stands as well. */
+static bool step_worker_death(struct test *test)
+{
+	struct agent_reply last = {0};
+	struct checksum received = {0};
+	int listener = host_listen(PORT);
+	int idle = host_connect(ECHO_PORT, 5000), busy;
+	bool are_ended, is_back;
+	pid_t worker;
+	uint64_t start, ms;
+
+	agent_tell(&test->agent, "send %u %" PRIu64 " 6", PORT, MIB * MIB);
+	busy = host_accept(listener, 5000);
+	stream_receive(busy, 8 * MIB, &received);
+	worker = machine_worker(&test->machine);
+	start = host_now_ms();
+	check(test,
+	      idle >= 0 && received.n_bytes == 8 * MIB && worker > 0 && !kill(worker, SIGKILL),
+	      "the worker is killed in the middle of a transfer");
+	are_ended = host_wait_for_end(busy, SOON_MS) == 0 && host_wait_for_end(idle, SOON_MS) == 0;
+	ms = host_now_ms() - start;
+	check(test, are_ended && ms < SOON_MS, "its connections end on the host (%" PRIu64 " ms)",
+	      ms);
+
+	is_back = agent_wait(&test->agent, 10000, &last) == 0;
+	ms = host_now_ms() - start;
+	check(test,
+	      is_back && ms < SOON_MS && (last.error == ECONNRESET || last.error == EPIPE) &&
+		      n_echoing(test) == 0,
+	      "its connections are reset in the guest, which connects again (%" PRIu64 " ms)", ms);
+	is_back = is_back && guest_is_reached();
+	check(test, is_back && host_now_ms() - start < 2 * SOON_MS,
+	      "a host program reaches the guest again");
+	check(test, machine_qemu_is_running(&test->machine), "QEMU did not notice");
+	close(idle);
+	close(busy);
+	host_unlisten(PORT, listener);
+	return is_back;
+}
+
+static bool step_new_qemu(struct test *test)
+{
+	int fd = host_connect(ECHO_PORT, 5000);
+	bool is_ready;
+
+	kill(test->machine.qemu_pid, SIGKILL);
+	machine_wait(&test->machine.qemu_pid, 5000);
+	check(test, fd >= 0 && host_wait_for_end(fd, SOON_MS) == 0,
+	      "connections end when QEMU is killed");
+	close(fd);
+	is_ready = boot(test);
+	check(test, is_ready && guest_is_reached(), "a new QEMU works with the same back-end");
+	return is_ready;
+}
+
+static bool is_gone(const char *path)
+{
+	struct stat status;
+
+	return stat(path, &status) < 0 && errno == ENOENT;
+}
+
+static bool step_end(struct test *test)
+{
+	int status;
+
+	agent_tell(&test->agent, "poweroff");
+	status = machine_wait(&test->machine.qemu_pid, 30000);
+	check(test, status == 0, "the guest powers off and QEMU ends by itself");
+
+	kill(test->machine.back_end_pid, SIGTERM);
+	status = machine_wait(&test->machine.back_end_pid, 5000);
+	check(test, status == 0, "the back-end ends with success on SIGTERM");
+	check(test, is_gone(MACHINE_SOCKET) && is_gone(HOST_UDS_NAME),
+	      "it has removed its sockets");
+	check(test, machine_wait_alone(getppid(), SOON_MS) == 0, "it has left no process");
+	return true;
+}
+
+static const struct step {
+	const char *title;
+	bool (*run)(struct test *test); /* false: the guest cannot be reached any more */
+} steps[] = {
+	{"The back-end and a guest start", step_start},
+	{"How far the worker is confined", step_confinement},
+	{"Long transfers", step_transfers},
+	{"Many connections, one after the other", step_in_a_row},
+	{"Many connections at once", step_at_once},
+	{"Half-closed connections", step_half_close},
+	{"Nobody listens", step_refusal},
+	{"The guest is paused", step_pause},
+	{"The guest reboots", step_reboot},
+	{"The worker is killed", step_worker_death},
+	{"QEMU is killed and started again", step_new_qemu},
+	{"The end", step_end},
+};
+
+static int run_steps(struct test *test)
+{
+	uint64_t start = host_now_ms();
+	bool can_go_on = true;
+
+	for (size_t i = 0; i < sizeof(steps) / sizeof(steps[0]); i++) {
+		if (test->score->is_demo)
+			printf("[%6.1f s] %s\n", (double)(host_now_ms() - start) / 1000,
+			       steps[i].title);
+		if (can_go_on)
+			can_go_on = steps[i].run(test);
+		else
+			check(test, false, "not run: %s", steps[i].title);
+	}
+	return atomic_load(&test->score->n_failed) ? 1 : 0;
+}
+
+static void show_log(const char *name)
+{
+	FILE *log = fopen(name, "re");
+	char lines[40][256];
+	size_t n = 0;
+
+	if (!log)
+		return;
+	while (fgets(lines[n % 40], sizeof(lines[0]), log))
+		n++;
+	fclose(log);
+	printf("---- the end of %s\n", name);
+	for (size_t i = n > 40 ? n - 40 : 0; i < n; i++)
+		printf("%s", lines[i % 40]);
+	printf("----\n");
+}
+
+/* The test makes no directories in its own. */
+static void remove_directory(const char *path)
+{
+	DIR *directory = opendir(path);
+	struct dirent *entry;
+
+	while (directory && (entry = readdir(directory)))
+		unlinkat(dirfd(directory), entry->d_name, 0);
+	if (directory)
+		closedir(directory);
+	rmdir(path);
+}
+
+/* Until the child ends: its exit code. By signal or time limit: 128 and the signal's number. */
+static int wait_for_steps(pid_t child, const sigset_t *signals)
+{
+	uint64_t end = host_now_ms() + ALL_SECONDS * 1000;
+
+	for (;;) {
+		struct timespec wait = {.tv_nsec = 200000000};
+		int number = sigtimedwait(signals, NULL, &wait);
+		int status;
+		pid_t ended;
+
+		if (number > 0 && number != SIGCHLD)
+			return 128 + number;
+		/* What outlives its parent becomes a child of this process, too. */
+		while ((ended = waitpid(-1, &status, WNOHANG)) > 0) {
+			if (ended != child)
+				continue;
+			return WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status);
+		}
+		if (host_now_ms() > end) {
+			printf("the test took more than %d s\n", ALL_SECONDS);
+			return 128 + SIGALRM;
+		}
+	}
+}
+
+static int supervise(pid_t child, const sigset_t *signals, struct score *score)
+{
+	int code = wait_for_steps(child, signals);
+	bool was_stopped = code == 128 + SIGINT || code == 128 + SIGTERM || code == 128 + SIGHUP;
+
+	machine_kill_children();
+	if (code > 1)
+		score->n_failed++;
+	if (code != 0 && !was_stopped) {
+		show_log(MACHINE_BACK_END_LOG);
+		show_log(MACHINE_QEMU_LOG);
+		show_log(MACHINE_SERIAL_LOG);
+	}
+	if (was_stopped)
+		printf("stopped by signal %d\n", code - 128);
+	printf("%s%u passed, %u failed\n", score->is_demo ? "\n" : "", score->n_passed,
+	       score->n_failed);
+	return code;
+}
+
+static pid_t fork_steps(struct test *test, const sigset_t *signals)
+{
+	pid_t parent = getpid();
+	pid_t child = fork();
+
+	if (child != 0)
+		return child;
+	prctl(PR_SET_PDEATHSIG, SIGKILL);
+	sigprocmask(SIG_UNBLOCK, signals, NULL);
+	if (getppid() != parent)
+		_exit(1);
+	exit(run_steps(test));
+}
+
+int main(int argc, char **argv)
+{
+	struct test test = {.machine = {.back_end_pid = -1, .qemu_pid = -1}};
+	char directory[PATH_MAX];
+	const char *temporary = getenv("TMPDIR"), *prefix;
+	sigset_t signals;
+	pid_t child;
+	int code;
+
+	if (argc < 6 || (strcmp(argv[1], "--test") && strcmp(argv[1], "--demo"))) {
+		fprintf(stderr, "usage: guest_test --test|--demo KERNEL INITRAMFS ACCELERATOR "
+				"BACK-END...\n");
+		return 64;
+	}
+	test.machine.kernel = argv[2];
+	test.machine.initramfs = argv[3];
+	test.machine.accelerator = argv[4];
+	test.machine.back_end = &argv[5];
+	test.score = mmap(NULL, sizeof(*test.score), PROT_READ | PROT_WRITE,
+			  MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+	snprintf(directory, sizeof(directory), "%s/vsockd-guest.XXXXXX",
+		 temporary ? temporary : "/tmp");
+	if (test.score == MAP_FAILED || !mkdtemp(directory) || chdir(directory) < 0) {
+		perror("guest_test: temporary directory");
+		return 1;
+	}
+	test.score->is_demo = !strcmp(argv[1], "--demo");
+	prefix = test.score->is_demo ? "" : "# ";
+	setvbuf(stdout, NULL, _IOLBF, 0);
+	printf("%sA Linux guest in QEMU, CID %d, behind %s\n", prefix, MACHINE_CID, argv[5]);
+	if (strcmp(argv[4], "kvm"))
+		printf("%sIts processor is emulated (%s): rates are the guest's, not the "
+		       "back-end's\n",
+		       prefix, argv[4]);
+
+	/* A reader of the output that leaves early must not keep this process from tidying up. */
+	signal(SIGPIPE, SIG_IGN);
+	sigemptyset(&signals);
+	for (size_t i = 0; i < 4; i++)
+		sigaddset(&signals, (int[]){SIGCHLD, SIGINT, SIGTERM, SIGHUP}[i]);
+	sigprocmask(SIG_BLOCK, &signals, NULL);
+	prctl(PR_SET_CHILD_SUBREAPER, 1);
+	child = fork_steps(&test, &signals);
+	code = child < 0 ? 1 : supervise(child, &signals, test.score);
+	remove_directory(directory);
+	return code;
+}

@@ -1,0 +1,357 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include "tests/guest/machine.h"
+
+#include <dirent.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <poll.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/prctl.h>
+#include <sys/socket.h>
+#include <sys/un.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include "tests/guest/host.h"
+
+#define QMP_SOCKET    "qmp.sock"
+#define ARGUMENTS_MAX 64
+#define POLL_MS	      5
+
+extern char **environ;
+
+/* Output goes to the end of `log`. The child dies when the calling thread does. */
+static pid_t start(const char *const argv[], const char *log)
+{
+	pid_t parent = getpid();
+	pid_t pid = fork();
+	int fd;
+
+	if (pid != 0)
+		return pid < 0 ? -errno : pid;
+	prctl(PR_SET_PDEATHSIG, SIGKILL);
+	if (getppid() != parent)
+		_exit(127);
+	signal(SIGPIPE, SIG_DFL);
+	fd = open("/dev/null", O_RDONLY);
+	dup2(fd, 0);
+	fd = open(log, O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0600);
+	dup2(fd, 1);
+	dup2(fd, 2);
+	execvp(argv[0], (char *const *)argv);
+	dprintf(2, "%s: %s\n", argv[0], strerror(errno));
+	_exit(127);
+}
+
+/* The kernel's list says it without a connection, which the back-end would take for a front-end. */
+static bool is_listening(const char *path)
+{
+	FILE *list = fopen("/proc/net/unix", "re");
+	char line[512];
+	bool found = false;
+
+	if (!list)
+		return false;
+	while (!found && fgets(line, sizeof(line), list)) {
+		unsigned int flags;
+		char name[256];
+
+		found = sscanf(line, "%*s %*s %*s %x %*s %*s %*s %255s", &flags, name) == 2 &&
+			(flags & 0x10000u) != 0 && !strcmp(name, path);
+	}
+	fclose(list);
+	return found;
+}
+
+int machine_start_back_end(struct machine *machine)
+{
+	uint64_t end = host_now_ms() + 10000;
+	const char *argv[ARGUMENTS_MAX];
+	char cid[16], directory[128], socket_path[160], uds_path[160];
+	size_t n = 0;
+
+	if (!getcwd(directory, sizeof(directory)))
+		return -errno;
+	snprintf(cid, sizeof(cid), "%d", MACHINE_CID);
+	snprintf(socket_path, sizeof(socket_path), "%s/" MACHINE_SOCKET, directory);
+	snprintf(uds_path, sizeof(uds_path), "%s/" HOST_UDS_NAME, directory);
+	while (machine->back_end[n] && n < ARGUMENTS_MAX - 7) {
+		argv[n] = machine->back_end[n];
+		n++;
+	}
+	argv[n++] = "--guest-cid";
+	argv[n++] = cid;
+	argv[n++] = "--socket";
+	argv[n++] = socket_path;
+	argv[n++] = "--uds-path";
+	argv[n++] = uds_path;
+	argv[n] = NULL;
+	machine->back_end_pid = start(argv, MACHINE_BACK_END_LOG);
+	if (machine->back_end_pid < 0)
+		return machine->back_end_pid;
+	while (!is_listening(socket_path) || !is_listening(uds_path)) {
+		if (machine_wait(&machine->back_end_pid, POLL_MS) != -ETIMEDOUT)
+			return -ECHILD;
+		if (host_now_ms() > end)
+			return -ETIMEDOUT;
+	}
+	return 0;
+}
+
+int machine_start_qemu(struct machine *machine)
+{
+	/* The emulated processor with the fewest features is twice as fast as the one with all. */
+	const char *processor = strcmp(machine->accelerator, "kvm") ? "qemu64" : "host";
+	/* clang-format off */
+	const char *argv[] = {
+		"qemu-system-x86_64", "-nodefaults", "-no-user-config",
+		"-machine", "q35,memory-backend=mem",
+		"-object", "memory-backend-memfd,id=mem,size=256M,share=on",
+		"-m", "256M",
+		"-accel", machine->accelerator,
+		"-cpu", processor,
+		"-display", "none",
+		"-serial", "file:" MACHINE_SERIAL_LOG,
+		"-qmp", "unix:" QMP_SOCKET ",server=on,wait=off",
+		"-chardev", "socket,id=vsock,path=" MACHINE_SOCKET,
+		"-device", "vhost-user-vsock-pci,chardev=vsock",
+		"-kernel", machine->kernel,
+		"-initrd", machine->initramfs,
+		"-append", "console=ttyS0 quiet",
+		NULL,
+	};
+	/* clang-format on */
+
+	machine->qemu_pid = start(argv, MACHINE_QEMU_LOG);
+	return machine->qemu_pid < 0 ? machine->qemu_pid : 0;
+}
+
+bool machine_qemu_is_running(const struct machine *machine)
+{
+	return machine->qemu_pid > 0 && waitpid(machine->qemu_pid, NULL, WNOHANG) == 0;
+}
+
+int machine_wait(pid_t *pid, unsigned int limit_ms)
+{
+	uint64_t end = host_now_ms() + limit_ms;
+
+	for (;;) {
+		int status;
+		pid_t ended = waitpid(*pid, &status, WNOHANG);
+
+		if (ended == *pid) {
+			*pid = -1;
+			return status;
+		}
+		if (ended < 0)
+			return -errno;
+		if (host_now_ms() >= end)
+			return -ETIMEDOUT;
+		poll(NULL, 0, POLL_MS);
+	}
+}
+
+/* Pass over events until the command is answered. */
+static int wait_for_return(int fd)
+{
+	char line[4096];
+	size_t len = 0;
+
+	while (recv(fd, line + len, 1, 0) == 1) {
+		if (line[len] != '\n') {
+			len += len < sizeof(line) - 2;
+			continue;
+		}
+		line[len] = '\0';
+		if (strstr(line, "\"return\""))
+			return 0;
+		if (strstr(line, "\"error\""))
+			return -EPROTO;
+		len = 0;
+	}
+	return -ETIMEDOUT;
+}
+
+int machine_pause(const char *command)
+{
+	struct sockaddr_un address = {.sun_family = AF_UNIX, .sun_path = QMP_SOCKET};
+	int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
+	int error;
+
+	host_set_time_limit(fd, 5000);
+	if (fd < 0 || connect(fd, (struct sockaddr *)&address, sizeof(address)) < 0) {
+		error = -errno;
+		close(fd);
+		return error;
+	}
+	dprintf(fd, "{\"execute\": \"qmp_capabilities\"}\n");
+	error = wait_for_return(fd);
+	if (error == 0) {
+		dprintf(fd, "{\"execute\": \"%s\"}\n", command);
+		error = wait_for_return(fd);
+	}
+	close(fd);
+	return error;
+}
+
+struct process {
+	pid_t parent;
+	char name[32];
+	unsigned long long ticks; /* of CPU time */
+};
+
+static bool process_read(pid_t pid, struct process *ret)
+{
+	struct process process = {0};
+	unsigned long long user, system;
+	char path[64], text[1024];
+	const char *name, *rest;
+	ssize_t n;
+	int fd;
+
+	snprintf(path, sizeof(path), "/proc/%d/stat", (int)pid);
+	fd = open(path, O_RDONLY | O_CLOEXEC);
+	n = fd < 0 ? -1 : read(fd, text, sizeof(text) - 1);
+	close(fd);
+	if (n <= 0)
+		return false;
+	text[n] = '\0';
+	name = strchr(text, '(');
+	rest = strrchr(text, ')');
+	if (!name || !rest)
+		return false;
+	snprintf(process.name, sizeof(process.name), "%.*s", (int)(rest - name - 1), name + 1);
+	if (sscanf(rest + 1, " %*c %d %*d %*d %*d %*d %*u %*u %*u %*u %*u %llu %llu",
+		   &process.parent, &user, &system) != 3)
+		return false;
+	process.ticks = user + system;
+	*ret = process;
+	return true;
+}
+
+static bool descends_from(pid_t pid, pid_t ancestor)
+{
+	struct process process;
+
+	while (pid > 1 && process_read(pid, &process)) {
+		if (process.parent == ancestor)
+			return true;
+		pid = process.parent;
+	}
+	return false;
+}
+
+/* Go through all processes below `ancestor`; how many accept() took. */
+static int for_each_descendant(pid_t ancestor, bool (*accept)(pid_t, void *), void *context)
+{
+	DIR *directory = opendir("/proc");
+	struct dirent *entry;
+	int n = 0;
+
+	if (!directory)
+		return 0;
+	while ((entry = readdir(directory))) {
+		pid_t pid = (pid_t)atoi(entry->d_name);
+
+		if (pid > 1 && pid != getpid() && descends_from(pid, ancestor) &&
+		    accept(pid, context))
+			n++;
+	}
+	closedir(directory);
+	return n;
+}
+
+struct busiest {
+	pid_t pid;
+	unsigned long long ticks;
+};
+
+static bool is_busier_worker(pid_t pid, void *context)
+{
+	struct busiest *busiest = context;
+	struct process process;
+
+	if (!process_read(pid, &process) || strcmp(process.name, "vsockd-worker"))
+		return false;
+	if (busiest->pid > 0 && process.ticks <= busiest->ticks)
+		return false;
+	*busiest = (struct busiest){.pid = pid, .ticks = process.ticks};
+	return true;
+}
+
+pid_t machine_worker(const struct machine *machine)
+{
+	struct busiest busiest = {.pid = -ESRCH};
+
+	for_each_descendant(machine->back_end_pid, is_busier_worker, &busiest);
+	return busiest.pid;
+}
+
+bool machine_is_confined(pid_t pid)
+{
+	unsigned long long value;
+	char path[64], line[256];
+	int n_claims = 0;
+	FILE *status;
+
+	snprintf(path, sizeof(path), "/proc/%d/status", (int)pid);
+	status = fopen(path, "re");
+	if (!status)
+		return false;
+	while (fgets(line, sizeof(line), status)) {
+		if (sscanf(line, "CapPrm: %llx", &value) == 1 ||
+		    sscanf(line, "CapBnd: %llx", &value) == 1)
+			n_claims += value == 0;
+		else if (sscanf(line, "NoNewPrivs: %llu", &value) == 1)
+			n_claims += value == 1;
+		else if (sscanf(line, "Seccomp: %llu", &value) == 1)
+			n_claims += value == 2;
+	}
+	fclose(status);
+	return n_claims == 4;
+}
+
+static bool is_any(pid_t pid, void *context)
+{
+	(void)pid;
+	(void)context;
+	return true;
+}
+
+int machine_wait_alone(pid_t ancestor, unsigned int limit_ms)
+{
+	uint64_t end = host_now_ms() + limit_ms;
+
+	while (for_each_descendant(ancestor, is_any, NULL) > 0) {
+		if (host_now_ms() > end)
+			return -ETIMEDOUT;
+		poll(NULL, 0, POLL_MS);
+	}
+	return 0;
+}
+
+static bool kill_it(pid_t pid, void *context)
+{
+	(void)context;
+	return kill(pid, SIGKILL) == 0;
+}
+
+void machine_kill_children(void)
+{
+	uint64_t end = host_now_ms() + 10000;
+
+	for_each_descendant(getpid(), kill_it, NULL);
+	while (host_now_ms() < end) {
+		pid_t pid = waitpid(-1, NULL, WNOHANG);
+
+		if (pid < 0)
+			return;
+		if (pid == 0) {
+			for_each_descendant(getpid(), kill_it, NULL);
+			poll(NULL, 0, POLL_MS);
+		}
+	}
+}
