@@ -3,13 +3,18 @@
 
 /*
  * What the operator asked for: the command line, checked as far as it can be
- * without touching the file system, and then the paths. Used by the spawner
+ * without touching the paths in it, and then the paths. Used by the spawner
  * before anything else exists; the front gets numbers out of it, never a path.
  */
 
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
+#include <stdio.h>
+#include <sys/types.h>
+
+#include "broker/listener.h"
+#include "policy/policy.h"
 
 #define CONFIGURATION_VMS_MAX		  256
 #define CONFIGURATION_GROUPS_MAX	  32
@@ -23,6 +28,7 @@ enum configuration_action {
 	CONFIGURATION_HELP,
 	CONFIGURATION_VERSION,
 	CONFIGURATION_CAPABILITIES, /* --print-capabilities */
+	CONFIGURATION_POLICY,	    /* --print-policy */
 };
 
 struct vm_configuration {
@@ -30,7 +36,8 @@ struct vm_configuration {
 	char *socket;	/* vhost-user socket to listen on; NULL with socket_fd */
 	int socket_fd;	/* --fd: connected or listening socket, the caller's; -1 otherwise */
 	char *uds_path; /* hybrid vsock: listen here, connect to uds_path_PORT */
-	char **groups;	/* at least "default" */
+	struct listener_access socket_access, uds_access;
+	char **groups; /* at least "default" */
 	size_t n_groups;
 	uint32_t tx_buffer_size; /* bytes a guest may have unread on one connection: buf_alloc */
 	uint32_t queue_size;	 /* accepted for compatibility; any ring up to 32768 works */
@@ -40,8 +47,12 @@ struct vm_configuration {
 
 struct configuration {
 	enum configuration_action action;
+	enum policy_role policy_role; /* of CONFIGURATION_POLICY */
 	struct vm_configuration *vms;
 	size_t n_vms;
+	bool has_user; /* --user: become user and group before anything is opened */
+	uid_t user;
+	gid_t group;
 	int log_level;	   /* as in syslog(3): LOG_ERR ... LOG_DEBUG */
 	uint32_t insecure; /* POLICY_INSECURE_... */
 	char *worker;	   /* --worker PATH, NULL: found beside vsockd */
@@ -74,3 +85,7 @@ uint64_t configuration_n_files(const struct configuration *configuration);
 /* The texts of --help and of --print-capabilities, each with its last newline. */
 extern const char configuration_help[];
 extern const char configuration_capabilities[];
+
+/* The names of the roles in --print-policy, and what that prints. */
+extern const char *const configuration_roles[POLICY_ROLE_MAX];
+void configuration_print_policy(FILE *stream, enum policy_role role);

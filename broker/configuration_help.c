@@ -1,6 +1,11 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include "broker/configuration.h"
 
+#include <stdlib.h>
+#include <string.h>
+
+#include "policy/rules.h"
+
 /* At most 80 columns. man/vsockd.8 has the same options; tests/integration/check_documents.sh. */
 const char configuration_help[] =
 	"Usage: vsockd [--guest-cid N] --socket PATH --uds-path PATH [OPTION]...\n"
@@ -14,8 +19,14 @@ const char configuration_help[] =
 	"  --guest-cid N         CID of the guest, 3 to 4294967294 (default 3)\n"
 	"  --socket PATH         listen here for the VMM's vhost-user connection\n"
 	"  --socket-path PATH    the same as --socket\n"
+	"  --socket-mode OCTAL   permissions of that socket, up to 777 (default 600)\n"
+	"  --socket-owner USER   its owner, --socket-group GROUP its group, as names or\n"
+	"  --socket-group GROUP  numbers (default: those vsockd runs as)\n"
 	"  --fd FDNUM            use this open unix socket instead of --socket\n"
 	"  --uds-path PATH       listen here for programs on the host, at most 96 bytes\n"
+	"  --uds-mode OCTAL      the same three for the socket at the uds-path\n"
+	"  --uds-owner USER\n"
+	"  --uds-group GROUP\n"
 	"  --tx-buffer-size N    bytes that the host may leave unread on a connection,\n"
 	"                        4096 to 16777216 (default 262144)\n"
 	"  --queue-size N        a power of two up to 32768 (default 1024); accepted for\n"
@@ -33,6 +44,8 @@ const char configuration_help[] =
 	"                        without \"--\", except fd and socket-path\n"
 	"\n"
 	"All VMs:\n"
+	"  --user NAME           as root: become that user first; of root's capabilities\n"
+	"                        only those to give workers user ids of their own stay\n"
 	"  --log-level LEVEL     error, warning, notice, info or debug (default info)\n"
 	"  --worker PATH         the vsockd-worker program (default: the one installed\n"
 	"                        with vsockd)\n"
@@ -43,6 +56,8 @@ const char configuration_help[] =
 	"\n"
 	"Information:\n"
 	"  --print-capabilities  print what this back-end is, as JSON, and exit\n"
+	"  --print-policy ROLE   print the system calls that the front or the worker may\n"
+	"                        make, with arguments and reasons, and exit\n"
 	"  --help                print this text and exit\n"
 	"  --version             print the version and exit\n"
 	"\n"
@@ -50,3 +65,57 @@ const char configuration_help[] =
 
 /* QEMU's vhost-user document, "Back-end program conventions"; no optional feature applies. */
 const char configuration_capabilities[] = "{\"type\": \"vsock\"}\n";
+
+const char *const configuration_roles[POLICY_ROLE_MAX] = {
+	[POLICY_FRONT] = "front",
+	[POLICY_WORKER] = "worker",
+};
+
+static void describe(const struct policy_comparison *comparison, char *ret, size_t size)
+{
+	if (comparison->kind == POLICY_ANY)
+		(void)snprintf(ret, size, "any");
+	else
+		(void)snprintf(ret, size, "%u %s %s", comparison->argument,
+			       comparison->kind == POLICY_EQUAL ? "=" : "<=", comparison->text);
+}
+
+static void print_rule(FILE *stream, const struct policy_rule *rule, int call_width,
+		       int argument_width)
+{
+	const struct policy_comparison *comparisons = rule->comparisons;
+	char text[128];
+
+	describe(&comparisons[0], text, sizeof(text));
+	fprintf(stream, "%-*s  %-*s  %s\n", call_width, rule->call, argument_width, text,
+		rule->reason);
+	for (size_t i = 1; i < POLICY_COMPARISONS_MAX && comparisons[i].kind != POLICY_ANY; i++) {
+		describe(&comparisons[i], text, sizeof(text));
+		fprintf(stream, "%-*s  %s\n", call_width, "", text);
+	}
+}
+
+void configuration_print_policy(FILE *stream, enum policy_role role)
+{
+	size_t n_rules, n_calls = 0;
+	const struct policy_rule *rules = policy_rules(&n_rules);
+	int call_width = 0, argument_width = 0;
+	char text[128];
+
+	for (size_t i = 0; i < n_rules; i++) {
+		if (rules[i].role != role)
+			continue;
+		n_calls++;
+		if ((int)strlen(rules[i].call) > call_width)
+			call_width = (int)strlen(rules[i].call);
+		for (size_t j = 0; j < POLICY_COMPARISONS_MAX; j++) {
+			describe(&rules[i].comparisons[j], text, sizeof(text));
+			if ((int)strlen(text) > argument_width)
+				argument_width = (int)strlen(text);
+		}
+	}
+	for (size_t i = 0; i < n_rules; i++)
+		if (rules[i].role == role)
+			print_rule(stream, &rules[i], call_width, argument_width);
+	fprintf(stream, "%zu system calls\n", n_calls);
+}

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-#include "broker/configuration_paths.h"
+#include "broker/configuration_internal.h"
 
 #include <errno.h>
 #include <fcntl.h>

@@ -8,26 +8,34 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
+#include "broker/disposal.h"
 #include "broker/front.h"
 #include "broker/log.h"
 
 /* Messages of one front-end, or connections of host programs, in one wake-up. */
 #define ROUND_MESSAGES 32
-#define ROUND_ACCEPTS 64
+#define ROUND_ACCEPTS  64
 
 /*
  * Workers that die within DEATH_MEMORY_MS of each other: the first ones are
  * replaced at once, then ever later, then the device has failed. A guest that
  * can kill its worker at will gets so many tries, and costs so little.
  */
-#define DEATH_MEMORY_MS 10000
-#define DEATHS_AT_ONCE 3
-#define DEATHS_MAX 8
+#define DEATH_MEMORY_MS	 10000
+#define DEATHS_AT_ONCE	 3
+#define DEATHS_MAX	 8
 #define DEATH_BACKOFF_MS 100
 
 /* Lines about one VM: so many in a row, then one each LOG_REFILL_MS. */
-#define LOG_TOKENS 32
-#define LOG_REFILL_MS 500
+#define LOG_TOKENS	      32
+#define LOG_TOKENS_FOR_ERRORS 8 /* of them: what ends a device is said behind any chatter */
+#define LOG_REFILL_MS	      500
+
+/* So many fds that can't be closed, and no further front-end of this VM is accepted. */
+#define KEPT_MAX 16
+
+/* No file or memory left for an accepted socket: nobody tells when there is again. */
+#define ACCEPT_AGAIN_MS 100
 
 void device_log(struct device *device, int priority, const char *format, ...)
 {
@@ -42,7 +50,8 @@ void device_log(struct device *device, int priority, const char *format, ...)
 							? device->log_tokens + refill
 							: LOG_TOKENS);
 	}
-	if (device->log_tokens == 0) {
+	if (device->log_tokens == 0 ||
+	    (priority > LOG_ERR && device->log_tokens <= LOG_TOKENS_FOR_ERRORS)) {
 		device->n_unlogged++;
 		return;
 	}
@@ -70,10 +79,6 @@ static void open_session(struct device *device, int socket)
 			FRONT_EVENT_FRONTEND, device->index) < 0)
 		log_event(LOG_ERR, device->configuration->guest_cid,
 			  "cannot watch the front-end's socket");
-	/* One front-end a device: the next one waits in the backlog. */
-	if (device->listener >= 0)
-		front_watch(device->front, EPOLL_CTL_MOD, device->listener, 0,
-			    FRONT_EVENT_LISTENER, device->index);
 	device_log(device, LOG_INFO, "front-end connected");
 }
 
@@ -87,7 +92,9 @@ bool device_init(struct device *device, struct front *front, uint32_t index,
 		.listener = setup->is_connected[index] ? -1 : setup->listeners[index],
 		.host_listener = setup->host_listeners[index],
 		.log_tokens = LOG_TOKENS,
+		.restore = {.result = -ENODATA},
 		.listens_to_host = true,
+		.listens_to_frontend = true,
 	};
 	if (!endpoints_init(&device->endpoints, device->configuration->max_connections))
 		return false;
@@ -103,34 +110,56 @@ bool device_init(struct device *device, struct front *front, uint32_t index,
 			   index) >= 0;
 }
 
+/* -1 when there is none, or no room for it: that was logged. */
+static int accept_socket(struct device *device, int listener)
+{
+	int socket = accept4(listener, NULL, NULL, SOCK_CLOEXEC | SOCK_NONBLOCK);
+
+	if (socket < 0 && errno != EAGAIN && errno != ECONNABORTED && errno != EINTR) {
+		device_log(device, LOG_ERR, "cannot accept: %s", strerror(errno));
+		device->accept_at = device->front->now + ACCEPT_AGAIN_MS;
+	}
+	return socket;
+}
+
 void device_accept_frontend(struct device *device)
 {
 	int socket;
 
 	if (device->has_frontend)
 		return;
-	socket = accept4(device->listener, NULL, NULL, SOCK_CLOEXEC | SOCK_NONBLOCK);
+	socket = accept_socket(device, device->listener);
 	if (socket >= 0)
 		open_session(device, socket);
-	else if (errno != EAGAIN && errno != ECONNABORTED && errno != EINTR)
-		device_log(device, LOG_ERR, "cannot accept a front-end: %s", strerror(errno));
+	device_update(device);
 }
 
 bool device_wants_worker(const struct device *device)
 {
-	return device->has_frontend && !device->worker && !device->has_failed &&
+	return device->has_frontend && !device->worker &&
+	       (!device->has_failed || device->owes_error) &&
 	       device->front->now >= device->assign_at;
 }
 
 void device_assign(struct device *device, struct worker *worker)
 {
 	worker->state = WORKER_ASSIGNED;
+	worker->was_assigned = true;
 	worker->device = device;
+	device->owes_error = false;
 	device->worker = worker;
 	sync_begin(device);
 }
 
 /* ---- the end of things ---- */
+
+void device_replace_worker(struct device *device)
+{
+	worker_dismiss(device->worker, device->front);
+	device->worker = NULL;
+	device->told_quarantine = false;
+	memset(device->was_running, 0, sizeof(device->was_running));
+}
 
 static void close_session(struct device *device, const char *why)
 {
@@ -143,36 +172,36 @@ static void close_session(struct device *device, const char *why)
 	device->has_more = false;
 	device->has_driver = false;
 	device->has_failed = false;
+	device->owes_error = false;
+	device->has_hung_up = false;
 	device->n_deaths = 0;
 	device->assign_at = 0;
 	device->sync = (struct sync){0};
+	device->told_quarantine = false;
+	device->had_event_ring = false;
 	memset(device->was_running, 0, sizeof(device->was_running));
 	memset(device->was_stopped, 0, sizeof(device->was_stopped));
 	if (device->worker)
 		worker_dismiss(device->worker, device->front);
 	device->worker = NULL;
+	restore_cancel(device);
 	endpoints_clear(&device->endpoints);
 	frontend_end(&device->frontend);
 	session_end(&device->session);
-	if (device->listener >= 0)
-		front_watch(device->front, EPOLL_CTL_MOD, device->listener, EPOLLIN,
-			    FRONT_EVENT_LISTENER, device->index);
+	device_update(device);
 }
 
 static void fail(struct device *device)
 {
-	struct worker *worker;
-
 	device->has_failed = true;
+	/* A fresh worker signals the error fds: the front writes to no fd of a front-end. */
+	device->owes_error = true;
 	device_log(device, LOG_ERR,
 		   "device failed: its worker died %" PRIu32
 		   " times in a row; restart the guest to try again",
 		   device->n_deaths);
 	sync_fail(device);
-	/* A fresh worker signals the error fds: the front writes to no fd of a front-end. */
-	worker = workers_take_spare(device->front);
-	if (worker)
-		device_assign(device, worker);
+	device_update(device);
 }
 
 void device_worker_died(struct device *device)
@@ -181,8 +210,10 @@ void device_worker_died(struct device *device)
 	uint32_t n_open = endpoints_lose(&device->endpoints);
 
 	device->worker = NULL;
+	device->told_quarantine = false;
 	if (!device->has_frontend || device->has_failed)
 		return;
+	restore_worker_died(device);
 	if (now - device->last_death > DEATH_MEMORY_MS)
 		device->n_deaths = 0;
 	device->last_death = now;
@@ -202,10 +233,24 @@ void device_worker_died(struct device *device)
 
 uint64_t device_deadline(const struct device *device)
 {
-	if (!device->has_frontend || device->worker || device->has_failed ||
-	    device->assign_at <= device->front->now)
-		return UINT64_MAX;
-	return device->assign_at;
+	uint64_t now = device->front->now, deadline = restore_deadline(device);
+
+	if (device->accept_at > now && device->accept_at < deadline)
+		deadline = device->accept_at;
+	if (device->has_frontend && !device->worker && device->assign_at > now &&
+	    device->assign_at < deadline)
+		deadline = device->assign_at;
+	if (device->sync.is_sent && device->sync.deadline < deadline)
+		deadline = device->sync.deadline;
+	return deadline;
+}
+
+void device_run_timers(struct device *device)
+{
+	if (!device->sync.is_sent || device->sync.deadline > device->front->now)
+		return;
+	device_log(device, LOG_ERR, "worker does not answer");
+	worker_kill(device->worker, device->front);
 }
 
 /* ---- the front-end ---- */
@@ -223,9 +268,8 @@ static bool after_message(struct device *device, int result)
 		return true;
 	if (reason[0] != '\0')
 		device_log(device, LOG_WARNING, "refused: %s", reason);
-	if (device->session.reply_len > 0 &&
-	    frontend_send(&device->frontend, device->session.reply, device->session.reply_len) !=
-		    0) {
+	if (device->session.reply_len > 0 && frontend_send(&device->frontend, device->session.reply,
+							   device->session.reply_len) != 0) {
 		close_session(device, "front-end left before it was answered");
 		return false;
 	}
@@ -250,6 +294,40 @@ static bool may_receive(const struct device *device)
 	       (!device->worker || sync_is_idle(device));
 }
 
+/* What the front-end's messages left behind that can't be closed. true: the session is over. */
+static bool note_kept(struct device *device)
+{
+	unsigned int n_kept = disposal_take_kept();
+
+	if (n_kept == 0)
+		return false;
+	device->n_kept += n_kept;
+	if (device->n_kept <= KEPT_MAX)
+		return false;
+	device_log(device, LOG_ERR,
+		   "%" PRIu32 " fds of its front-ends cannot be closed without waiting: no further "
+		   "front-end is accepted, restart vsockd",
+		   device->n_kept);
+	if (device->has_frontend)
+		close_session(device, "it sent too many of them");
+	device_update(device);
+	return true;
+}
+
+/* Said before it left, and answered to nobody. */
+static void discard_messages(struct device *device)
+{
+	const struct vhost_user_message *message;
+	int fds[VHOST_USER_FDS_MAX];
+	size_t n_fds;
+	int r;
+
+	while ((r = frontend_receive(&device->frontend, &message, fds, &n_fds)) == 1)
+		for (size_t i = 0; i < n_fds; i++)
+			disposal_close(fds[i]);
+	close_session(device, r == FRONTEND_E_BROKEN ? frontend_reason(&device->frontend) : NULL);
+}
+
 /* false when there was no message, or the session is over. */
 static bool receive_message(struct device *device)
 {
@@ -261,33 +339,43 @@ static bool receive_message(struct device *device)
 	if (r == 0)
 		return false;
 	if (r != 1) {
-		close_session(device, r == FRONTEND_E_BROKEN ? frontend_reason(&device->frontend)
+		close_session(device, r == FRONTEND_E_BROKEN   ? frontend_reason(&device->frontend)
 				      : r == FRONTEND_E_CLOSED ? NULL
 							       : strerror(-r));
 		return false;
 	}
+	restore_message_seen(device);
 	r = session_handle(&device->session, message, fds, n_fds);
 	if (!after_message(device, r))
 		return false;
 	if (r == SESSION_E_PENDING && device->has_failed)
 		sync_fail(device);
-	return true;
+	return !note_kept(device);
 }
 
-void device_frontend_event(struct device *device)
+void device_frontend_event(struct device *device, uint32_t events)
 {
 	device->has_more = false;
 	if (!device->has_frontend)
 		return;
+	if (events & (EPOLLHUP | EPOLLERR))
+		device->has_hung_up = true;
 	if (frontend_wants_write(&device->frontend) && frontend_flush(&device->frontend) != 0) {
 		close_session(device, NULL);
 		return;
 	}
 	for (int i = 0; i < ROUND_MESSAGES && may_receive(device); i++)
-		if (!receive_message(device))
+		if (!receive_message(device)) {
+			note_kept(device);
 			return;
+		}
 	/* Edge-triggered: nobody reminds of what is left. */
 	device->has_more = may_receive(device);
+	/* Nobody waits for the answer that its last message is still due. */
+	if (device->has_hung_up && !device->has_more) {
+		discard_messages(device);
+		note_kept(device);
+	}
 }
 
 /* ---- host programs ---- */
@@ -307,6 +395,8 @@ static bool rings_run(const struct device *device)
  */
 static bool listens_to_host(const struct device *device)
 {
+	if (device->front->now < device->accept_at || restore_holds(device))
+		return false;
 	if (!device->has_driver || device->has_failed)
 		return true;
 	return rings_run(device) && device->worker && sync_is_idle(device) &&
@@ -348,6 +438,7 @@ static int send_lost(struct device *device, uint32_t index)
 	lost.guest_port = endpoint->guest_port;
 	lost.host_port = endpoint->port;
 	lost.type = 1;
+	lost.endpoint = index;
 	envelope.body_case = VSOCKD__ENVELOPE__BODY_LOST;
 	envelope.lost = &lost;
 	return worker_send(device->front, device->worker, &envelope, -1);
@@ -367,7 +458,7 @@ static void tell_endpoints(struct device *device)
 {
 	uint32_t index;
 
-	if (!device->worker || !sync_is_idle(device))
+	if (!device->worker || !sync_is_idle(device) || restore_is_transferring(device))
 		return;
 	while ((index = endpoints_untold(&device->endpoints)) != ENDPOINT_NONE) {
 		if (send_endpoint(device, index) != 0)
@@ -376,10 +467,19 @@ static void tell_endpoints(struct device *device)
 	}
 }
 
+static void listen_to(struct device *device, int listener, enum front_event event, bool listens,
+		      bool *is_listening)
+{
+	if (listener < 0 || listens == *is_listening)
+		return;
+	*is_listening = listens;
+	front_watch(device->front, EPOLL_CTL_MOD, listener, listens ? EPOLLIN : 0, event,
+		    device->index);
+}
+
 void device_update(struct device *device)
 {
 	struct worker *worker;
-	bool listens;
 
 	if (device_wants_worker(device)) {
 		worker = workers_take_spare(device->front);
@@ -388,13 +488,16 @@ void device_update(struct device *device)
 	}
 	if (rings_run(device) && device->worker && sync_is_idle(device))
 		device->has_driver = true;
+	restore_update(device, rings_run(device) && device->worker && sync_is_idle(device));
+	sync_quarantine(device);
 	tell_endpoints(device);
-	listens = listens_to_host(device);
-	if (device->host_listener < 0 || listens == device->listens_to_host)
-		return;
-	device->listens_to_host = listens;
-	front_watch(device->front, EPOLL_CTL_MOD, device->host_listener, listens ? EPOLLIN : 0,
-		    FRONT_EVENT_HOST_LISTENER, device->index);
+	listen_to(device, device->host_listener, FRONT_EVENT_HOST_LISTENER, listens_to_host(device),
+		  &device->listens_to_host);
+	/* One front-end a device: the next one waits in the backlog. */
+	listen_to(device, device->listener, FRONT_EVENT_LISTENER,
+		  !device->has_frontend && device->front->now >= device->accept_at &&
+			  device->n_kept <= KEPT_MAX,
+		  &device->listens_to_frontend);
 }
 
 void device_worker_writable(struct device *device)
@@ -428,14 +531,10 @@ static void take_host(struct device *device, int fd)
 void device_accept_host(struct device *device)
 {
 	for (int i = 0; i < ROUND_ACCEPTS && listens_to_host(device); i++) {
-		int fd = accept4(device->host_listener, NULL, NULL, SOCK_CLOEXEC | SOCK_NONBLOCK);
+		int fd = accept_socket(device, device->host_listener);
 
-		if (fd < 0) {
-			if (errno != EAGAIN && errno != ECONNABORTED && errno != EINTR)
-				device_log(device, LOG_ERR, "cannot accept a host program: %s",
-					   strerror(errno));
+		if (fd < 0)
 			return;
-		}
 		take_host(device, fd);
 	}
 }
@@ -546,7 +645,8 @@ static const char *on_report(struct device *device, const Vsockd__Report *report
 
 static const char *on_closed(struct device *device, uint32_t index)
 {
-	if (!endpoints_find(&device->endpoints, index, ENDPOINT_OPEN))
+	if (!endpoints_find(&device->endpoints, index, ENDPOINT_OPEN) &&
+	    !endpoints_find(&device->endpoints, index, ENDPOINT_RESETTING))
 		return "Closed for a connection that is not open";
 	endpoints_release(&device->endpoints, index);
 	return NULL;
@@ -578,6 +678,16 @@ const char *device_message(struct device *device, const Vsockd__Envelope *envelo
 		return on_report(device, envelope->report);
 	case VSOCKD__ENVELOPE__BODY_OPENED:
 		return on_opened(device, envelope->opened);
+	case VSOCKD__ENVELOPE__BODY_STATE_CONNECTION:
+		return restore_state_connection(device, envelope->state_connection);
+	case VSOCKD__ENVELOPE__BODY_STATE_INFO:
+		return restore_state_info(device, envelope->state_info);
+	case VSOCKD__ENVELOPE__BODY_STATE_DONE:
+		return restore_state_done(device, envelope->state_done);
+	case VSOCKD__ENVELOPE__BODY_RESET_SENT:
+		return restore_reset_sent(device);
+	case VSOCKD__ENVELOPE__BODY_RESET_HANDLED:
+		return restore_reset_handled(device);
 	default:
 		return "message without a handler";
 	}

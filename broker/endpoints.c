@@ -78,7 +78,7 @@ void endpoints_told(struct endpoints *endpoints)
 	if (endpoints->first_untold == ENDPOINT_NONE)
 		endpoints->last_untold = ENDPOINT_NONE;
 	if (endpoint->state == ENDPOINT_LOST) {
-		endpoints_release(endpoints, index);
+		endpoint->state = ENDPOINT_RESETTING;
 		return;
 	}
 	if (!endpoint->is_accepted)

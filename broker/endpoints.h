@@ -17,21 +17,22 @@ enum endpoint_state {
 	ENDPOINT_CONNECTING, /* the worker asked; the spawner is asked, or will be */
 	ENDPOINT_REFUSED,    /* the worker is still to be told */
 	ENDPOINT_WAITING,    /* connected or accepted; the worker is still to get the fd */
-	ENDPOINT_OPEN,       /* the worker has the fd */
-	ENDPOINT_LOST,       /* it died; its successor is to reset the guest's end */
+	ENDPOINT_OPEN,	     /* the worker has the fd */
+	ENDPOINT_LOST,	     /* it died; its successor is to reset the guest's end */
+	ENDPOINT_RESETTING,  /* the successor knows, and has not done it yet */
 };
 
 struct endpoint {
 	uint8_t state; /* enum endpoint_state */
 	bool is_accepted;
 	uint16_t generation; /* a late answer of the spawner is told apart by it */
-	int fd;              /* owned; -1: none */
+	int fd;		     /* owned; -1: none */
 	uint32_t request;    /* the worker's name for a CONNECTING one */
-	bool has_ports;      /* the guest knows of it, by these: */
+	bool has_ports;	     /* the guest knows of it, by these: */
 	uint32_t guest_port, port;
-	int32_t status;      /* of a REFUSED one: negative errno */
+	int32_t status;	     /* of a REFUSED one: negative errno */
 	uint64_t give_up_at; /* ms: no further attempt to connect */
-	uint32_t next;       /* in the free list or the list of those to be told */
+	uint32_t next;	     /* in the free list or the list of those to be told */
 };
 
 struct endpoints {
@@ -57,7 +58,7 @@ void endpoints_release(struct endpoints *endpoints, uint32_t index);
 void endpoints_tell(struct endpoints *endpoints, uint32_t index);
 /* The first that is to be told; ENDPOINT_NONE when there is none. */
 uint32_t endpoints_untold(const struct endpoints *endpoints);
-/* It was told: REFUSED and LOST entries are freed, WAITING ones are OPEN. */
+/* It was told: REFUSED entries are freed, WAITING ones are OPEN, LOST ones RESETTING. */
 void endpoints_told(struct endpoints *endpoints);
 
 /* The entry if it exists and is in that state; NULL otherwise. */

@@ -12,6 +12,7 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "broker/disposal.h"
 #include "broker/log.h"
 #include "broker/spawner.h"
 #include "policy/policy.h"
@@ -25,7 +26,7 @@
  * A listener whose backlog is full: the kernel tells nobody when there is room
  * again, so it is asked for until the guest would give up by itself.
  */
-#define CONNECT_RETRY_MS 10
+#define CONNECT_RETRY_MS   10
 #define CONNECT_GIVE_UP_MS 2000
 
 /* A token names an endpoint of a device, and which life of it. */
@@ -52,8 +53,8 @@ static struct endpoint *token_endpoint(struct front *front, uint64_t token)
 	return endpoint;
 }
 
-int front_watch(struct front *front, int operation, int fd, uint32_t events,
-		enum front_event kind, size_t index)
+int front_watch(struct front *front, int operation, int fd, uint32_t events, enum front_event kind,
+		size_t index)
 {
 	struct epoll_event event = {
 		.events = events,
@@ -261,7 +262,7 @@ static void on_event(struct front *front, uint64_t tag, uint32_t events)
 		device_accept_host(&front->devices[index]);
 		return;
 	case FRONT_EVENT_FRONTEND:
-		device_frontend_event(&front->devices[index]);
+		device_frontend_event(&front->devices[index], events);
 		return;
 	case FRONT_EVENT_WORKER:
 		workers_event(front, &front->workers[index], events);
@@ -316,7 +317,8 @@ static void run_once(struct front *front)
 	run_retries(front);
 	for (size_t i = 0; i < front->n_devices; i++) {
 		if (front->devices[i].has_more)
-			device_frontend_event(&front->devices[i]);
+			device_frontend_event(&front->devices[i], 0);
+		device_run_timers(&front->devices[i]);
 		device_update(&front->devices[i]);
 	}
 	workers_replenish(front);
@@ -380,6 +382,7 @@ int front_run(const struct front_setup *setup)
 		log_event(LOG_ERR, LOG_NO_VM, "front: %s", failure.text);
 		return EX_NOPERM;
 	}
+	disposal_begin();
 	front.now = now_ms();
 	workers_replenish(&front);
 	while (front.exit_code < 0)

@@ -11,6 +11,7 @@
  *   workers.c  the workers: starting, spare, messages, the end
  *   device.c   one VM: front-end, session, host programs
  *   sync.c     what a device tells its worker, step by step
+ *   restore.c  device states, the transport reset, the quarantine after a load
  */
 
 #include <stdbool.h>
@@ -30,18 +31,19 @@ enum worker_state {
 	WORKER_STARTING, /* Ready is awaited */
 	WORKER_SPARE,
 	WORKER_ASSIGNED,
-	WORKER_LEAVING,  /* channel closed; EXITED is awaited */
+	WORKER_LEAVING, /* channel closed; EXITED is awaited */
 };
 
 struct worker {
 	enum worker_state state;
 	uint32_t number;       /* the spawner's */
-	int channel;           /* -1 once it leaves */
+	int channel;	       /* -1 once it leaves */
 	struct device *device; /* ASSIGNED: whose; LEAVING: whose it was; else NULL */
 	bool wants_write;
-	bool has_failed;       /* it left against our will: its end is worth a line */
-	bool is_stopped;       /* STOP was asked for */
-	uint64_t deadline;     /* ms: STARTING and LEAVING workers are stopped then */
+	bool has_failed; /* it left against our will: its end is worth a line */
+	bool is_stopped; /* STOP was asked for */
+	bool was_assigned;
+	uint64_t deadline; /* ms: STARTING and LEAVING workers are stopped then */
 };
 
 /* ---- devices ---- */
@@ -52,15 +54,21 @@ enum step_kind {
 	STEP_FEATURES,
 	STEP_MEMORY_STAGE, /* number: region */
 	STEP_MEMORY_COMMIT,
-	STEP_MEMORY_ADD,   /* number: region */
+	STEP_MEMORY_ADD, /* number: region */
 	STEP_MEMORY_REMOVE,
-	STEP_RING_CALL,    /* number: ring; so the rest */
+	STEP_RING_CALL, /* number: ring; so the rest */
 	STEP_RING_ERROR,
 	STEP_RING_ENABLE,
 	STEP_RING_START,
 	STEP_RING_STOP,
+	STEP_RING_LOG,
+	STEP_LOG_SET,
+	STEP_LOG_FD,
+	STEP_QUARANTINE,
+	STEP_STATE, /* number: 1 to load, 0 to save */
 	STEP_RESET,
 	STEP_FAIL,
+	STEP_NONE, /* of an operation that no step answers */
 };
 
 struct step {
@@ -68,57 +76,93 @@ struct step {
 	uint32_t number;
 };
 
-/* Assign, features, regions and commit, four steps a ring, and what is pending. */
-#define STEPS_MAX (2 + SESSION_REGIONS_MAX + 1 + 4 * SESSION_RINGS + 4)
+/* Assign, features, log, quarantine, regions, commit, four a ring, and what is pending. */
+#define STEPS_MAX (5 + SESSION_REGIONS_MAX + 1 + 4 * SESSION_RINGS + 4)
 
 struct sync {
 	struct step steps[STEPS_MAX];
 	uint32_t n_steps, next_step;
-	bool is_sent;       /* Done of steps[next_step] is awaited */
-	uint32_t sequence;  /* of the last command */
-	bool has_operation; /* the session waits for the end of the steps */
-	struct step operation; /* what it waits for */
+	bool is_sent;		       /* Done of steps[next_step] is awaited */
+	uint32_t sequence;	       /* of the last command */
+	uint64_t deadline;	       /* ms: a worker that has not answered by then is of no use */
+	bool has_operation;	       /* the session waits for the end of the steps */
+	struct step operation;	       /* what it waits for */
 	struct session_region removed; /* of a pending STEP_MEMORY_REMOVE */
-	int status;         /* the first failure */
-	bool has_value;     /* some ring was stopped: */
+	int status;		       /* the first failure */
+	bool has_value;		       /* some ring was stopped: */
 	uint32_t value;
+};
+
+/* A restored device, until its driver has handled the transport reset. */
+enum restore_phase {
+	RESTORE_NONE,
+	RESTORE_WAITING, /* for the rings, or for a buffer in ring 2 */
+	RESTORE_SENT,	 /* for the proof that the driver has handled it */
+};
+
+enum restore_owner {
+	OWNER_UNKNOWN,
+	OWNER_BACKEND,
+	OWNER_FRONTEND, /* ring 2 is never set up; the front-end sends the reset itself */
+};
+
+struct restore {
+	enum restore_phase phase;
+	enum restore_owner owner;
+	bool sends_reset;   /* owed, and not sent yet: once a load */
+	bool was_sent;	    /* and the worker has not said that it was handled */
+	uint64_t decide_at; /* ms: no ring 2 by then, no wait; 0: rings 0 and 1 don't run yet */
+	/* the transfer of a state */
+	bool is_transferring, is_load, awaits_check;
+	bool is_dropped; /* cancelled: what the worker still says of it is not looked at */
+	int result;	 /* of the last one; what CHECK_DEVICE_STATE answers */
+	bool has_info;
+	uint64_t guest_cid, features;
+	uint32_t flags; /* STATE_FLAG_... */
 };
 
 struct device {
 	struct front *front;
 	const struct vm_configuration *configuration;
 	uint32_t index;
-	int listener;      /* vhost-user; -1: the session came as an fd */
+	int listener;	   /* vhost-user; -1: the session came as an fd */
 	int host_listener; /* uds-path */
 	bool has_frontend;
-	bool has_more;     /* the front-end's messages wait for the next round */
-	bool has_driver;   /* rings 0 and 1 ran in this session, since the last reset */
-	bool listens_to_host;
-	bool has_failed;   /* workers died too often; until the session ends */
+	bool has_more;	 /* the front-end's messages wait for the next round */
+	bool has_driver; /* rings 0 and 1 ran in this session, since the last reset */
+	bool listens_to_host, listens_to_frontend;
+	uint64_t accept_at; /* ms: the kernel had no room for another socket; not before */
+	bool has_failed;    /* workers died too often; until the session ends */
+	bool owes_error;    /* the error fds are still to be signalled, by a fresh worker */
+	bool has_hung_up;   /* the front-end's socket is closed at its end */
 	struct frontend frontend;
 	struct session session;
 	struct worker *worker;
 	struct sync sync;
 	struct endpoints endpoints;
+	struct restore restore;
+	bool told_quarantine;		 /* what the worker knows */
+	bool had_event_ring;		 /* ring 2 was started in this session */
 	bool was_running[SESSION_RINGS]; /* a worker has started the ring */
 	bool was_stopped[SESSION_RINGS]; /* GET_VRING_BASE gave: */
 	uint16_t stopped_at[SESSION_RINGS];
-	uint32_t n_deaths;    /* in a row */
-	uint64_t last_death;  /* ms */
-	uint64_t assign_at;   /* ms: no worker before */
+	uint32_t n_deaths;   /* in a row */
+	uint64_t last_death; /* ms */
+	uint64_t assign_at;  /* ms: no worker before */
 	uint32_t log_tokens;
-	uint64_t log_refill;  /* ms */
+	uint64_t log_refill; /* ms */
 	uint64_t n_unlogged;
+	uint32_t n_kept; /* fds of its front-ends that could not be closed, see disposal.h */
 };
 
 /* ---- the front ---- */
 
 struct front_setup {
 	const struct configuration *configuration;
-	const int *listeners;      /* by VM: vhost-user, listening; or connected, see is_connected */
-	const bool *is_connected;  /* by VM: the session came as an fd of its own */
+	const int *listeners;	  /* by VM: vhost-user, listening; or connected, see is_connected */
+	const bool *is_connected; /* by VM: the session came as an fd of its own */
 	const int *host_listeners; /* by VM */
-	int spawner;               /* the front's end of the pair */
+	int spawner;		   /* the front's end of the pair */
 };
 
 struct front {
@@ -130,11 +174,11 @@ struct front {
 	size_t n_devices;
 	struct worker *workers;
 	size_t n_workers;
-	uint64_t seed;     /* for the start of host-side ports */
+	uint64_t seed;	   /* for the start of host-side ports */
 	bool has_served;   /* some worker was Ready once */
 	bool is_spawning;  /* SPAWN is out */
 	uint64_t spawn_at; /* ms: not before, after a failure */
-	int exit_code;     /* -1: go on */
+	int exit_code;	   /* -1: go on */
 	/* Sockets to connect, as tokens, in order; and those to try again, in order of time. */
 	uint64_t *connects;
 	size_t first_connect, n_connects, n_connects_max;
@@ -150,14 +194,14 @@ int front_run(const struct front_setup *setup);
 /* What an epoll event stands for. */
 enum front_event {
 	FRONT_EVENT_SPAWNER,
-	FRONT_EVENT_LISTENER,      /* device */
+	FRONT_EVENT_LISTENER,	   /* device */
 	FRONT_EVENT_HOST_LISTENER, /* device */
-	FRONT_EVENT_FRONTEND,      /* device */
-	FRONT_EVENT_WORKER,        /* worker */
+	FRONT_EVENT_FRONTEND,	   /* device */
+	FRONT_EVENT_WORKER,	   /* worker */
 };
 
-int front_watch(struct front *front, int operation, int fd, uint32_t events,
-		enum front_event event, size_t index);
+int front_watch(struct front *front, int operation, int fd, uint32_t events, enum front_event event,
+		size_t index);
 
 /* front.c: ask the spawner; connects are queued, so this can't fail. */
 bool front_request_spawn(struct front *front);
@@ -186,7 +230,7 @@ int worker_send(struct front *front, struct worker *worker, const Vsockd__Envelo
 bool device_init(struct device *device, struct front *front, uint32_t index,
 		 const struct front_setup *setup);
 void device_accept_frontend(struct device *device);
-void device_frontend_event(struct device *device);
+void device_frontend_event(struct device *device, uint32_t events);
 void device_accept_host(struct device *device);
 /* Does it need a worker that it does not have? */
 bool device_wants_worker(const struct device *device);
@@ -200,11 +244,39 @@ void device_connected(struct device *device, uint32_t endpoint, int error, int f
 /* The deadline of the device's own timers; UINT64_MAX when there is none. */
 uint64_t device_deadline(const struct device *device);
 void device_update(struct device *device);
+void device_run_timers(struct device *device);
 /* A line for the log, at most so many a second for one VM. */
 void device_log(struct device *device, int priority, const char *format, ...)
 	__attribute__((format(printf, 3, 4)));
 
+/* Dismiss the worker; another one is told everything. */
+void device_replace_worker(struct device *device);
+
+/* restore.c */
+bool restore_is_transferring(const struct device *device);
+/* New connections wait. */
+bool restore_holds(const struct device *device);
+void restore_begin_transfer(struct device *device, bool is_load);
+void restore_end_transfer(struct device *device, int result);
+void restore_cancel(struct device *device);
+void restore_worker_died(struct device *device);
+/* Messages of the worker; the reason when they are not believed, or NULL. */
+const char *restore_state_connection(struct device *device,
+				     const Vsockd__StateConnection *connection);
+const char *restore_state_info(struct device *device, const Vsockd__StateInfo *info);
+const char *restore_state_done(struct device *device, const Vsockd__StateDone *done);
+const char *restore_reset_sent(struct device *device);
+const char *restore_reset_handled(struct device *device);
+void restore_config_read(struct device *device);
+void restore_message_seen(struct device *device);
+void restore_update(struct device *device, bool rings_run);
+uint64_t restore_deadline(const struct device *device);
+
 /* sync.c */
+/* An operation that no step answers (CHECK_DEVICE_STATE) is done. */
+void sync_complete(struct device *device, int status);
+/* The worker is to know of a quarantine that began or ended. */
+void sync_quarantine(struct device *device);
 extern const struct session_operations sync_operations;
 /* A new worker: everything that the session holds. */
 void sync_begin(struct device *device);

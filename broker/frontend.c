@@ -9,6 +9,8 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
+#include "broker/disposal.h"
+
 #define HEADER_SIZE sizeof(struct vhost_user_header)
 
 /*
@@ -29,7 +31,7 @@ void frontend_init(struct frontend *frontend, int socket)
 static void drop_fds(struct frontend *frontend)
 {
 	for (size_t i = 0; i < frontend->n_fds; i++)
-		close(frontend->fds[i]);
+		disposal_close(frontend->fds[i]);
 	frontend->n_fds = 0;
 }
 
@@ -59,7 +61,7 @@ static void take_fds(struct frontend *frontend, struct msghdr *msg)
 			if (frontend->n_fds < VHOST_USER_FDS_MAX)
 				frontend->fds[frontend->n_fds++] = fd;
 			else
-				close(fd);
+				disposal_close(fd);
 		}
 	}
 }

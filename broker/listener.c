@@ -9,6 +9,8 @@
 #include <stdio.h>
 #include <string.h>
 #include <sys/file.h>
+#include <sys/fsuid.h>
+#include <sys/prctl.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/un.h>
@@ -84,13 +86,33 @@ static bool lock(int directory)
 }
 
 /* What connect() says: 0, or the errno. */
-static int probe(const struct sockaddr_un *address)
+static int try_connect(const struct sockaddr_un *address)
 {
 	AUTO_CLOSE int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
 
 	if (fd < 0)
 		return errno;
 	return connect(fd, (const struct sockaddr *)address, sizeof(*address)) ? errno : 0;
+}
+
+/*
+ * A predecessor may have given the socket away to an owner whom alone its mode
+ * lets connect. Who may choose user ids asks as that owner; for others the
+ * change of id does nothing.
+ */
+static int probe(const struct sockaddr_un *address, uid_t owner)
+{
+	int error = try_connect(address), death_signal = 0;
+	uid_t own;
+
+	if (error != EACCES)
+		return error;
+	(void)prctl(PR_GET_PDEATHSIG, &death_signal);
+	own = (uid_t)setfsuid(owner);
+	error = try_connect(address);
+	(void)setfsuid(own);
+	(void)prctl(PR_SET_PDEATHSIG, death_signal); /* which a change of ids clears */
+	return error;
 }
 
 /* Only a socket that is there and that provably nobody listens on is removed. */
@@ -108,7 +130,7 @@ static int remove_stale(const struct sockaddr_un *address, struct listener_failu
 	}
 	if (!S_ISSOCK(found.st_mode))
 		return fail(ret_failure, EEXIST, path, "exists and is not a socket");
-	error = probe(address);
+	error = probe(address, found.st_uid);
 	if (!error || error == EAGAIN) /* EAGAIN: its backlog is full */
 		return fail(ret_failure, EADDRINUSE, path, "another program listens on it");
 	if (error != ECONNREFUSED)
@@ -120,7 +142,7 @@ static int remove_stale(const struct sockaddr_un *address, struct listener_failu
 	return 0;
 }
 
-/* Bound with its mode from the first moment: a chmod() later would leave a gap. */
+/* Bound for us alone from the first moment: a chmod() later would leave a gap. */
 static int bind_private(int fd, const struct sockaddr_un *address)
 {
 	mode_t old = umask(S_IXUSR | S_IRWXG | S_IRWXO);
@@ -130,11 +152,68 @@ static int bind_private(int fd, const struct sockaddr_un *address)
 	return status;
 }
 
-static int bind_and_listen(const struct sockaddr_un *address, struct listener *ret_listener,
-			   struct listener_failure *ret_failure)
+static int fail_give(const char *path, const char *what, unsigned int id, const char *advice,
+		     struct listener_failure *ret_failure)
+{
+	int error = errno;
+
+	return fail(ret_failure, error, path, "cannot give it to %s %u: %s%s", what, id,
+		    strerror(error), error == EPERM ? advice : "");
+}
+
+/*
+ * The directory may belong to others, who could put a link or somebody's file in
+ * the place of what was bound a moment ago. So the file is taken hold of first,
+ * and must be what bind_private() makes.
+ */
+static int open_bound(const char *path, struct stat *ret_made, struct listener_failure *ret_failure)
+{
+	struct stat made;
+	int taken;
+
+	AUTO_CLOSE int fd = open(path, O_PATH | O_NOFOLLOW | O_CLOEXEC);
+	if (fd < 0 || fstat(fd, &made))
+		return fail(ret_failure, errno, path, "cannot be found again: %s", strerror(errno));
+	if (!S_ISSOCK(made.st_mode) || made.st_nlink != 1 || made.st_uid != geteuid() ||
+	    made.st_mode & (S_IXUSR | S_IRWXG | S_IRWXO))
+		return fail(ret_failure, EEXIST, path, "was replaced while it was made");
+	*ret_made = made;
+	taken = fd;
+	fd = -1;
+	return taken;
+}
+
+/* Group before owner: an ordinary user can change the group of its own file only. */
+static int give_access(int file, const char *path, const struct listener_access *access,
+		       struct listener_failure *ret_failure)
+{
+	char link[32];
+
+	if (access->group != (gid_t)-1 &&
+	    fchownat(file, "", (uid_t)-1, access->group, AT_EMPTY_PATH))
+		return fail_give(path, "group", access->group,
+				 "; join that group, or start vsockd as root (CAP_CHOWN), with "
+				 "--user to go on as another user",
+				 ret_failure);
+	if (access->owner != (uid_t)-1 &&
+	    fchownat(file, "", access->owner, (gid_t)-1, AT_EMPTY_PATH))
+		return fail_give(path, "user", access->owner,
+				 "; start vsockd as that user, or as root (CAP_CHOWN), with "
+				 "--user to go on as another user",
+				 ret_failure);
+	/* There is no fchmod() for such an fd before Linux 6.6. */
+	(void)snprintf(link, sizeof(link), "/proc/self/fd/%d", file);
+	if (chmod(link, access->mode))
+		return fail(ret_failure, errno, path, "cannot set its mode to %04o: %s",
+			    (unsigned int)access->mode, strerror(errno));
+	return 0;
+}
+
+static int bind_and_listen(const struct sockaddr_un *address, const struct listener_access *access,
+			   struct listener *ret_listener, struct listener_failure *ret_failure)
 {
 	const char *path = address->sun_path;
-	struct stat made;
+	struct stat made = {0};
 	int status;
 
 	AUTO_CLOSE int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
@@ -143,10 +222,16 @@ static int bind_and_listen(const struct sockaddr_un *address, struct listener *r
 	status = bind_private(fd, address);
 	if (status)
 		return fail(ret_failure, -status, path, "cannot bind: %s", strerror(-status));
-	if (listen(fd, SOMAXCONN) || lstat(path, &made)) {
-		status = -errno;
+	AUTO_CLOSE int file = open_bound(path, &made, ret_failure);
+	if (file < 0)
+		return file;
+	/* Before listen() a connect() is refused, whoever may. */
+	status = give_access(file, path, access, ret_failure);
+	if (!status && listen(fd, SOMAXCONN))
+		status = fail(ret_failure, errno, path, "cannot listen: %s", strerror(errno));
+	if (status) {
 		(void)unlink(path);
-		return fail(ret_failure, -status, path, "cannot listen: %s", strerror(-status));
+		return status;
 	}
 	ret_listener->fd = fd;
 	ret_listener->device = made.st_dev;
@@ -155,8 +240,8 @@ static int bind_and_listen(const struct sockaddr_un *address, struct listener *r
 	return 0;
 }
 
-int listener_open(const char *path, struct listener *ret_listener,
-		  struct listener_failure *ret_failure)
+int listener_open(const char *path, const struct listener_access *access,
+		  struct listener *ret_listener, struct listener_failure *ret_failure)
 {
 	struct sockaddr_un address;
 	struct listener listener = {.fd = -1, .path = path};
@@ -172,7 +257,7 @@ int listener_open(const char *path, struct listener *ret_listener,
 		return fail(ret_failure, EBUSY, path, "another program has locked its directory");
 	status = remove_stale(&address, ret_failure);
 	if (!status)
-		status = bind_and_listen(&address, &listener, ret_failure);
+		status = bind_and_listen(&address, access, &listener, ret_failure);
 	if (!status)
 		*ret_listener = listener;
 	return status;

@@ -4,8 +4,9 @@
 /*
  * Unix sockets that vsockd listens on. Opened by the spawner before the front
  * is forked, accepted from by the front, unlinked by the spawner at the end.
- * Only the owner may connect (mode 0600), as whoever connects to a vhost-user
- * socket is a VMM. Does not log.
+ * Whoever may write to the file may connect, and whoever connects to a
+ * vhost-user socket is a VMM: unless told otherwise that is the owner alone.
+ * Does not log.
  */
 
 #include <sys/types.h>
@@ -17,19 +18,30 @@ struct listener {
 	ino_t inode;
 };
 
+/* Who may connect. */
+struct listener_access {
+	mode_t mode; /* permission bits only */
+	uid_t owner; /* (uid_t)-1, (gid_t)-1: as the file is made */
+	gid_t group;
+};
+
+#define LISTENER_OWNER_ONLY                                                                        \
+	((struct listener_access){.mode = 0600, .owner = (uid_t)-1, .group = (gid_t)-1})
+
 struct listener_failure {
-	char text[256]; /* one line, names the path */
+	char text[400]; /* one line, names the path */
 };
 
 /*
  * Bind and listen. A socket that stands at path but that nobody listens on any
  * more, the remains of a crash, is replaced; anything else there is left alone
  * and is an error. Two programs that do this at a time do not hurt each other:
- * the directory is locked meanwhile. The process must be single-threaded (umask).
- * 0, or negative errno with ret_failure filled.
+ * the directory is locked meanwhile. Nobody can connect before owner, group and
+ * mode are as access says. The process must be single-threaded (umask, fsuid) and
+ * have /proc. 0, or negative errno with ret_failure filled and nothing left behind.
  */
-int listener_open(const char *path, struct listener *ret_listener,
-		  struct listener_failure *ret_failure);
+int listener_open(const char *path, const struct listener_access *access,
+		  struct listener *ret_listener, struct listener_failure *ret_failure);
 
 /* Remove the socket from the file system if it is still ours there. */
 void listener_unlink(const struct listener *listener);

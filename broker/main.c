@@ -2,8 +2,9 @@
 
 /*
  * vsockd: reads the command line, opens what is named there, forks the front
- * and becomes the spawner. Order matters: sockets are bound while this process
- * may still do so, and the front is forked before anything from outside is read.
+ * and becomes the spawner. Order matters: --user comes before the VMs' paths are
+ * looked at, sockets are bound while this process may still do so, and the front is
+ * forked before anything from outside is read.
  */
 
 #include <errno.h>
@@ -28,7 +29,7 @@ struct opened {
 	size_t n_vms;
 	struct listener *sockets;      /* by VM; fd -1 where the session came as an fd */
 	struct listener *host_sockets; /* by VM */
-	int *fds, *host_fds;           /* the same, as the front wants them */
+	int *fds, *host_fds;	       /* the same, as the front wants them */
 	bool *is_connected;
 };
 
@@ -104,9 +105,10 @@ static int open_vm(const struct vm_configuration *vm, struct opened *opened, siz
 	opened->host_sockets[i].fd = -1;
 	opened->n_vms = i + 1;
 	if (vm->socket)
-		r = listener_open(vm->socket, &opened->sockets[i], &failure);
+		r = listener_open(vm->socket, &vm->socket_access, &opened->sockets[i], &failure);
 	if (r == 0 && vm->uds_path)
-		r = listener_open(vm->uds_path, &opened->host_sockets[i], &failure);
+		r = listener_open(vm->uds_path, &vm->uds_access, &opened->host_sockets[i],
+				  &failure);
 	if (r < 0) {
 		log_event(LOG_ERR, vm->guest_cid, "%s", failure.text);
 		return r;
@@ -249,6 +251,20 @@ static int run_processes(const struct configuration *configuration, const struct
 	return spawner_run(&setup);
 }
 
+/* Before any path of a VM is looked at or made: that other user is to do it. */
+static int become_user(const struct configuration *configuration)
+{
+	struct policy_failure failure;
+
+	if (!configuration->has_user || configuration->user == geteuid())
+		return 0;
+	if (policy_become_user(configuration->user, configuration->group, &failure)) {
+		fprintf(stderr, "vsockd: --user: %s\n", failure.text);
+		return EX_NOPERM;
+	}
+	return 0;
+}
+
 static int run(const struct configuration *configuration)
 {
 	struct configuration_error error;
@@ -257,14 +273,18 @@ static int run(const struct configuration *configuration)
 	int worker_program, r;
 
 	log_open(configuration->log_level);
+	/* Run by its fd, so only the file itself has to be executable for the user. */
+	worker_program = open_worker(configuration);
+	if (worker_program < 0)
+		return EX_UNAVAILABLE;
+	r = become_user(configuration);
+	if (r != 0)
+		return r;
 	r = configuration_check_paths(configuration, &error);
 	if (r != 0) {
 		fprintf(stderr, "vsockd: %s\n", error.text);
 		return r;
 	}
-	worker_program = open_worker(configuration);
-	if (worker_program < 0)
-		return EX_UNAVAILABLE;
 
 	sigemptyset(&signals);
 	sigaddset(&signals, SIGTERM);
@@ -302,6 +322,9 @@ int main(int argc, char **argv)
 		break;
 	case CONFIGURATION_CAPABILITIES:
 		fputs(configuration_capabilities, stdout);
+		break;
+	case CONFIGURATION_POLICY:
+		configuration_print_policy(stdout, configuration.policy_role);
 		break;
 	case CONFIGURATION_RUN:
 		r = run(&configuration);

@@ -58,7 +58,8 @@ int spawner_buffer_size(const struct configuration *configuration, uint64_t *ret
 	return 0;
 }
 
-int processes_init(struct processes *workers, const struct configuration *configuration, int program)
+int processes_init(struct processes *workers, const struct configuration *configuration,
+		   int program)
 {
 	struct processes made = {.program = program, .insecure = configuration->insecure};
 	int status = spawner_buffer_size(configuration, &made.buffer_size);
@@ -112,7 +113,8 @@ static int make_buffer(uint64_t size)
 	return fd;
 }
 
-static int run_program(struct processes *workers, struct processes_slot *slot, int channel, int buffer)
+static int run_program(struct processes *workers, struct processes_slot *slot, int channel,
+		       int buffer)
 {
 	char name[] = "vsockd-worker";
 	char *const argv[] = {

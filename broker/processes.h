@@ -31,7 +31,8 @@ struct processes {
 };
 
 /* 0, or negative errno; then there is nothing to end. */
-int processes_init(struct processes *workers, const struct configuration *configuration, int program);
+int processes_init(struct processes *workers, const struct configuration *configuration,
+		   int program);
 
 /*
  * Start a worker whose fd 3 is a duplicate of channel. 0 or negative errno;

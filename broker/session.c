@@ -3,6 +3,7 @@
 
 #include <endian.h>
 #include <errno.h>
+#include <fcntl.h>
 #include <inttypes.h>
 #include <stdarg.h>
 #include <stdio.h>
@@ -10,9 +11,12 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
+#include "broker/disposal.h"
 #include "broker/session_internal.h"
+#include "policy/policy.h"
 
-#define FDS_MAX (SESSION_REGIONS_MAX + SESSION_RINGS * SESSION_RING_FDS)
+/* Regions, rings, and the two of the log. */
+#define FDS_MAX (SESSION_REGIONS_MAX + SESSION_RINGS * SESSION_RING_FDS + 2)
 
 int session_take_fd(int *fd)
 {
@@ -22,9 +26,12 @@ int session_take_fd(int *fd)
 	return taken;
 }
 
-int session_stat_fd(int fd, struct stat *ret_stat)
+int session_stat_fd(int fd, struct statx *ret_stat)
 {
-	return syscall(SYS_fstat, fd, ret_stat) < 0 ? -errno : 0;
+	return syscall(SYS_statx, fd, policy_empty_path, AT_EMPTY_PATH | AT_STATX_DONT_SYNC,
+		       STATX_TYPE | STATX_SIZE, ret_stat) < 0
+		       ? -errno
+		       : 0;
 }
 
 static const char *message_name(const struct session *session)
@@ -54,7 +61,8 @@ void session_reply(struct session *session, const void *payload, size_t len)
 	};
 
 	memcpy(session->reply, &header, sizeof(header));
-	memcpy(session->reply + sizeof(header), payload, len);
+	if (len > 0)
+		memcpy(session->reply + sizeof(header), payload, len);
 	session->reply_len = sizeof(header) + len;
 }
 
@@ -219,6 +227,8 @@ static int (*const handlers[])(struct session *session, const struct session_inc
 	[VHOST_USER_SET_OWNER] = on_set_owner,
 	[VHOST_USER_RESET_OWNER] = on_reset_owner,
 	[VHOST_USER_SET_MEM_TABLE] = session_on_set_mem_table,
+	[VHOST_USER_SET_LOG_BASE] = session_on_set_log_base,
+	[VHOST_USER_SET_LOG_FD] = session_on_set_log_fd,
 	[VHOST_USER_SET_VRING_NUM] = session_on_set_vring_num,
 	[VHOST_USER_SET_VRING_ADDR] = session_on_set_vring_addr,
 	[VHOST_USER_SET_VRING_BASE] = session_on_set_vring_base,
@@ -236,6 +246,8 @@ static int (*const handlers[])(struct session *session, const struct session_inc
 	[VHOST_USER_GET_MAX_MEM_SLOTS] = session_on_get_max_mem_slots,
 	[VHOST_USER_ADD_MEM_REG] = session_on_add_mem_reg,
 	[VHOST_USER_REM_MEM_REG] = session_on_rem_mem_reg,
+	[VHOST_USER_SET_DEVICE_STATE_FD] = session_on_set_device_state_fd,
+	[VHOST_USER_CHECK_DEVICE_STATE] = session_on_check_device_state,
 };
 
 static void save(struct session *session)
@@ -248,6 +260,7 @@ static void save(struct session *session)
 	memcpy(undo->regions, session->regions, session->n_regions * sizeof(undo->regions[0]));
 	undo->n_regions = session->n_regions;
 	memcpy(undo->rings, session->rings, sizeof(undo->rings));
+	undo->log = session->log;
 }
 
 static void restore(struct session *session)
@@ -260,12 +273,19 @@ static void restore(struct session *session)
 	memcpy(session->regions, undo->regions, undo->n_regions * sizeof(undo->regions[0]));
 	session->n_regions = undo->n_regions;
 	memcpy(session->rings, undo->rings, sizeof(undo->rings));
+	session->log = undo->log;
 }
 
 static size_t collect_fds(const struct session_region *regions, size_t n_regions,
-			  const struct session_ring *rings, int ret_fds[static FDS_MAX])
+			  const struct session_ring *rings, const struct session_log *log,
+			  int ret_fds[static FDS_MAX])
 {
 	size_t n = 0;
+
+	if (log->fd >= 0)
+		ret_fds[n++] = log->fd;
+	if (log->event_fd >= 0)
+		ret_fds[n++] = log->event_fd;
 
 	for (size_t i = 0; i < n_regions; i++)
 		ret_fds[n++] = regions[i].fd;
@@ -298,8 +318,13 @@ static void settle(struct session *session, bool is_kept)
 {
 	int before[FDS_MAX], after[FDS_MAX];
 	size_t n_before = collect_fds(session->undo.regions, session->undo.n_regions,
-				      session->undo.rings, before);
-	size_t n_after = collect_fds(session->regions, session->n_regions, session->rings, after);
+				      session->undo.rings, &session->undo.log, before);
+	size_t n_after = collect_fds(session->regions, session->n_regions, session->rings,
+				     &session->log, after);
+
+	if (session->state_fd >= 0)
+		disposal_close(session->state_fd);
+	session->state_fd = -1;
 
 	if (is_kept) {
 		close_all_but(before, n_before, after, n_after);
@@ -323,7 +348,7 @@ static int finish(struct session *session, int status)
 		session_reply_vring_base(session, session->current.ring);
 	if (needs_ack)
 		session_reply_u64(session, status == 0 ? 0 : 1);
-	if (status == 0)
+	if (session_answers_itself(session, status) || status == 0)
 		return 0;
 
 	if (session->reason[0] == '\0')
@@ -381,7 +406,7 @@ int session_handle(struct session *session, const struct vhost_user_message *mes
 
 	for (size_t i = 0; i < n_fds; i++) {
 		if (fds[i] >= 0)
-			close(fds[i]);
+			disposal_close(fds[i]);
 	}
 	return status;
 }
@@ -413,6 +438,9 @@ void session_init(struct session *session, uint64_t guest_cid, uint64_t offered_
 	session->offered_protocol_features = offered_protocol_features;
 	session->operations = operations;
 	session->context = context;
+	session->log.fd = -1;
+	session->log.event_fd = -1;
+	session->state_fd = -1;
 	for (size_t i = 0; i < SESSION_RINGS; i++) {
 		for (size_t j = 0; j < SESSION_RING_FDS; j++)
 			session->rings[i].fds[j] = -1;
@@ -426,7 +454,7 @@ void session_end(struct session *session)
 
 	if (session->current.is_pending)
 		settle(session, true);
-	n = collect_fds(session->regions, session->n_regions, session->rings, fds);
+	n = collect_fds(session->regions, session->n_regions, session->rings, &session->log, fds);
 	close_all_but(fds, n, NULL, 0);
 	session_init(session, session->guest_cid, session->offered_features,
 		     session->offered_protocol_features, session->operations, session->context);

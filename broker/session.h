@@ -4,7 +4,7 @@
 /*
  * The vhost-user session of one device: what the front-end has said so far,
  * and what follows from it. Pure state: no socket, no clock, no worker, no log;
- * it inspects the fds it is given (fstat, F_GET_SEALS) and otherwise only keeps
+ * it inspects the fds it is given (statx, F_GET_SEALS) and otherwise only keeps
  * and closes them. It is the one truth about the device: a replacement worker
  * is set up from it alone.
  *
@@ -31,11 +31,12 @@
  */
 #define SESSION_FEATURES                                                                           \
 	(VIRTIO_F_VERSION_1 | VIRTIO_RING_F_EVENT_IDX | VIRTIO_RING_F_INDIRECT_DESC |              \
-	 VHOST_USER_F_PROTOCOL_FEATURES)
+	 VHOST_F_LOG_ALL | VHOST_USER_F_PROTOCOL_FEATURES)
 #define SESSION_PROTOCOL_FEATURES                                                                  \
 	(VHOST_USER_PROTOCOL_F_MQ | VHOST_USER_PROTOCOL_F_REPLY_ACK |                              \
 	 VHOST_USER_PROTOCOL_F_CONFIG | VHOST_USER_PROTOCOL_F_RESET_DEVICE |                       \
-	 VHOST_USER_PROTOCOL_F_CONFIGURE_MEM_SLOTS)
+	 VHOST_USER_PROTOCOL_F_CONFIGURE_MEM_SLOTS | VHOST_USER_PROTOCOL_F_LOG_SHMFD |             \
+	 VHOST_USER_PROTOCOL_F_DEVICE_STATE)
 
 enum {
 	SESSION_E_PENDING = 1, /* session_complete() will be called */
@@ -47,7 +48,7 @@ struct session_region {
 	uint64_t size;
 	uint64_t user_address;
 	uint64_t mmap_offset;
-	uint64_t alignment; /* page size of the file, a power of two: st_blksize, at least 4096 */
+	uint64_t alignment; /* page size of the file, a power of two: stx_blksize, at least 4096 */
 	bool is_sealed;	    /* F_SEAL_SHRINK: the front-end cannot truncate it */
 	int fd;		    /* owned by the session */
 };
@@ -65,8 +66,17 @@ struct session_ring {
 	bool has_addresses;
 	uint32_t num;
 	uint64_t desc, used, avail; /* front-end user addresses */
+	bool is_logged;		    /* VHOST_VRING_F_LOG: writes to the used ring are logged at */
+	uint64_t log_address;	    /* guest address */
 	uint16_t base;		    /* next avail index: as set, or as last returned */
 	int fds[SESSION_RING_FDS];  /* owned by the session; -1: polled or not given */
+};
+
+/* The dirty log of a migration. */
+struct session_log {
+	uint64_t size, mmap_offset, alignment;
+	int fd;	      /* owned by the session; -1: none was given */
+	int event_fd; /* the same; signalled when something was logged */
 };
 
 struct session {
@@ -79,6 +89,8 @@ struct session {
 	struct session_region regions[SESSION_REGIONS_MAX];
 	size_t n_regions;
 	struct session_ring rings[SESSION_RINGS];
+	struct session_log log;
+	int state_fd;			     /* of the SET_DEVICE_STATE_FD in hand; -1: none */
 	uint8_t reply[VHOST_USER_REPLY_MAX]; /* to be sent as it is */
 	size_t reply_len;
 	/* private from here on */
@@ -99,6 +111,7 @@ struct session {
 		struct session_region regions[SESSION_REGIONS_MAX];
 		size_t n_regions;
 		struct session_ring rings[SESSION_RINGS];
+		struct session_log log;
 	} undo;
 	char reason[VHOST_USER_REASON_MAX];
 };
@@ -128,6 +141,18 @@ struct session_operations {
 	int (*ring_fd_set)(void *context, uint32_t ring, enum session_ring_fd which);
 	/* RESET_DEVICE; ring_enabled() was called for each ring that it disabled. */
 	int (*device_reset)(void *context);
+	/* The log flag or address of a started ring changed. */
+	int (*ring_log_set)(void *context, uint32_t ring);
+	/* SET_LOG_BASE, SET_LOG_FD: log is the new one. */
+	int (*log_set)(void *context);
+	int (*log_fd_set)(void *context);
+	/*
+	 * SET_DEVICE_STATE_FD: state_fd is to be written to or read from, and is closed
+	 * when the operation is done, which is when somebody else has it.
+	 */
+	int (*state_transfer)(void *context, bool is_load);
+	/* CHECK_DEVICE_STATE: done when the transfer is; its status is the answer. */
+	int (*state_check)(void *context);
 	/* GET_CONFIG that covered the CID's last byte. */
 	void (*config_read)(void *context);
 };

@@ -2,8 +2,8 @@
 #pragma once
 
 /*
- * Between the three files of the session: session.c takes a message from beginning
- * to end, session_memory.c and session_rings.c handle those of their subject. A
+ * Between the files of the session: session.c takes a message from beginning to
+ * end, session_memory.c, session_rings.c and session_migration.c handle those of their subject. A
  * handler changes the session, says in words what it refuses, and calls at most one
  * operation, last; it never undoes anything and closes no fd: what a failed message
  * changed is rolled back, and what a done one replaced is closed, in session.c.
@@ -40,10 +40,22 @@ uint64_t session_payload_u64(const struct session_incoming *incoming);
 int session_take_fd(int *fd);
 
 /*
- * fstat() as that very system call: some libraries make it a newfstatat, which takes
- * paths and which the front is not allowed.
+ * Type, size and block size of a received fd, as far as the kernel knows them: a file
+ * system that is asked could be the front-end's own, and let us wait. The path and the
+ * flags are the only ones that the front's filter allows.
  */
-int session_stat_fd(int fd, struct stat *ret_stat);
+int session_stat_fd(int fd, struct statx *ret_stat);
+
+/* The page size of a file, of what it calls its block size. */
+uint64_t session_file_alignment(uint64_t block_size);
+
+/* session_migration.c: a message whose reply says whether it failed; true when it made one. */
+bool session_answers_itself(struct session *session, int status);
+int session_on_set_log_base(struct session *session, const struct session_incoming *incoming);
+int session_on_set_log_fd(struct session *session, const struct session_incoming *incoming);
+int session_on_set_device_state_fd(struct session *session,
+				   const struct session_incoming *incoming);
+int session_on_check_device_state(struct session *session, const struct session_incoming *incoming);
 
 int session_on_set_mem_table(struct session *session, const struct session_incoming *incoming);
 int session_on_get_max_mem_slots(struct session *session, const struct session_incoming *incoming);

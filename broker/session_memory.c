@@ -25,7 +25,7 @@ static bool overlaps(uint64_t start, uint64_t size, uint64_t other_start, uint64
 	return start < other_start + other_size && other_start < start + size;
 }
 
-static uint64_t file_alignment(uint64_t block_size)
+uint64_t session_file_alignment(uint64_t block_size)
 {
 	uint64_t alignment = FILE_ALIGNMENT_MIN;
 
@@ -39,7 +39,7 @@ static int read_region(struct session *session, const struct vhost_user_region *
 		       struct session_region *ret_region)
 {
 	uint64_t end, file_end;
-	struct stat stat;
+	struct statx stat;
 	int seals;
 
 	if (wire->size == 0)
@@ -51,23 +51,29 @@ static int read_region(struct session *session, const struct vhost_user_region *
 		return session_refuse(session,
 				      "region at 0x%" PRIx64 " of 0x%" PRIx64 " bytes wraps",
 				      wire->guest_address, wire->size);
-	if (session_stat_fd(fd, &stat) < 0 || !S_ISREG(stat.st_mode))
+	/* First of all: who answers to this is in RAM, and no file system has to be asked. */
+	seals = fcntl(fd, F_GET_SEALS);
+	if (seals < 0)
+		return session_refuse(session,
+				      "region at 0x%" PRIx64 " is not backed by a file in RAM "
+				      "(memfd, tmpfs, hugetlbfs)",
+				      wire->guest_address);
+	if (session_stat_fd(fd, &stat) < 0 || !S_ISREG(stat.stx_mode))
 		return session_refuse(session, "region at 0x%" PRIx64 " is not backed by a file",
 				      wire->guest_address);
-	if (file_end > (uint64_t)stat.st_size)
+	if (file_end > stat.stx_size)
 		return session_refuse(session,
 				      "region at 0x%" PRIx64 " ends at 0x%" PRIx64
 				      " of a file of 0x%" PRIx64 " bytes",
-				      wire->guest_address, file_end, (uint64_t)stat.st_size);
+				      wire->guest_address, file_end, (uint64_t)stat.stx_size);
 
-	seals = fcntl(fd, F_GET_SEALS);
 	*ret_region = (struct session_region){
 		.guest_address = wire->guest_address,
 		.size = wire->size,
 		.user_address = wire->user_address,
 		.mmap_offset = wire->mmap_offset,
-		.alignment = file_alignment((uint64_t)stat.st_blksize),
-		.is_sealed = seals >= 0 && seals & F_SEAL_SHRINK,
+		.alignment = session_file_alignment(stat.stx_blksize),
+		.is_sealed = seals & F_SEAL_SHRINK,
 		.fd = fd,
 	};
 	return 0;

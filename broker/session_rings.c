@@ -57,7 +57,6 @@ int session_on_set_vring_addr(struct session *session, const struct session_inco
 	status = check_ring(session, addr.index);
 	if (status < 0)
 		return status;
-	/* The log flag without LOG_ALL, which is not offered, has no effect. */
 	if (addr.flags & ~VHOST_USER_VRING_F_LOG)
 		return session_refuse(session, "ring %" PRIu32 ": unknown flags 0x%" PRIx32,
 				      addr.index, addr.flags);
@@ -77,6 +76,10 @@ int session_on_set_vring_addr(struct session *session, const struct session_inco
 	ring->used = addr.used;
 	ring->avail = addr.avail;
 	ring->has_addresses = true;
+	ring->is_logged = addr.flags & VHOST_USER_VRING_F_LOG;
+	ring->log_address = addr.log_guest_addr;
+	if (ring->is_started)
+		return session_call_ring(session, session->operations->ring_log_set, addr.index);
 	return 0;
 }
 
@@ -126,7 +129,7 @@ static int set_ring_fd(struct session *session, const struct session_incoming *i
 {
 	uint64_t value = session_payload_u64(incoming);
 	uint64_t index = value & VHOST_USER_VRING_INDEX_MASK;
-	struct stat stat;
+	struct statx stat;
 
 	if (value & ~(VHOST_USER_VRING_INDEX_MASK | VHOST_USER_VRING_NOFD))
 		return session_refuse(session, "unknown bits in 0x%" PRIx64, value);
@@ -137,7 +140,7 @@ static int set_ring_fd(struct session *session, const struct session_incoming *i
 	 * this fd is written to or closed: sockets, pipes, files.
 	 */
 	if (incoming->n_fds > 0 &&
-	    (session_stat_fd(incoming->fds[0], &stat) < 0 || stat.st_mode & S_IFMT))
+	    (session_stat_fd(incoming->fds[0], &stat) < 0 || stat.stx_mode & S_IFMT))
 		return session_refuse(session, "ring %" PRIu64 ": the fd is no eventfd", index);
 
 	/* Whether there has to be one was checked with the message. */

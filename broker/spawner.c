@@ -440,7 +440,7 @@ static int prepare_loop(struct spawner *spawner)
 static int prepare_workers(struct spawner *spawner)
 {
 	int status = processes_init(&spawner->workers, spawner->setup->configuration,
-				  spawner->setup->worker_program);
+				    spawner->setup->worker_program);
 
 	if (!status)
 		return GO_ON;

@@ -6,6 +6,12 @@
 #include "broker/log.h"
 
 /*
+ * Commands take microseconds, mapping memory a few milliseconds. A worker that
+ * was made to block, by an fd of its own front-end, is replaced then.
+ */
+#define COMMAND_MS 5000
+
+/*
  * A new start for each worker (splitmix64 from a seed of the kernel's): a guest
  * that still knows ports of a former life is not met under the same ones.
  */
@@ -69,11 +75,19 @@ void sync_begin(struct device *device)
 	}
 	if (session->has_features)
 		add_step(sync, STEP_FEATURES, 0);
+	if (session->log.fd >= 0)
+		add_step(sync, STEP_LOG_SET, 0);
+	if (session->log.event_fd >= 0)
+		add_step(sync, STEP_LOG_FD, 0);
+	if (restore_holds(device))
+		add_step(sync, STEP_QUARANTINE, 0);
 	for (uint32_t i = 0; i < session->n_regions; i++)
 		add_step(sync, STEP_MEMORY_STAGE, i);
 	add_step(sync, STEP_MEMORY_COMMIT, 0);
 	for (uint32_t i = 0; i < SESSION_RINGS; i++)
 		add_ring(sync, session, i);
+	if (sync->has_operation && sync->operation.kind == STEP_STATE)
+		add_step(sync, STEP_STATE, sync->operation.number);
 	/*
 	 * The worker that was to stop the ring is gone. Where it was, the used
 	 * ring says; a new one looks there and stops at once.
@@ -129,6 +143,81 @@ static int send_region(struct device *device, const struct session_region *regio
 	return worker_send(device->front, device->worker, &envelope, region->fd);
 }
 
+static int send_log_set(struct device *device, uint32_t sequence)
+{
+	const struct session_log *log = &device->session.log;
+	Vsockd__LogSet set = VSOCKD__LOG_SET__INIT;
+	Vsockd__Envelope envelope = VSOCKD__ENVELOPE__INIT;
+
+	set.sequence = sequence;
+	set.size = log->size;
+	set.mmap_offset = log->mmap_offset;
+	set.alignment = log->alignment;
+	envelope.body_case = VSOCKD__ENVELOPE__BODY_LOG_SET;
+	envelope.log_set = &set;
+	return worker_send(device->front, device->worker, &envelope, log->fd);
+}
+
+static int send_log_fd(struct device *device, uint32_t sequence)
+{
+	Vsockd__LogFd log_fd = VSOCKD__LOG_FD__INIT;
+	Vsockd__Envelope envelope = VSOCKD__ENVELOPE__INIT;
+
+	log_fd.sequence = sequence;
+	envelope.body_case = VSOCKD__ENVELOPE__BODY_LOG_FD;
+	envelope.log_fd = &log_fd;
+	return worker_send(device->front, device->worker, &envelope, device->session.log.event_fd);
+}
+
+static int send_ring_log(struct device *device, uint32_t ring, uint32_t sequence)
+{
+	Vsockd__RingLog log = VSOCKD__RING_LOG__INIT;
+	Vsockd__Envelope envelope = VSOCKD__ENVELOPE__INIT;
+
+	log.sequence = sequence;
+	log.ring = ring;
+	log.is_logged = device->session.rings[ring].is_logged;
+	log.log_address = device->session.rings[ring].log_address;
+	envelope.body_case = VSOCKD__ENVELOPE__BODY_RING_LOG;
+	envelope.ring_log = &log;
+	return worker_send(device->front, device->worker, &envelope, -1);
+}
+
+static int send_quarantine(struct device *device, uint32_t sequence)
+{
+	Vsockd__Quarantine quarantine = VSOCKD__QUARANTINE__INIT;
+	Vsockd__Envelope envelope = VSOCKD__ENVELOPE__INIT;
+
+	quarantine.sequence = sequence;
+	quarantine.is_on = restore_holds(device);
+	quarantine.sends_reset =
+		device->restore.phase == RESTORE_WAITING && device->restore.sends_reset;
+	envelope.body_case = VSOCKD__ENVELOPE__BODY_QUARANTINE;
+	envelope.quarantine = &quarantine;
+	device->told_quarantine = quarantine.is_on;
+	return worker_send(device->front, device->worker, &envelope, -1);
+}
+
+static int send_state(struct device *device, bool is_load, uint32_t sequence)
+{
+	Vsockd__StateSave save = VSOCKD__STATE_SAVE__INIT;
+	Vsockd__StateLoad load = VSOCKD__STATE_LOAD__INIT;
+	Vsockd__Envelope envelope = VSOCKD__ENVELOPE__INIT;
+
+	save.sequence = sequence;
+	save.flags = (device->has_driver ? STATE_FLAG_DRIVER : 0) |
+		     (device->had_event_ring ? STATE_FLAG_EVENT_RING : 0);
+	load.sequence = sequence;
+	if (is_load) {
+		envelope.body_case = VSOCKD__ENVELOPE__BODY_STATE_LOAD;
+		envelope.state_load = &load;
+	} else {
+		envelope.body_case = VSOCKD__ENVELOPE__BODY_STATE_SAVE;
+		envelope.state_save = &save;
+	}
+	return worker_send(device->front, device->worker, &envelope, device->session.state_fd);
+}
+
 static int send_memory_remove(struct device *device, uint32_t sequence)
 {
 	const struct session_region *region = &device->sync.removed;
@@ -174,6 +263,8 @@ static int send_ring_start(struct device *device, uint32_t ring, uint32_t sequen
 	start.avail = state->avail;
 	start.avail_index = state->base;
 	start.from_used_index = device->was_running[ring];
+	start.is_logged = state->is_logged;
+	start.log_address = state->log_address;
 	envelope.body_case = VSOCKD__ENVELOPE__BODY_RING_START;
 	envelope.ring_start = &start;
 	return worker_send(device->front, device->worker, &envelope, state->fds[SESSION_KICK]);
@@ -282,10 +373,21 @@ static int send_step(struct device *device, const struct step *step, uint32_t se
 		return send_ring_start(device, step->number, sequence);
 	case STEP_RING_STOP:
 		return send_ring_stop(device, step->number, sequence);
+	case STEP_RING_LOG:
+		return send_ring_log(device, step->number, sequence);
+	case STEP_LOG_SET:
+		return send_log_set(device, sequence);
+	case STEP_LOG_FD:
+		return send_log_fd(device, sequence);
+	case STEP_QUARANTINE:
+		return send_quarantine(device, sequence);
+	case STEP_STATE:
+		return send_state(device, step->number != 0, sequence);
 	case STEP_FEATURES:
 	case STEP_MEMORY_COMMIT:
 	case STEP_RESET:
 	case STEP_FAIL:
+	case STEP_NONE:
 		break;
 	}
 	return send_bare(device, step->kind, sequence);
@@ -302,6 +404,7 @@ void sync_run(struct device *device)
 		return;
 	sync->sequence++;
 	sync->is_sent = true;
+	sync->deadline = device->front->now + COMMAND_MS;
 }
 
 static void note_done(struct device *device, const struct step *step, int status, uint32_t value)
@@ -310,8 +413,12 @@ static void note_done(struct device *device, const struct step *step, int status
 
 	if (status != 0 && sync->status == 0)
 		sync->status = status;
-	if (step->kind == STEP_RING_START && status == 0)
+	if (step->kind == STEP_RING_START && status == 0) {
 		device->was_running[step->number] = true;
+		device->had_event_ring |= step->number == 2;
+	}
+	if (step->kind == STEP_STATE && status == 0)
+		restore_begin_transfer(device, step->number != 0);
 	if (step->kind == STEP_RING_STOP) {
 		device->was_running[step->number] = false;
 		device->was_stopped[step->number] = true;
@@ -328,11 +435,13 @@ static void end_of_steps(struct device *device)
 	uint32_t value = operation_value(device);
 
 	clear_steps(sync);
-	if (sync->has_operation)
+	if (sync->has_operation && sync->operation.kind != STEP_NONE)
 		finish_operation(device, status, value);
 	else if (status != 0)
 		device_log(device, LOG_ERR, "worker cannot take over the device: %s",
 			   strerror(-status));
+	/* Edge-triggered: a message that came while the worker was told is not told again. */
+	device->has_more = device->has_frontend;
 	device_update(device);
 }
 
@@ -470,11 +579,71 @@ static int on_ring_fd_set(void *context, uint32_t ring, enum session_ring_fd whi
 	return one_step(context, which == SESSION_CALL ? STEP_RING_CALL : STEP_RING_ERROR, ring);
 }
 
+static int on_ring_log_set(void *context, uint32_t ring)
+{
+	return one_step(context, STEP_RING_LOG, ring);
+}
+
+static int on_log_set(void *context)
+{
+	return one_step(context, STEP_LOG_SET, 0);
+}
+
+static int on_log_fd_set(void *context)
+{
+	return one_step(context, STEP_LOG_FD, 0);
+}
+
+/* A device without a worker for good has no state to give, and takes none. */
+static int on_state_transfer(void *context, bool is_load)
+{
+	struct device *device = context;
+
+	if (device->has_failed)
+		return -EIO;
+	return one_step(device, STEP_STATE, is_load);
+}
+
+static int on_state_check(void *context)
+{
+	struct device *device = context;
+
+	if (!device->restore.is_transferring)
+		return device->restore.result;
+	device->restore.awaits_check = true;
+	device->sync.has_operation = true;
+	device->sync.operation = (struct step){STEP_NONE, 0};
+	return SESSION_E_PENDING;
+}
+
+void sync_complete(struct device *device, int status)
+{
+	if (device->sync.has_operation)
+		finish_operation(device, status, 0);
+}
+
+void sync_quarantine(struct device *device)
+{
+	if (!device->worker || !sync_is_idle(device) || device->has_failed ||
+	    device->told_quarantine == restore_holds(device))
+		return;
+	add_step(&device->sync, STEP_QUARANTINE, 0);
+	sync_run(device);
+}
+
+static void on_config_read(void *context)
+{
+	restore_config_read(context);
+}
+
 static int on_device_reset(void *context)
 {
 	struct device *device = context;
 
 	device->has_driver = false;
+	device->had_event_ring = false;
+	/* The driver that was to be reset is no more. */
+	restore_cancel(device);
 	return one_step(device, STEP_RESET, 0);
 }
 
@@ -488,4 +657,10 @@ const struct session_operations sync_operations = {
 	.ring_enabled = on_ring_enabled,
 	.ring_fd_set = on_ring_fd_set,
 	.device_reset = on_device_reset,
+	.ring_log_set = on_ring_log_set,
+	.log_set = on_log_set,
+	.log_fd_set = on_log_fd_set,
+	.state_transfer = on_state_transfer,
+	.state_check = on_state_check,
+	.config_read = on_config_read,
 };

@@ -21,6 +21,8 @@ enum {
 	VHOST_USER_SET_OWNER = 3,
 	VHOST_USER_RESET_OWNER = 4,
 	VHOST_USER_SET_MEM_TABLE = 5,
+	VHOST_USER_SET_LOG_BASE = 6,
+	VHOST_USER_SET_LOG_FD = 7,
 	VHOST_USER_SET_VRING_NUM = 8,
 	VHOST_USER_SET_VRING_ADDR = 9,
 	VHOST_USER_SET_VRING_BASE = 10,
@@ -38,6 +40,8 @@ enum {
 	VHOST_USER_GET_MAX_MEM_SLOTS = 36,
 	VHOST_USER_ADD_MEM_REG = 37,
 	VHOST_USER_REM_MEM_REG = 38,
+	VHOST_USER_SET_DEVICE_STATE_FD = 42,
+	VHOST_USER_CHECK_DEVICE_STATE = 43,
 };
 
 /* Header flags. QEMU takes a reply only when its flags are exactly these. */
@@ -49,6 +53,7 @@ enum {
 #define VHOST_USER_REPLY_FLAGS	(VHOST_USER_VERSION | VHOST_USER_REPLY)
 
 /* Virtio feature bits. */
+#define VHOST_F_LOG_ALL		       (UINT64_C(1) << 26)
 #define VIRTIO_RING_F_INDIRECT_DESC    (UINT64_C(1) << 28)
 #define VIRTIO_RING_F_EVENT_IDX	       (UINT64_C(1) << 29)
 #define VHOST_USER_F_PROTOCOL_FEATURES (UINT64_C(1) << 30)
@@ -56,10 +61,12 @@ enum {
 
 /* Protocol feature bits. */
 #define VHOST_USER_PROTOCOL_F_MQ		  (UINT64_C(1) << 0)
+#define VHOST_USER_PROTOCOL_F_LOG_SHMFD		  (UINT64_C(1) << 1)
 #define VHOST_USER_PROTOCOL_F_REPLY_ACK		  (UINT64_C(1) << 3)
 #define VHOST_USER_PROTOCOL_F_CONFIG		  (UINT64_C(1) << 9)
 #define VHOST_USER_PROTOCOL_F_RESET_DEVICE	  (UINT64_C(1) << 13)
 #define VHOST_USER_PROTOCOL_F_CONFIGURE_MEM_SLOTS (UINT64_C(1) << 15)
+#define VHOST_USER_PROTOCOL_F_DEVICE_STATE	  (UINT64_C(1) << 19)
 
 /*
  * The longest payload that is read; rust-vmm and crosvm have the same bound. The
@@ -122,6 +129,22 @@ struct vhost_user_single_region {
 	struct vhost_user_region region;
 };
 static_assert(sizeof(struct vhost_user_single_region) == 40, "single region");
+
+struct vhost_user_log {
+	uint64_t size;
+	uint64_t mmap_offset;
+};
+static_assert(sizeof(struct vhost_user_log) == 16, "log");
+
+#define VHOST_USER_STATE_SAVE	 UINT32_C(0)
+#define VHOST_USER_STATE_LOAD	 UINT32_C(1)
+#define VHOST_USER_STATE_STOPPED UINT32_C(0)
+
+struct vhost_user_device_state {
+	uint32_t direction;
+	uint32_t phase;
+};
+static_assert(sizeof(struct vhost_user_device_state) == 8, "device state");
 
 /* GET_CONFIG and SET_CONFIG: size bytes follow, in the request of GET too. */
 struct vhost_user_config {

@@ -43,6 +43,9 @@ void workers_replenish(struct front *front)
 
 	for (size_t i = 0; i < front->n_devices; i++)
 		n_wanted += device_wants_worker(&front->devices[i]);
+	/* One that was started for a front-end which has left by now. */
+	if (count_workers(front, WORKER_SPARE) > n_wanted)
+		worker_dismiss(workers_take_spare(front), front);
 	n_coming = count_workers(front, WORKER_STARTING) + count_workers(front, WORKER_SPARE);
 	if (n_coming >= n_wanted || front->is_spawning || front->now < front->spawn_at)
 		return;
@@ -190,17 +193,16 @@ static void log_end(const struct worker *worker, int status)
 void workers_exited(struct front *front, uint32_t number, int status)
 {
 	struct worker *worker = find_worker(front, number);
-	bool was_starting;
 
 	if (!worker)
 		return;
-	was_starting = worker->state == WORKER_STARTING;
 	if (worker->state != WORKER_LEAVING)
 		on_closed(front, worker);
 	if (worker->has_failed)
 		log_end(worker, status);
 	worker->state = WORKER_NONE;
-	if (was_starting || !front->has_served) {
+	/* It never served anybody: the next one may end the same way. */
+	if (!worker->was_assigned) {
 		front->spawn_at = front->now + SPAWN_AGAIN_MS;
 		if (!front->has_served) {
 			/* Nothing works yet: the reason is the host's, and was logged. */
@@ -212,8 +214,7 @@ void workers_exited(struct front *front, uint32_t number, int status)
 	workers_replenish(front);
 }
 
-static const char *on_ready(struct front *front, struct worker *worker,
-			    const Vsockd__Ready *ready)
+static const char *on_ready(struct front *front, struct worker *worker, const Vsockd__Ready *ready)
 {
 	if (ready->version != MESSAGE_VERSION)
 		return "Ready of another version";

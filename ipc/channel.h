@@ -15,7 +15,7 @@
 
 /* The longest message, MemoryAdd, packs into fewer than 80 bytes. */
 #define CHANNEL_MESSAGE_MAX 256
-#define CHANNEL_FDS_MAX 1
+#define CHANNEL_FDS_MAX	    1
 
 enum {
 	CHANNEL_E_AGAIN = 1, /* nothing there, or no room; wait with epoll */

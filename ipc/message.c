@@ -2,7 +2,9 @@
 #include "ipc/message.h"
 
 #define RULE(upper, lower, direction, states, fds_min, fds_max)                                    \
-	{VSOCKD__ENVELOPE__BODY_##upper, lower, direction, states, fds_min, fds_max}
+	{                                                                                          \
+		VSOCKD__ENVELOPE__BODY_##upper, lower, direction, states, fds_min, fds_max         \
+	}
 
 const struct message_rule message_rules[] = {
 	RULE(READY, "Ready", MESSAGE_TO_FRONT, MESSAGE_BEFORE_READY, 0, 0),
@@ -10,6 +12,11 @@ const struct message_rule message_rules[] = {
 	RULE(CONNECT, "Connect", MESSAGE_TO_FRONT, MESSAGE_ASSIGNED, 0, 0),
 	RULE(CLOSED, "Closed", MESSAGE_TO_FRONT, MESSAGE_ASSIGNED, 0, 0),
 	RULE(REPORT, "Report", MESSAGE_TO_FRONT, MESSAGE_ASSIGNED, 0, 0),
+	RULE(RESET_SENT, "ResetSent", MESSAGE_TO_FRONT, MESSAGE_ASSIGNED, 0, 0),
+	RULE(RESET_HANDLED, "ResetHandled", MESSAGE_TO_FRONT, MESSAGE_ASSIGNED, 0, 0),
+	RULE(STATE_CONNECTION, "StateConnection", MESSAGE_TO_FRONT, MESSAGE_ASSIGNED, 0, 0),
+	RULE(STATE_INFO, "StateInfo", MESSAGE_TO_FRONT, MESSAGE_ASSIGNED, 0, 0),
+	RULE(STATE_DONE, "StateDone", MESSAGE_TO_FRONT, MESSAGE_ASSIGNED, 0, 0),
 	RULE(OPENED, "Opened", MESSAGE_TO_FRONT, MESSAGE_ASSIGNED, 0, 0),
 
 	RULE(ASSIGN, "Assign", MESSAGE_TO_WORKER, MESSAGE_SPARE, 0, 0),
@@ -22,6 +29,12 @@ const struct message_rule message_rules[] = {
 	RULE(RING_STOP, "RingStop", MESSAGE_TO_WORKER, MESSAGE_ASSIGNED, 0, 0),
 	RULE(RING_CALL, "RingCall", MESSAGE_TO_WORKER, MESSAGE_ASSIGNED, 0, 1),
 	RULE(RING_ERROR, "RingError", MESSAGE_TO_WORKER, MESSAGE_ASSIGNED, 0, 1),
+	RULE(RING_LOG, "RingLog", MESSAGE_TO_WORKER, MESSAGE_ASSIGNED, 0, 0),
+	RULE(LOG_SET, "LogSet", MESSAGE_TO_WORKER, MESSAGE_ASSIGNED, 1, 1),
+	RULE(LOG_FD, "LogFd", MESSAGE_TO_WORKER, MESSAGE_ASSIGNED, 0, 1),
+	RULE(QUARANTINE, "Quarantine", MESSAGE_TO_WORKER, MESSAGE_ASSIGNED, 0, 0),
+	RULE(STATE_SAVE, "StateSave", MESSAGE_TO_WORKER, MESSAGE_ASSIGNED, 1, 1),
+	RULE(STATE_LOAD, "StateLoad", MESSAGE_TO_WORKER, MESSAGE_ASSIGNED, 1, 1),
 	RULE(RESET, "Reset", MESSAGE_TO_WORKER, MESSAGE_ASSIGNED, 0, 0),
 	RULE(FAIL, "Fail", MESSAGE_TO_WORKER, MESSAGE_ASSIGNED, 0, 0),
 	RULE(ACCEPTED, "Accepted", MESSAGE_TO_WORKER, MESSAGE_ASSIGNED, 1, 1),
@@ -50,7 +63,7 @@ const char *message_name(Vsockd__Envelope__BodyCase type)
  * its body makes the decoder allocate again: more than a few times is not
  * something that message_encode() produces.
  */
-#define ARENA_SIZE 4096
+#define ARENA_SIZE	4096
 #define ARENA_ALIGNMENT 16
 
 static _Alignas(ARENA_ALIGNMENT) uint8_t arena[ARENA_SIZE];

@@ -28,7 +28,7 @@ enum message_direction {
 /* What the two ends have agreed on; each end keeps its own copy. */
 enum message_state {
 	MESSAGE_BEFORE_READY = 1 << 0,
-	MESSAGE_SPARE = 1 << 1,    /* READY was sent, Assign was not */
+	MESSAGE_SPARE = 1 << 1,	   /* READY was sent, Assign was not */
 	MESSAGE_ASSIGNED = 1 << 2, /* Assign was sent */
 };
 
@@ -55,39 +55,57 @@ const char *message_name(Vsockd__Envelope__BodyCase type);
  * *ret_reason then says why (a static string). The packet's fd stays in it.
  */
 const Vsockd__Envelope *message_decode(const struct channel_packet *packet,
-				       enum message_direction direction,
-				       enum message_state state, const char **ret_reason);
+				       enum message_direction direction, enum message_state state,
+				       const char **ret_reason);
 
 /* Pack an envelope; fd -1 for none, stays the caller's. */
 void message_encode(const Vsockd__Envelope *envelope, int fd, struct channel_packet *ret_packet);
+
+/* What a saved device state says of its source. */
+enum {
+	STATE_FLAG_DRIVER = 1 << 0,	/* rings 0 and 1 ran since the last reset */
+	STATE_FLAG_EVENT_RING = 1 << 1, /* ring 2 was the back-end's */
+	STATE_FLAG_UNKNOWN = 1 << 2,	/* an empty state; never in a stream */
+};
+
+/* How the transfer of a state ended. */
+enum state_reason {
+	STATE_GOOD,
+	STATE_NOT_OURS,
+	STATE_OTHER_VERSION,
+	STATE_WRONG_LENGTH,
+	STATE_WRONG_CHECKSUM,
+	STATE_BROKEN_PIPE,
+	STATE_REASON_MAX,
+};
 
 /*
  * What a Report may say. The texts are the front's: a worker chooses a line
  * and three numbers, no more.
  */
 enum report_event {
-	REPORT_RING_BROKEN = 1,      /* ring, reason (enum report_ring_reason), value */
-	REPORT_HANDSHAKE_FAILED,     /* endpoint, reason (enum report_handshake_reason) */
-	REPORT_CONNECTION_LIMIT,     /* limit */
-	REPORT_HANDSHAKE_LIMIT,      /* limit */
-	REPORT_PACKET_DROPPED,       /* total so far, operation of this one */
-	REPORT_PEER_MISBEHAVED,      /* host port, guest port, rule */
+	REPORT_RING_BROKEN = 1,	 /* ring, reason (enum report_ring_reason), value */
+	REPORT_HANDSHAKE_FAILED, /* endpoint, reason (enum report_handshake_reason) */
+	REPORT_CONNECTION_LIMIT, /* limit */
+	REPORT_HANDSHAKE_LIMIT,	 /* limit */
+	REPORT_PACKET_DROPPED,	 /* total so far, operation of this one */
+	REPORT_PEER_MISBEHAVED,	 /* host port, guest port, rule */
 	REPORT_EVENT_MAX,
 };
 
 enum report_ring_reason {
 	REPORT_RING_AVAIL_JUMP = 1, /* avail idx moved by more than the ring's size */
-	REPORT_RING_BAD_INDEX,      /* descriptor index outside the ring */
-	REPORT_RING_LOOP,           /* chain longer than the ring */
+	REPORT_RING_BAD_INDEX,	    /* descriptor index outside the ring */
+	REPORT_RING_LOOP,	    /* chain longer than the ring */
 	REPORT_RING_BAD_INDIRECT,   /* indirect table: length, nesting, place */
-	REPORT_RING_BAD_PLACE,      /* a part of the ring lies outside guest memory */
+	REPORT_RING_BAD_PLACE,	    /* a part of the ring lies outside guest memory */
 	REPORT_RING_REASON_MAX,
 };
 
 enum report_handshake_reason {
 	REPORT_HANDSHAKE_MALFORMED = 1,
 	REPORT_HANDSHAKE_TIMEOUT,
-	REPORT_HANDSHAKE_ENDED,   /* the host program left first */
+	REPORT_HANDSHAKE_ENDED,	  /* the host program left first */
 	REPORT_HANDSHAKE_REFUSED, /* the guest answered RST */
 	REPORT_HANDSHAKE_NO_ANSWER,
 	REPORT_HANDSHAKE_NO_DRIVER,

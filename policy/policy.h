@@ -46,6 +46,12 @@ struct policy_failure {
 extern const bool policy_has_filter;
 
 /*
+ * An empty string: the one path that the front's statx() may be given. The
+ * filter compares the address, so no other path is ever looked up.
+ */
+extern const char policy_empty_path[1];
+
+/*
  * Confine the calling process for its role. 0, or negative errno with
  * ret_failure filled. After success on POLICY_WORKER only fds 0 to
  * POLICY_WORKER_FD_MAX are open and 2 is /dev/null (kept in sanitizer builds):

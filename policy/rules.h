@@ -20,10 +20,11 @@ enum policy_comparison_kind {
 struct policy_comparison {
 	enum policy_comparison_kind kind;
 	unsigned int argument; /* 0 to 5 */
-	uint64_t value;
+	uint64_t value;	       /* of an address: where it is in this process */
+	const char *text;      /* the value as the table has it */
 };
 
-#define POLICY_COMPARISONS_MAX 2
+#define POLICY_COMPARISONS_MAX 3
 
 /* A call is allowed when all comparisons up to the first POLICY_ANY hold. */
 struct policy_rule {

@@ -3,6 +3,7 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <limits.h>
 #include <seccomp.h>
 #include <sys/mman.h>
 #include <sys/socket.h>
@@ -22,12 +23,15 @@
 #endif
 
 /* clang-format off */
-#define ANY {POLICY_ANY, 0, 0}
-#define EQ(n, v) {POLICY_EQUAL, n, v}
-#define LE(n, v) {POLICY_AT_MOST, n, v}
-#define BOTH(one, other) one, other
+#define ANY {POLICY_ANY, 0, 0, ""}
+#define EQ(n, v) {POLICY_EQUAL, n, v, #v}
+#define LE(n, v) {POLICY_AT_MOST, n, v, #v}
+#define AT(n, object) {POLICY_EQUAL, n, (uintptr_t)(object), "address of " #object}
+#define ALL(...) __VA_ARGS__
 #define RULE(role, call, arguments, reason) {POLICY_##role, #call, SYS_##call, {arguments}, reason},
 /* clang-format on */
+
+const char policy_empty_path[1] = "";
 
 static const struct policy_rule rules[] = {
 #include "policy/syscalls.def"

@@ -57,9 +57,19 @@ int policy_fork_front(uint32_t insecure, struct policy_process *ret_process,
 		      struct policy_failure *ret_failure);
 
 /*
+ * First of all, for vsockd started as root: become another user for good, with
+ * no supplementary group. Kept are the capabilities for what is still to be set
+ * up (ids, owners of sockets, policy_reduce_spawner()); CAP_DAC_OVERRIDE is not
+ * among them, so the spawner never gets it back. 0, or negative errno with
+ * ret_failure filled: then the caller must exit, as it may be halfway there.
+ */
+int policy_become_user(uid_t user, gid_t group, struct policy_failure *ret_failure);
+
+/*
  * Once everything is opened and the front has been forked: the spawner keeps
  * CAP_SETUID and CAP_SETGID to give workers their ids, CAP_DAC_OVERRIDE to
- * connect to sockets of other users and to unlink its own; CAP_SYS_ADMIN only
+ * connect to sockets of other users and to unlink its own (each where it has
+ * it: after policy_become_user() the first two are all); CAP_SYS_ADMIN only
  * where the host keeps user namespaces for it, CAP_KILL and CAP_SETPCAP only
  * without namespaces. The bounding set is reduced to the same, supplementary
  * groups go, no_new_privs is set, there is no core and no tracing.

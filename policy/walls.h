@@ -6,10 +6,16 @@
  * and the starters know the order in which they hold.
  */
 
+#include <linux/securebits.h>
 #include <stdbool.h>
 #include <stdint.h>
 
 #include "policy/policy.h"
+
+/* Uid 0 gets nothing by being uid 0: no capability at an exec, none ambient. */
+#define POLICY_SECUREBITS_NO_ROOT                                                                  \
+	(SECBIT_NOROOT | SECBIT_NOROOT_LOCKED | SECBIT_NO_CAP_AMBIENT_RAISE |                      \
+	 SECBIT_NO_CAP_AMBIENT_RAISE_LOCKED)
 
 /* Fill ret_failure; returns -error. */
 int policy_fail(struct policy_failure *ret_failure, int error, const char *format, ...)

@@ -21,15 +21,15 @@
 struct buffer_pool {
 	uint8_t *start;
 	uint32_t n_chunks;
-	uint32_t *next;     /* for each chunk: the one behind it in its queue or the free list */
+	uint32_t *next; /* for each chunk: the one behind it in its queue or the free list */
 	uint32_t first_free;
 	uint32_t n_touched; /* chunks from here on were never used */
 };
 
 struct buffer {
 	uint32_t first, last; /* chunks; meaningless while len is 0 */
-	uint32_t skip;        /* bytes of the first chunk that are gone */
-	uint32_t len;         /* bytes in the queue */
+	uint32_t skip;	      /* bytes of the first chunk that are gone */
+	uint32_t len;	      /* bytes in the queue */
 };
 
 /* How long a pool must be so that n buffers of len bytes can be full at once. */

@@ -4,7 +4,7 @@
 #include <stdlib.h>
 
 #define FIRST_PORT (UINT32_C(1) << 30)
-#define LAST_PORT ((UINT32_C(1) << 31) - 1)
+#define LAST_PORT  ((UINT32_C(1) << 31) - 1)
 
 static const uint32_t timer_ms[CONNECTION_TIMERS] = {
 	[CONNECTION_TIMER_HANDSHAKE] = CONNECTION_HANDSHAKE_MS,
@@ -33,6 +33,11 @@ void link_append(struct link *list, struct link *link)
 	link->next = list;
 	list->previous->next = link;
 	list->previous = link;
+}
+
+void link_prepend(struct link *list, struct link *link)
+{
+	link_append(list->next, link);
 }
 
 void link_remove(struct link *link)

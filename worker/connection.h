@@ -65,61 +65,62 @@ enum connection_timer {
 };
 
 #define CONNECTION_HANDSHAKE_MS 5000
-#define CONNECTION_CONNECT_MS 2000  /* from the moment the guest can see the REQUEST */
-#define CONNECTION_CREDIT_MS 20
-#define CONNECTION_CLOSING_MS 8000  /* as long as Linux waits for a RST */
-#define CONNECTION_DRAINING_MS 30000
+#define CONNECTION_CONNECT_MS	2000 /* from the moment the guest can see the REQUEST */
+#define CONNECTION_CREDIT_MS	20
+#define CONNECTION_CLOSING_MS	8000 /* as long as Linux waits for a RST */
+#define CONNECTION_DRAINING_MS	30000
 
 struct connection {
-	uint8_t state;          /* enum connection_state */
-	uint8_t due;            /* CONNECTION_SEND_... */
-	uint8_t tell;           /* CONNECTION_TELL_... */
-	uint8_t timer;          /* enum connection_timer; CONNECTION_TIMERS: none */
+	uint8_t state;		/* enum connection_state */
+	uint8_t due;		/* CONNECTION_SEND_... */
+	uint8_t tell;		/* CONNECTION_TELL_... */
+	uint8_t timer;		/* enum connection_timer; CONNECTION_TIMERS: none */
 	uint8_t guest_shutdown; /* what the guest will not do any more, PACKET_SHUTDOWN_... */
-	uint8_t our_shutdown;   /* what the guest was told */
-	uint8_t read_ahead;     /* how many rx buffers the next read is worth */
+	uint8_t our_shutdown;	/* what the guest was told */
+	uint8_t read_ahead;	/* how many rx buffers the next read is worth */
 	bool is_from_host;
 	bool is_hashed;
 	bool is_readable, is_writable; /* until the socket says EAGAIN */
-	bool has_hung_up;       /* the host program has closed */
-	bool has_ended;         /* the host program's stream was read to its end */
-	bool is_deaf;           /* the host program reads no more */
-	bool has_shut_write;    /* shutdown(SHUT_WR) was done */
-	bool has_asked_credit;  /* CREDIT_REQUEST is out, nothing new since */
-	uint8_t n_unanswered;   /* CREDIT_REQUESTs in a row that nothing answered */
+	bool has_hung_up;	       /* the host program has closed */
+	bool has_ended;		       /* the host program's stream was read to its end */
+	bool is_deaf;		       /* the host program reads no more */
+	bool has_shut_write;	       /* shutdown(SHUT_WR) was done */
+	bool has_asked_credit;	       /* CREDIT_REQUEST is out, nothing new since */
+	uint8_t n_unanswered;	       /* CREDIT_REQUESTs in a row that nothing answered */
 	uint16_t type;
 	int fd;
-	uint32_t generation;    /* tells events of a former life apart */
-	uint32_t endpoint;      /* the front's name for fd */
+	uint32_t generation; /* tells events of a former life apart */
+	uint32_t endpoint;   /* the front's name for fd */
 	uint32_t guest_port, host_port;
 	uint8_t early_len, early_skip;
 	uint8_t early[HANDSHAKE_LINE_MAX]; /* the handshake, then stream bytes read with it */
-	uint64_t deadline;      /* ms, monotonic */
+	uint64_t deadline;		   /* ms, monotonic */
 	struct credit credit;
-	struct buffer buffer;   /* from the guest, not yet taken by the host program */
+	struct buffer buffer; /* from the guest, not yet taken by the host program */
 	struct connection *next_in_bucket;
 	struct link ready_link; /* connections.ready: something for the guest */
 	struct link flush_link; /* connections.flush: buffer can be written */
-	struct link tell_link;  /* connections.tell */
+	struct link tell_link;	/* connections.tell */
 	struct link timer_link; /* connections.timers[timer]; while FREE: the free list */
 };
 
 struct connections {
 	struct connection *all;
-	uint32_t n_max;         /* size of the table */
-	uint32_t n_allowed;     /* limit of this device, at most half of n_max */
+	uint32_t n_max;	    /* size of the table */
+	uint32_t n_allowed; /* limit of this device, at most half of n_max */
 	uint32_t n_used;
 	uint32_t n_handshakes;
-	uint32_t n_touched;     /* table entries from here on were never used */
+	uint32_t n_touched; /* table entries from here on were never used */
 	struct connection **buckets;
-	uint32_t n_buckets;     /* a power of two */
-	uint32_t next_port;     /* host-side port of the next host connection */
+	uint32_t n_buckets; /* a power of two */
+	uint32_t next_port; /* host-side port of the next host connection */
 	struct link free, ready, flush, tell;
 	struct link timers[CONNECTION_TIMERS];
 };
 
 #define CONNECTION_OF(member, link_pointer)                                                        \
-	((struct connection *)(void *)((uint8_t *)(link_pointer)-offsetof(struct connection, member)))
+	((struct connection *)(void *)((uint8_t *)(link_pointer)-offsetof(struct connection,       \
+									  member)))
 
 /*
  * A table for devices of up to n_allowed_max connections. It has twice as many
@@ -156,7 +157,7 @@ void connection_disarm(struct connection *connection);
 
 /* Timers that concern the guest stand still while its rings do; draining goes on. */
 #define CONNECTION_TIMERS_DRAINING (1u << CONNECTION_TIMER_DRAINING)
-#define CONNECTION_TIMERS_ALL ((1u << CONNECTION_TIMERS) - 1)
+#define CONNECTION_TIMERS_GUEST	   ((1u << CONNECTION_TIMERS) - 1 - CONNECTION_TIMERS_DRAINING)
 
 /* The earliest deadline of a set of timers; UINT64_MAX when none runs. */
 uint64_t connections_deadline(const struct connections *connections, uint32_t timers);
@@ -165,6 +166,7 @@ struct connection *connections_expired(struct connections *connections, uint32_t
 				       uint64_t now, enum connection_timer *ret_timer);
 
 void link_init(struct link *link);
-bool link_is_empty(const struct link *link); /* a list's head, or a link in no list */
+bool link_is_empty(const struct link *link);		/* a list's head, or a link in no list */
 void link_append(struct link *list, struct link *link); /* no-op when in a list already */
+void link_prepend(struct link *list, struct link *link);
 void link_remove(struct link *link);

@@ -27,8 +27,8 @@ static int send_envelope(struct device *device, const Vsockd__Envelope *envelope
 }
 
 /* A line for the log that finds no room is not worth waiting for. */
-void control_report(struct device *device, enum report_event event, uint64_t first,
-		    uint64_t second, uint64_t third)
+void control_report(struct device *device, enum report_event event, uint64_t first, uint64_t second,
+		    uint64_t third)
 {
 	Vsockd__Report report = VSOCKD__REPORT__INIT;
 	Vsockd__Envelope envelope = VSOCKD__ENVELOPE__INIT;
@@ -116,6 +116,98 @@ static int tell_front(struct device *device, struct connection *connection)
 	return 0;
 }
 
+static int send_bare(struct device *device, Vsockd__Envelope__BodyCase type)
+{
+	Vsockd__ResetSent sent = VSOCKD__RESET_SENT__INIT;
+	Vsockd__ResetHandled handled = VSOCKD__RESET_HANDLED__INIT;
+	Vsockd__Envelope envelope = VSOCKD__ENVELOPE__INIT;
+
+	envelope.body_case = type;
+	if (type == VSOCKD__ENVELOPE__BODY_RESET_SENT)
+		envelope.reset_sent = &sent;
+	else
+		envelope.reset_handled = &handled;
+	return send_envelope(device, &envelope);
+}
+
+static int tell_reset(struct device *device)
+{
+	int r = 0;
+
+	if (device->tells_reset_sent) {
+		r = send_bare(device, VSOCKD__ENVELOPE__BODY_RESET_SENT);
+		device->tells_reset_sent = r != 0;
+	}
+	if (r == 0 && device->tells_reset_handled) {
+		r = send_bare(device, VSOCKD__ENVELOPE__BODY_RESET_HANDLED);
+		device->tells_reset_handled = r != 0;
+	}
+	return r;
+}
+
+static int send_state_connection(struct device *device, uint32_t index)
+{
+	Vsockd__StateConnection connection = VSOCKD__STATE_CONNECTION__INIT;
+	Vsockd__Envelope envelope = VSOCKD__ENVELOPE__INIT;
+	struct transfer_connection saved;
+
+	transfer_get_connection(device->state.bytes, index, &saved);
+	connection.guest_port = saved.guest_port;
+	connection.host_port = saved.host_port;
+	connection.type = saved.type;
+	envelope.body_case = VSOCKD__ENVELOPE__BODY_STATE_CONNECTION;
+	envelope.state_connection = &connection;
+	return send_envelope(device, &envelope);
+}
+
+static int send_state_info(struct device *device)
+{
+	Vsockd__StateInfo info = VSOCKD__STATE_INFO__INIT;
+	Vsockd__Envelope envelope = VSOCKD__ENVELOPE__INIT;
+
+	info.guest_cid = device->state.header.guest_cid;
+	info.features = device->state.header.features;
+	info.flags = device->state.header.flags;
+	envelope.body_case = VSOCKD__ENVELOPE__BODY_STATE_INFO;
+	envelope.state_info = &info;
+	return send_envelope(device, &envelope);
+}
+
+static int send_state_done(struct device *device)
+{
+	Vsockd__StateDone done = VSOCKD__STATE_DONE__INIT;
+	Vsockd__Envelope envelope = VSOCKD__ENVELOPE__INIT;
+
+	done.is_good = device->state.reason == STATE_GOOD;
+	done.reason = (uint32_t)device->state.reason;
+	envelope.body_case = VSOCKD__ENVELOPE__BODY_STATE_DONE;
+	envelope.state_done = &done;
+	return send_envelope(device, &envelope);
+}
+
+/* Connections, then what else was read, then the end; goes on where there was no room. */
+static int tell_state(struct device *device)
+{
+	struct state *state = &device->state;
+	int r = 0;
+
+	if (state->was_loaded && state->reason == STATE_GOOD) {
+		while (r == 0 && state->n_told < state->header.n_connections) {
+			r = send_state_connection(device, state->n_told);
+			state->n_told += r == 0;
+		}
+		if (r == 0 && state->n_told == state->header.n_connections) {
+			r = send_state_info(device);
+			state->n_told += r == 0;
+		}
+	}
+	if (r == 0)
+		r = send_state_done(device);
+	if (r == 0)
+		state->phase = STATE_IDLE;
+	return r;
+}
+
 bool control_flush(struct device *device)
 {
 	struct link *list = &device->connections.tell;
@@ -126,6 +218,10 @@ bool control_flush(struct device *device)
 		r = send_done(device);
 		device->has_done = r == CHANNEL_E_AGAIN;
 	}
+	if (r == 0)
+		r = tell_reset(device);
+	if (r == 0 && device->state.phase == STATE_TELLING)
+		r = tell_state(device);
 	while (r == 0 && !link_is_empty(list)) {
 		struct connection *connection = CONNECTION_OF(tell_link, list->next);
 
@@ -160,6 +256,7 @@ static int on_assign(struct device *device, const Vsockd__Assign *assign)
 static int on_features(struct device *device, uint64_t features)
 {
 	device->features = features;
+	device->log.is_on = features >> 26 & 1;
 	for (size_t i = 0; i < RINGS; i++) {
 		device->rings[i].has_event_idx = features >> 29 & 1;
 		device->rings[i].has_indirect = features >> 28 & 1;
@@ -232,8 +329,10 @@ static int on_ring_start(struct device *device, const Vsockd__RingStart *start, 
 	replace_kick(device, ring, start->ring, fd);
 	if (ring->is_started)
 		return 0;
-	r = ring_start(ring, &device->memory, start->num, &addresses,
-		       (uint16_t)start->avail_index, start->from_used_index);
+	ring->is_logged = start->is_logged;
+	ring->log_address = start->log_address;
+	r = ring_start(ring, &device->memory, start->num, &addresses, (uint16_t)start->avail_index,
+		       start->from_used_index);
 	if (r == 0 && ring->is_enabled)
 		ring_enable_kicks(ring); /* avail_event may be stale since a former start */
 	return r;
@@ -260,14 +359,51 @@ static int on_ring_call(struct device *device, const Vsockd__RingCall *call, int
 	return 0;
 }
 
+static int on_ring_log(struct device *device, const Vsockd__RingLog *log)
+{
+	struct ring *ring = &device->rings[log->ring];
+
+	ring->is_logged = log->is_logged;
+	ring->log_address = log->log_address;
+	return 0;
+}
+
+static int on_quarantine(struct device *device, const Vsockd__Quarantine *quarantine)
+{
+	device->is_quarantined = quarantine->is_on;
+	device->reset = quarantine->sends_reset ? RESET_DUE : RESET_NONE;
+	if (quarantine->is_on)
+		return 0;
+	/* What the guest asked for meanwhile. */
+	for (uint32_t i = 0; i < device->connections.n_touched; i++) {
+		struct connection *connection = &device->connections.all[i];
+
+		if (connection->state != CONNECTION_FREE &&
+		    connection->tell & CONNECTION_TELL_CONNECT)
+			link_append(&device->connections.tell, &connection->tell_link);
+	}
+	return 0;
+}
+
+static int on_state_load(struct device *device, int fd)
+{
+	device->state.was_loaded = true;
+	return state_load(device, fd);
+}
+
+static int on_state_save(struct device *device, uint32_t flags, int fd)
+{
+	device->state.was_loaded = false;
+	return state_save(device, flags, fd);
+}
+
 static void forget_connection(struct device *device, struct connection *connection)
 {
 	switch (connection->state) {
 	case CONNECTION_FREE:
 	case CONNECTION_ABANDONED:
-	case CONNECTION_DRAINING:
-		connection->due = 0;
 		return;
+	case CONNECTION_DRAINING:
 	case CONNECTION_DEAD:
 		connection->due = 0;
 		host_free_when_done(device, connection);
@@ -326,8 +462,7 @@ static bool on_connected(struct device *device, const Vsockd__Connected *connect
 	if (connected->request >= device->connections.n_max)
 		return false;
 	connection = &device->connections.all[connected->request];
-	if (connection->state != CONNECTION_REQUESTED &&
-	    connection->state != CONNECTION_ABANDONED)
+	if (connection->state != CONNECTION_REQUESTED && connection->state != CONNECTION_ABANDONED)
 		return false;
 	if ((connected->status == 0) != (fd >= 0))
 		return false;
@@ -338,20 +473,18 @@ static bool on_connected(struct device *device, const Vsockd__Connected *connect
 	return true;
 }
 
-/*
- * A table that is full of connections which live has no room for those that do
- * not; the guest learns of them when it next sends on them.
- */
 static void on_lost(struct device *device, const Vsockd__Lost *lost)
 {
-	struct connection *connection = connection_take(&device->connections, CONNECTION_DEAD,
-							device->connections.n_max);
+	struct connection *connection =
+		connection_take(&device->connections, CONNECTION_DEAD, device->connections.n_max);
 
 	if (!connection)
-		return;
+		__builtin_trap(); /* the front counts endpoints; so many were not promised */
 	connection->guest_port = lost->guest_port;
 	connection->host_port = lost->host_port;
 	connection->type = (uint16_t)lost->type;
+	connection->endpoint = lost->endpoint;
+	connection->tell = CONNECTION_TELL_CLOSED;
 	to_guest_send(device, connection, CONNECTION_SEND_RST);
 }
 
@@ -412,6 +545,34 @@ static bool dispatch(struct device *device, const Vsockd__Envelope *envelope, in
 			return false;
 		replace_fd(&device->rings[envelope->ring_error->ring].error, fd);
 		done(device, envelope->ring_error->sequence, 0, 0);
+		return true;
+	case VSOCKD__ENVELOPE__BODY_RING_LOG:
+		if (!is_ring(envelope->ring_log->ring))
+			return false;
+		done(device, envelope->ring_log->sequence, on_ring_log(device, envelope->ring_log),
+		     0);
+		return true;
+	case VSOCKD__ENVELOPE__BODY_LOG_SET:
+		done(device, envelope->log_set->sequence,
+		     dirty_log_set(&device->log, envelope->log_set->size,
+				   envelope->log_set->mmap_offset, envelope->log_set->alignment,
+				   fd),
+		     0);
+		return true;
+	case VSOCKD__ENVELOPE__BODY_LOG_FD:
+		replace_fd(&device->log.fd, fd);
+		done(device, envelope->log_fd->sequence, 0, 0);
+		return true;
+	case VSOCKD__ENVELOPE__BODY_QUARANTINE:
+		done(device, envelope->quarantine->sequence,
+		     on_quarantine(device, envelope->quarantine), 0);
+		return true;
+	case VSOCKD__ENVELOPE__BODY_STATE_SAVE:
+		done(device, envelope->state_save->sequence,
+		     on_state_save(device, envelope->state_save->flags, fd), 0);
+		return true;
+	case VSOCKD__ENVELOPE__BODY_STATE_LOAD:
+		done(device, envelope->state_load->sequence, on_state_load(device, fd), 0);
 		return true;
 	case VSOCKD__ENVELOPE__BODY_RESET:
 		forget_all(device);

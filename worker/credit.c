@@ -3,8 +3,6 @@
 
 #include <stddef.h>
 
-#include "worker/packet.h"
-
 void credit_init(struct credit *credit, uint32_t buf_alloc)
 {
 	*credit = (struct credit){.buf_alloc = buf_alloc};
@@ -106,12 +104,15 @@ void credit_forwarded(struct credit *credit, uint32_t len)
 bool credit_wants_update(const struct credit *credit)
 {
 	uint32_t untold = credit->fwd_cnt - credit->announced;
-	uint32_t seen_free = credit->buf_alloc - (credit->rx_cnt - credit->announced);
+	uint32_t unknown = credit->rx_cnt - credit->announced;
+	uint32_t window = credit->buf_alloc;
 
 	if (untold == 0)
 		return false;
-	return untold >= credit->buf_alloc / 2 ||
-	       (seen_free < PACKET_PAYLOAD_MAX && seen_free < credit->buf_alloc / 4);
+	/* Recent Linux guests send no more at a time than their own buffer would hold. */
+	if (credit->peer_buf_alloc < window)
+		window = credit->peer_buf_alloc;
+	return untold >= window / 2 || unknown > window - window / 4;
 }
 
 void credit_announced(struct credit *credit)

@@ -31,14 +31,14 @@ struct credit_group {
 
 struct credit {
 	/* towards the guest */
-	uint32_t tx_cnt;         /* bytes that we sent */
-	uint32_t peer_fwd_cnt;   /* bytes that the guest has consumed of them */
+	uint32_t tx_cnt;	 /* bytes that we sent */
+	uint32_t peer_fwd_cnt;	 /* bytes that the guest has consumed of them */
 	uint32_t peer_buf_alloc; /* its buffer */
 	/* from the guest */
-	uint32_t rx_cnt;         /* bytes that it sent */
-	uint32_t fwd_cnt;        /* bytes that the host program took */
-	uint32_t announced;      /* fwd_cnt as the guest knows it */
-	uint32_t buf_alloc;      /* our buffer */
+	uint32_t rx_cnt;    /* bytes that it sent */
+	uint32_t fwd_cnt;   /* bytes that the host program took */
+	uint32_t announced; /* fwd_cnt as the guest knows it */
+	uint32_t buf_alloc; /* our buffer */
 	/* packets that the guest has not consumed */
 	struct credit_group groups[CREDIT_GROUPS];
 	uint32_t first_group, n_groups, n_packets;
@@ -69,7 +69,7 @@ bool credit_received(struct credit *credit, uint32_t len);
 void credit_forwarded(struct credit *credit, uint32_t len);
 
 /*
- * Is it worth a packet to tell the guest? When half of the buffer is free
+ * Is it worth a packet to tell the guest? When half of what it may send is free
  * again without it knowing, or when it sees little room while there is more.
  */
 bool credit_wants_update(const struct credit *credit);

@@ -26,8 +26,12 @@ bool device_init(struct device *device, int channel, int epoll)
 
 	device->channel = channel;
 	device->epoll = epoll;
-	for (size_t i = 0; i < RINGS; i++)
+	dirty_log_init(&device->log);
+	device->state.fd = -1;
+	for (size_t i = 0; i < RINGS; i++) {
 		ring_init(&device->rings[i]);
+		device->rings[i].log = &device->log;
+	}
 	return epoll_ctl(epoll, EPOLL_CTL_ADD, channel, &event) == 0;
 }
 
@@ -58,6 +62,8 @@ bool device_note_event(struct device *device, uint64_t event, uint32_t epoll_eve
 		/* EPOLLHUP too: what was sent before the end is still to be read. */
 		return control_receive(device);
 	}
+	if (kind == DEVICE_EVENT_STATE)
+		state_event(device);
 	if (kind != DEVICE_EVENT_CONNECTION)
 		return true; /* a kick: both rings are looked at in any case */
 
@@ -103,19 +109,43 @@ static void expire(struct device *device, struct connection *connection,
 	}
 }
 
-static uint32_t running_timers(const struct device *device)
+void device_set_time(struct device *device, uint64_t now)
 {
-	return is_running(device) ? CONNECTION_TIMERS_ALL : CONNECTION_TIMERS_DRAINING;
+	if (is_running(device))
+		device->guest_now += now - device->now;
+	device->now = now;
 }
 
-static void run_timers(struct device *device)
+void device_arm(struct device *device, struct connection *connection, enum connection_timer timer)
+{
+	connection_arm(&device->connections, connection, timer,
+		       timer == CONNECTION_TIMER_DRAINING ? device->now : device->guest_now);
+}
+
+static void run_timers_of(struct device *device, uint32_t timers, uint64_t now)
 {
 	struct connection *connection;
 	enum connection_timer timer;
 
-	while ((connection = connections_expired(&device->connections, running_timers(device),
-						 device->now, &timer)))
+	while ((connection = connections_expired(&device->connections, timers, now, &timer)))
 		expire(device, connection, timer);
+}
+
+static void run_timers(struct device *device)
+{
+	run_timers_of(device, CONNECTION_TIMERS_DRAINING, device->now);
+	if (is_running(device))
+		run_timers_of(device, CONNECTION_TIMERS_GUEST, device->guest_now);
+}
+
+/* Until the first of a set of timers is over; UINT64_MAX when none runs. */
+static uint64_t time_left(const struct device *device, uint32_t timers, uint64_t now)
+{
+	uint64_t deadline = connections_deadline(&device->connections, timers);
+
+	if (deadline == UINT64_MAX)
+		return UINT64_MAX;
+	return deadline > now ? deadline - now : 0;
 }
 
 static void flush_buffers(struct device *device)
@@ -144,6 +174,7 @@ static bool prepare_to_sleep(struct device *device)
 	if (ring_is_running(&device->rings[RING_RX]) &&
 	    (device->n_orphans > 0 || !link_is_empty(&device->connections.ready)))
 		has_more |= ring_enable_kicks(&device->rings[RING_RX]);
+	has_more |= event_prepare_to_sleep(device);
 	return has_more;
 }
 
@@ -171,9 +202,11 @@ bool device_pump(struct device *device)
 		has_more |= from_guest_run(device);
 	if (ring_is_running(&device->rings[RING_RX]))
 		has_more |= to_guest_run(device);
+	event_run(device);
 	if (!has_more)
 		has_more = prepare_to_sleep(device);
 	report_broken_rings(device);
+	dirty_log_signal(&device->log);
 	return has_more;
 }
 
@@ -189,14 +222,18 @@ bool device_is_drained(const struct device *device)
 
 int device_timeout(const struct device *device)
 {
-	uint64_t deadline, wait;
+	uint64_t wait = time_left(device, CONNECTION_TIMERS_DRAINING, device->now);
 
-	for (size_t i = 0; i < RING_EVENT; i++)
-		if (ring_is_running(&device->rings[i]) && device->rings[i].kick < 0)
+	for (size_t i = 0; i < RINGS; i++)
+		if (ring_is_running(&device->rings[i]) && device->rings[i].kick < 0 &&
+		    (i != RING_EVENT || device->reset != RESET_NONE))
 			return POLLED_RING_MS;
-	deadline = connections_deadline(&device->connections, running_timers(device));
-	if (deadline == UINT64_MAX)
+	if (is_running(device)) {
+		uint64_t of_guest = time_left(device, CONNECTION_TIMERS_GUEST, device->guest_now);
+
+		wait = of_guest < wait ? of_guest : wait;
+	}
+	if (wait == UINT64_MAX)
 		return -1;
-	wait = deadline > device->now ? deadline - device->now : 0;
 	return wait < INT32_MAX ? (int)wait : INT32_MAX;
 }

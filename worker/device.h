@@ -2,12 +2,14 @@
 #pragma once
 
 /*
- * The socket device of one guest, in four parts over one struct:
+ * The socket device of one guest, in parts over one struct:
  *
  *   device.c      the loop's face: events in, pump, timers
  *   from_guest.c  ring 1: packets of the guest, and what they ask for
  *   to_guest.c    ring 0: control packets, and stream bytes of host programs
  *   host.c        the host-side sockets: handshake, writing, the end
+ *   event.c       ring 2: the transport reset
+ *   state.c       a device state, to a pipe or out of one
  *   control.c     messages of the front
  *
  * Events only note what is possible; device_pump() does what can be done. While
@@ -29,6 +31,7 @@
 #include "worker/guest_memory.h"
 #include "worker/packet.h"
 #include "worker/ring.h"
+#include "worker/transfer.h"
 
 enum {
 	RING_RX,
@@ -46,6 +49,32 @@ struct orphan {
 	uint16_t type;
 };
 
+/* TRANSPORT_RESET, as the front ordered it. */
+enum reset {
+	RESET_NONE,
+	RESET_DUE,
+	RESET_SENT, /* until the driver gives the buffer back */
+};
+
+/* A device state on its way through a pipe. */
+enum state_phase {
+	STATE_IDLE,
+	STATE_SAVING,
+	STATE_LOADING,
+	STATE_TELLING, /* the front is told how it ended, and what was read */
+};
+
+struct state {
+	enum state_phase phase;
+	int fd;
+	uint8_t *bytes; /* capacity: one more than the longest state */
+	size_t capacity, len, n_done;
+	struct transfer_header header; /* of a state that was read */
+	uint32_t n_told;
+	enum state_reason reason;
+	bool was_loaded;
+};
+
 struct device {
 	int channel; /* to the front */
 	int epoll;
@@ -54,9 +83,11 @@ struct device {
 	uint64_t features;
 	uint32_t buffer_size; /* buf_alloc of every connection */
 	uint32_t max_handshakes;
-	uint64_t now; /* ms, monotonic; as of this wake-up */
+	uint64_t now;	    /* ms, monotonic; as of this wake-up */
+	uint64_t guest_now; /* ms; stands still while rings 0 and 1 do not run */
 
 	struct guest_memory memory;
+	struct dirty_log log;
 	struct ring rings[RINGS];
 	struct connections connections;
 	struct buffer_pool pool;
@@ -69,6 +100,12 @@ struct device {
 	bool waits_to_write; /* EPOLLOUT is asked for on the channel */
 	Vsockd__Done done;
 
+	struct state state;
+	bool is_quarantined; /* requests of the guest wait */
+	enum reset reset;
+	uint16_t reset_index;
+	bool tells_reset_sent, tells_reset_handled; /* messages that are due */
+
 	uint64_t n_dropped; /* packets that deserved no answer */
 	uint64_t n_refused; /* connections refused for want of a free entry */
 };
@@ -78,6 +115,7 @@ enum device_event_kind {
 	DEVICE_EVENT_CHANNEL,
 	DEVICE_EVENT_KICK,
 	DEVICE_EVENT_CONNECTION,
+	DEVICE_EVENT_STATE,
 };
 
 uint64_t device_event(enum device_event_kind kind, uint32_t index, uint32_t generation);
@@ -87,6 +125,9 @@ uint64_t device_event(enum device_event_kind kind, uint32_t index, uint32_t gene
  * caller's; connections and pool were set up by it.
  */
 bool device_init(struct device *device, int channel, int epoll);
+
+/* It is now so late: first thing after a wake-up. */
+void device_set_time(struct device *device, uint64_t now);
 
 /* Note what an epoll event says. false when the front is gone or breaks rules. */
 bool device_note_event(struct device *device, uint64_t event, uint32_t epoll_events);
@@ -107,13 +148,25 @@ int device_timeout(const struct device *device);
 
 /* ---- between the parts ---- */
 
+/* device.c: a guest that was paused has the time that it had left. */
+void device_arm(struct device *device, struct connection *connection, enum connection_timer timer);
+
 /* control.c */
 bool control_receive(struct device *device);
 void control_detach(struct device *device);
 /* Say what is due to the front; false when it is gone. */
 bool control_flush(struct device *device);
-void control_report(struct device *device, enum report_event event, uint64_t first,
-		    uint64_t second, uint64_t third);
+void control_report(struct device *device, enum report_event event, uint64_t first, uint64_t second,
+		    uint64_t third);
+
+/* event.c: ring 2 */
+void event_run(struct device *device);
+bool event_prepare_to_sleep(struct device *device);
+
+/* state.c: the transfer of a device state. Own the fd; 0 or negative errno. */
+int state_save(struct device *device, uint32_t flags, int fd);
+int state_load(struct device *device, int fd);
+void state_event(struct device *device);
 
 /* from_guest.c: at most a budget of packets; true when more wait. */
 bool from_guest_run(struct device *device);

@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include <errno.h>
+#include <string.h>
 #include <sys/socket.h>
 
 #include "worker/device.h"
@@ -9,37 +10,64 @@
 /* Chains whose payload goes into one write; none is given back before it. */
 #define BATCH_PACKETS 64
 
+/* The stream bytes of one packet, as parts of guest memory. */
+struct tx_payload {
+	struct connection *connection; /* NULL: written */
+	size_t first, n_parts, len;    /* of batch.payload[] */
+};
+
 /*
- * Packets that wait to be given back, in order, and the payload of those that
- * are stream bytes of one connection. The bytes stay in guest memory until they
- * are written or copied, so the chains stay ours as long.
+ * Packets that wait to be given back, in order, and the stream bytes among them,
+ * of any connections: each connection's go out in one call. The bytes stay in
+ * guest memory until they are written or copied, so the chains stay ours as long.
  */
 struct tx_batch {
-	struct connection *connection; /* NULL: no payload */
 	uint16_t heads[BATCH_PACKETS];
 	uint32_t n_heads;
+	struct tx_payload packets[BATCH_PACKETS];
+	uint32_t n_packets;
 	size_t n_parts; /* used of parts[] */
 	size_t n_payload;
-	size_t len;
 	struct iovec parts[RING_PARTS_MAX];
 	struct iovec payload[RING_PARTS_MAX];
+	struct iovec joined[RING_PARTS_MAX];
 };
 
 static struct tx_batch batch;
+
+/* All that waits for the connection of packet i, from there on, in one call. */
+static void write_all(struct device *device, uint32_t i)
+{
+	struct connection *connection = batch.packets[i].connection;
+	size_t n_parts = 0, len = 0;
+
+	for (; i < batch.n_packets; i++) {
+		struct tx_payload *packet = &batch.packets[i];
+
+		if (packet->connection != connection)
+			continue;
+		memcpy(batch.joined + n_parts, batch.payload + packet->first,
+		       packet->n_parts * sizeof(batch.joined[0]));
+		n_parts += packet->n_parts;
+		len += packet->len;
+		packet->connection = NULL;
+	}
+	host_write(device, connection, batch.joined, n_parts, len);
+}
 
 static void flush_batch(struct device *device)
 {
 	struct ring *ring = &device->rings[RING_TX];
 
-	if (batch.connection)
-		host_write(device, batch.connection, batch.payload, batch.n_payload, batch.len);
+	for (uint32_t i = 0; i < batch.n_packets; i++)
+		if (batch.packets[i].connection)
+			write_all(device, i);
 	for (uint32_t i = 0; i < batch.n_heads; i++)
 		ring_push(ring, batch.heads[i], 0);
-	batch.connection = NULL;
+	batch.n_packets = 0;
 	batch.n_heads = 0;
 	batch.n_parts = 0;
 	batch.n_payload = 0;
-	batch.len = 0;
 }
 
 /* Packets without an answer: a line at each power of two, so none can flood. */
@@ -86,7 +114,8 @@ static void on_request(struct device *device, const struct packet_header *header
 	credit_update(&connection->credit, header->buf_alloc, header->fwd_cnt);
 	connection_hash(&device->connections, connection);
 	connection->tell |= CONNECTION_TELL_CONNECT;
-	link_append(&device->connections.tell, &connection->tell_link);
+	if (!device->is_quarantined)
+		link_append(&device->connections.tell, &connection->tell_link);
 }
 
 /*
@@ -229,14 +258,18 @@ static void on_unknown_connection(struct device *device, const struct packet_hea
 		to_guest_send_orphan_rst(device, header);
 }
 
-/* Add stream bytes to the batch, which belongs to this connection or to nobody. */
+/* A batch has as many places for stream bytes as for chains. */
 static void add_payload(struct connection *connection, const struct chain *chain, uint32_t len)
 {
-	batch.connection = connection;
-	batch.n_payload += packet_slice(chain->parts, chain->n_readable, PACKET_HEADER_LEN, len,
-					batch.payload + batch.n_payload);
+	struct tx_payload *packet = &batch.packets[batch.n_packets++];
+
+	packet->connection = connection;
+	packet->first = batch.n_payload;
+	packet->n_parts = packet_slice(chain->parts, chain->n_readable, PACKET_HEADER_LEN, len,
+				       batch.payload + batch.n_payload);
+	packet->len = len;
+	batch.n_payload += packet->n_parts;
 	batch.n_parts += chain->n_readable;
-	batch.len += len;
 }
 
 static void on_rw(struct device *device, struct connection *connection, const struct chain *chain,
@@ -299,15 +332,10 @@ static void on_packet(struct device *device, const struct chain *chain,
 		on_control(device, connection, header);
 }
 
-/* Can this packet's payload join the bytes that wait to be written? */
-static bool belongs_to_batch(const struct device *device, const struct packet_header *header)
+/* Packets that end nothing and move no bytes may pass those that wait to be written. */
+static bool may_pass_batch(const struct packet_header *header)
 {
-	const struct connection *connection = batch.connection;
-
-	return header->op == PACKET_OP_RW && header->dst_cid == PACKET_HOST_CID &&
-	       header->src_cid == device->guest_cid && header->type == connection->type &&
-	       header->src_port == connection->guest_port &&
-	       header->dst_port == connection->host_port;
+	return header->op == PACKET_OP_RW || header->op == PACKET_OP_CREDIT_UPDATE;
 }
 
 static void take_chain(struct device *device, const struct chain *chain)
@@ -318,7 +346,7 @@ static void take_chain(struct device *device, const struct chain *chain)
 	    !packet_read_header(chain->parts, chain->n_readable, &header)) {
 		drop(device, PACKET_OP_INVALID);
 	} else {
-		if (batch.connection && !belongs_to_batch(device, &header))
+		if (batch.n_packets > 0 && !may_pass_batch(&header))
 			flush_batch(device);
 		on_packet(device, chain, &header);
 	}

@@ -14,7 +14,8 @@ static bool overlaps(uint64_t a, uint64_t b, uint64_t a_size, uint64_t b_size)
 /* The front checked all this already; a worker that trusts nobody checks again. */
 static int check_region(const struct guest_table *table, const struct guest_region *region)
 {
-	if (region->size == 0 || region->guest_address + (region->size - 1) < region->guest_address ||
+	if (region->size == 0 ||
+	    region->guest_address + (region->size - 1) < region->guest_address ||
 	    region->user_address + (region->size - 1) < region->user_address)
 		return -EINVAL;
 	if (table->n_regions == GUEST_MEMORY_REGIONS_MAX)
@@ -24,8 +25,7 @@ static int check_region(const struct guest_table *table, const struct guest_regi
 
 		if (overlaps(region->guest_address, other->guest_address, region->size,
 			     other->size) ||
-		    overlaps(region->user_address, other->user_address, region->size,
-			     other->size))
+		    overlaps(region->user_address, other->user_address, region->size, other->size))
 			return -EEXIST;
 	}
 	return 0;
@@ -47,26 +47,26 @@ static void insert_region(struct guest_table *table, const struct guest_region *
  * Offset and length of a mapping must be multiples of the file's page size,
  * which is more than 4096 on hugetlbfs.
  */
-static int map_region(struct guest_region *region, uint64_t mmap_offset, uint64_t alignment,
-		      int fd)
+int guest_memory_map(int fd, uint64_t len, uint64_t mmap_offset, uint64_t alignment,
+		     struct guest_mapping *ret_mapping)
 {
-	uint64_t lead, len;
+	struct guest_mapping mapping;
+	uint64_t lead, whole;
 
-	if (alignment < 4096 || (alignment & (alignment - 1)))
+	if (alignment < 4096 || (alignment & (alignment - 1)) || len == 0)
 		return -EINVAL;
 	lead = mmap_offset & (alignment - 1);
-	if (__builtin_add_overflow(region->size, lead, &len) ||
-	    __builtin_add_overflow(len, alignment - 1, &len) || len > INT64_MAX ||
+	if (__builtin_add_overflow(len, lead, &whole) ||
+	    __builtin_add_overflow(whole, alignment - 1, &whole) || whole > INT64_MAX ||
 	    mmap_offset > INT64_MAX)
 		return -EINVAL;
-	len &= ~(alignment - 1);
-
-	region->mapping = mmap(NULL, len, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_NORESERVE, fd,
-			       (off_t)(mmap_offset - lead));
-	if (region->mapping == MAP_FAILED)
+	mapping.len = whole & ~(alignment - 1);
+	mapping.place = mmap(NULL, mapping.len, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_NORESERVE,
+			     fd, (off_t)(mmap_offset - lead));
+	if (mapping.place == MAP_FAILED)
 		return -errno;
-	region->mapping_len = len;
-	region->start = (uint8_t *)region->mapping + lead;
+	mapping.start = (uint8_t *)mapping.place + lead;
+	*ret_mapping = mapping;
 	return 0;
 }
 
@@ -75,14 +75,18 @@ int guest_memory_add(struct guest_memory *memory, const struct guest_region *reg
 {
 	struct guest_table *table = is_staged ? &memory->staged : &memory->table;
 	struct guest_region added = *region;
+	struct guest_mapping mapping;
 	int r;
 
 	r = check_region(table, region);
 	if (r == 0)
-		r = map_region(&added, mmap_offset, alignment, fd);
+		r = guest_memory_map(fd, region->size, mmap_offset, alignment, &mapping);
 	close(fd);
 	if (r < 0)
 		return r;
+	added.start = mapping.start;
+	added.mapping = mapping.place;
+	added.mapping_len = mapping.len;
 	insert_region(table, &added);
 	return 0;
 }
@@ -182,4 +186,19 @@ void *guest_memory_at_user_address(const struct guest_memory *memory, uint64_t u
 			return region->start + offset;
 	}
 	return NULL;
+}
+
+bool guest_memory_address_of(const struct guest_memory *memory, const void *place,
+			     uint64_t *ret_guest_address)
+{
+	for (size_t i = 0; i < memory->table.n_regions; i++) {
+		const struct guest_region *region = &memory->table.regions[i];
+		size_t offset = (size_t)((uintptr_t)place - (uintptr_t)region->start);
+
+		if (offset < region->size) {
+			*ret_guest_address = region->guest_address + offset;
+			return true;
+		}
+	}
+	return false;
 }

@@ -21,8 +21,8 @@ struct guest_region {
 	uint64_t guest_address;
 	uint64_t size;
 	uint64_t user_address; /* where the front-end has it; ring addresses use these */
-	uint8_t *start;        /* ours */
-	void *mapping;         /* what to unmap: start rounded down to the file's page */
+	uint8_t *start;	       /* ours */
+	void *mapping;	       /* what to unmap: start rounded down to the file's page */
 	size_t mapping_len;
 };
 
@@ -36,6 +36,20 @@ struct guest_memory {
 	struct guest_table staged; /* the next table, until guest_memory_commit() */
 	size_t last_hit;
 };
+
+/* A piece of a file, as mapped: start is where the piece begins. */
+struct guest_mapping {
+	uint8_t *start;
+	void *place; /* what to unmap: start rounded down to the file's page */
+	size_t len;
+};
+
+/*
+ * Map len bytes at an offset of an fd, which stays open. alignment is the
+ * page size of the file. 0, -EINVAL, or what mmap says.
+ */
+int guest_memory_map(int fd, uint64_t len, uint64_t mmap_offset, uint64_t alignment,
+		     struct guest_mapping *ret_mapping);
 
 /*
  * Map a region of an fd, which is closed in any case. 0, -EEXIST on overlap,
@@ -65,6 +79,10 @@ bool guest_memory_translate(struct guest_memory *memory, uint64_t guest_address,
 /* A whole piece by front-end user address, in one region; NULL otherwise. */
 void *guest_memory_at_user_address(const struct guest_memory *memory, uint64_t user_address,
 				   uint64_t len);
+
+/* The guest address of a place in guest memory. */
+bool guest_memory_address_of(const struct guest_memory *memory, const void *place,
+			     uint64_t *ret_guest_address);
 
 /*
  * One access each, never torn or repeated by the compiler. Little-endian in

@@ -94,7 +94,7 @@ void host_drain(struct device *device, struct connection *connection, bool with_
 	connection_unhash(&device->connections, connection);
 	connection->state = CONNECTION_DRAINING;
 	connection->guest_shutdown = PACKET_SHUTDOWN_BOTH;
-	connection_arm(&device->connections, connection, CONNECTION_TIMER_DRAINING, device->now);
+	device_arm(device, connection, CONNECTION_TIMER_DRAINING);
 }
 
 void host_accepted(struct device *device, uint32_t endpoint, int fd)
@@ -119,7 +119,7 @@ void host_accepted(struct device *device, uint32_t endpoint, int fd)
 		host_close(device, connection);
 		return;
 	}
-	connection_arm(&device->connections, connection, CONNECTION_TIMER_HANDSHAKE, device->now);
+	device_arm(device, connection, CONNECTION_TIMER_HANDSHAKE);
 }
 
 void host_handshake_failed(struct device *device, struct connection *connection,
@@ -189,8 +189,7 @@ void host_answer(struct device *device, struct connection *connection)
 	to_guest_notice(device, connection);
 }
 
-void host_connected(struct device *device, struct connection *connection, uint32_t endpoint,
-		    int fd)
+void host_connected(struct device *device, struct connection *connection, uint32_t endpoint, int fd)
 {
 	connection->fd = fd;
 	connection->endpoint = endpoint;
@@ -236,8 +235,7 @@ static void turn_deaf(struct device *device, struct connection *connection)
 }
 
 /* Returns how many bytes the socket took; -1 when it never will. */
-static ssize_t write_parts(struct connection *connection, const struct iovec *parts,
-			   size_t n_parts)
+static ssize_t write_parts(struct connection *connection, const struct iovec *parts, size_t n_parts)
 {
 	ssize_t n = writev(connection->fd, parts, n_parts < IOV_MAX ? (int)n_parts : IOV_MAX);
 
@@ -253,8 +251,7 @@ static ssize_t write_parts(struct connection *connection, const struct iovec *pa
 static void took(struct device *device, struct connection *connection, size_t len)
 {
 	credit_forwarded(&connection->credit, (uint32_t)len);
-	if (connection->state == CONNECTION_ESTABLISHED &&
-	    credit_wants_update(&connection->credit))
+	if (connection->state == CONNECTION_ESTABLISHED && credit_wants_update(&connection->credit))
 		to_guest_send(device, connection, CONNECTION_SEND_CREDIT_UPDATE);
 }
 
@@ -328,8 +325,8 @@ void host_write(struct device *device, struct connection *connection, struct iov
 		took(device, connection, (size_t)n);
 	}
 	/* The pool holds buf_alloc for each connection, and no more was accepted. */
-	if (written < len && !buffer_append(&device->pool, &connection->buffer, parts + first,
-					    n_parts - first))
+	if (written < len &&
+	    !buffer_append(&device->pool, &connection->buffer, parts + first, n_parts - first))
 		__builtin_trap();
 	if (connection->buffer.len > 0 && connection->is_writable)
 		link_append(&device->connections.flush, &connection->flush_link);

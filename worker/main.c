@@ -74,13 +74,18 @@ static int prepare(const struct arguments *arguments)
 	void *pool;
 	int epoll;
 
-	pool = mmap(NULL, arguments->buffer_len, PROT_READ | PROT_WRITE,
-		    MAP_SHARED | MAP_NORESERVE, POLICY_WORKER_BUFFER_FD, 0);
+	pool = mmap(NULL, arguments->buffer_len, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_NORESERVE,
+		    POLICY_WORKER_BUFFER_FD, 0);
 	if (pool == MAP_FAILED)
 		return -errno;
 	close(POLICY_WORKER_BUFFER_FD);
 	if (!buffer_pool_init(&device.pool, pool, arguments->buffer_len) ||
 	    !connections_init(&device.connections, (uint32_t)arguments->n_connections))
+		return -ENOMEM;
+
+	device.state.capacity = transfer_len(device.connections.n_max) + 1;
+	device.state.bytes = malloc(device.state.capacity);
+	if (!device.state.bytes)
 		return -ENOMEM;
 
 	epoll = epoll_create1(EPOLL_CLOEXEC);
@@ -127,7 +132,7 @@ static bool serve_once(int timeout_ms, bool *ret_has_more)
 	n = epoll_wait(POLICY_WORKER_EPOLL_FD, events, EVENTS_MAX, timeout_ms);
 	if (n < 0 && errno != EINTR)
 		__builtin_trap();
-	device.now = now_ms();
+	device_set_time(&device, now_ms());
 	for (int i = 0; i < n; i++)
 		if (!device_note_event(&device, events[i].data.u64, events[i].events))
 			is_attached = false;

@@ -12,7 +12,7 @@
 #include <stdint.h>
 #include <sys/uio.h>
 
-#define PACKET_HEADER_LEN 44
+#define PACKET_HEADER_LEN  44
 #define PACKET_PAYLOAD_MAX (64u * 1024) /* Linux never sends more, nor do we accept it */
 
 #define PACKET_HOST_CID 2
@@ -35,8 +35,8 @@ enum packet_op {
 
 /* Flags of SHUTDOWN: what the sender will not do any more. */
 #define PACKET_SHUTDOWN_RECEIVE 1u
-#define PACKET_SHUTDOWN_SEND 2u
-#define PACKET_SHUTDOWN_BOTH 3u
+#define PACKET_SHUTDOWN_SEND	2u
+#define PACKET_SHUTDOWN_BOTH	3u
 
 struct packet_header {
 	uint64_t src_cid;

@@ -7,16 +7,16 @@
 #include "ipc/message.h"
 
 /* Layout of a split virtqueue, virtio 1.3, 2.7.5 to 2.7.8. */
-#define DESC_SIZE 16
-#define DESC_F_NEXT 1
-#define DESC_F_WRITE 2
-#define DESC_F_INDIRECT 4
+#define DESC_SIZE	     16
+#define DESC_F_NEXT	     1
+#define DESC_F_WRITE	     2
+#define DESC_F_INDIRECT	     4
 #define AVAIL_F_NO_INTERRUPT 1
-#define USED_F_NO_NOTIFY 1
-#define RING_HEAD_SIZE 4 /* flags and idx, of avail and used alike */
-#define AVAIL_ELEMENT 2
-#define USED_ELEMENT 8
-#define EVENT_SIZE 2
+#define USED_F_NO_NOTIFY     1
+#define RING_HEAD_SIZE	     4 /* flags and idx, of avail and used alike */
+#define AVAIL_ELEMENT	     2
+#define USED_ELEMENT	     8
+#define EVENT_SIZE	     2
 
 struct descriptor {
 	uint64_t guest_address;
@@ -314,14 +314,22 @@ void ring_unpop(struct ring *ring, uint16_t n)
 	ring->next_avail = (uint16_t)(ring->next_avail - n);
 }
 
+/* len bytes at an offset of the used ring were written. */
+static void log_used(const struct ring *ring, size_t offset, size_t len)
+{
+	if (ring->is_logged && ring->log)
+		dirty_log_mark(ring->log, ring->log_address + offset, len);
+}
+
 void ring_push(struct ring *ring, uint16_t head, uint32_t len)
 {
-	uint8_t *element = ring->used + RING_HEAD_SIZE +
-			   USED_ELEMENT * (size_t)(ring->next_used & (ring->num - 1));
+	size_t offset = RING_HEAD_SIZE + USED_ELEMENT * (size_t)(ring->next_used & (ring->num - 1));
+	uint8_t *element = ring->used + offset;
 	uint32_t id = head;
 
 	memcpy(element, &id, sizeof(id));
 	memcpy(element + 4, &len, sizeof(len));
+	log_used(ring, offset, USED_ELEMENT);
 	ring->next_used++;
 }
 
@@ -348,6 +356,7 @@ void ring_publish(struct ring *ring)
 	/* Elements first, then the index that makes them the driver's. */
 	__atomic_thread_fence(__ATOMIC_RELEASE);
 	guest_store16(used_index(ring), ring->next_used);
+	log_used(ring, 0, RING_HEAD_SIZE);
 	ring->used_idx = ring->next_used;
 	/* The driver writes its wish, then reads our index; we the other way round. */
 	__atomic_thread_fence(__ATOMIC_SEQ_CST);
@@ -355,22 +364,43 @@ void ring_publish(struct ring *ring)
 		ring_call(ring);
 }
 
-bool ring_enable_kicks(struct ring *ring)
+uint16_t ring_driver_index(const struct ring *ring)
 {
-	if (ring->has_event_idx)
-		guest_store16(avail_event(ring), ring->next_avail);
-	else
+	return guest_load16(avail_index(ring));
+}
+
+static void ask_for_kicks(struct ring *ring, uint16_t index)
+{
+	if (ring->has_event_idx) {
+		guest_store16(avail_event(ring), index);
+		log_used(ring, RING_HEAD_SIZE + USED_ELEMENT * (size_t)ring->num, EVENT_SIZE);
+	} else {
 		guest_store16(used_flags(ring), 0);
+		log_used(ring, 0, RING_HEAD_SIZE);
+	}
 	/* Our wish, then the driver's index; the driver the other way round. */
 	__atomic_thread_fence(__ATOMIC_SEQ_CST);
+}
+
+bool ring_enable_kicks(struct ring *ring)
+{
+	ask_for_kicks(ring, ring->next_avail);
 	return ring_has_chains(ring);
+}
+
+bool ring_enable_kicks_at(struct ring *ring, uint16_t index)
+{
+	ask_for_kicks(ring, index);
+	return ring_driver_index(ring) != index;
 }
 
 void ring_disable_kicks(struct ring *ring)
 {
 	/* With EVENT_IDX an avail_event that lies behind asks for nothing. */
-	if (!ring->has_event_idx)
+	if (!ring->has_event_idx) {
 		guest_store16(used_flags(ring), USED_F_NO_NOTIFY);
+		log_used(ring, 0, RING_HEAD_SIZE);
+	}
 }
 
 static void signal_fd(int fd)

@@ -16,6 +16,7 @@
 #include <stdint.h>
 #include <sys/uio.h>
 
+#include "worker/dirty_log.h"
 #include "worker/guest_memory.h"
 
 #define RING_SIZE_MAX 32768
@@ -36,19 +37,22 @@ struct ring {
 	bool is_broken;
 	bool has_event_idx;
 	bool has_indirect;
-	bool is_notified_once; /* a first call after start is sent without asking */
-	uint32_t broken_reason;  /* enum report_ring_reason */
+	bool is_notified_once;	/* a first call after start is sent without asking */
+	uint32_t broken_reason; /* enum report_ring_reason */
 	uint64_t broken_value;
 	uint32_t num;
 	struct ring_addresses addresses;
 	int kick, call, error; /* owned; -1: none */
+	struct dirty_log *log; /* the device's; NULL: none */
+	bool is_logged;	       /* VHOST_VRING_F_LOG: writes to the used ring are marked */
+	uint64_t log_address;  /* guest address that stands for the used ring's first byte */
 
 	uint8_t *desc, *avail, *used; /* in guest memory */
-	uint16_t avail_idx;   /* as last read from the driver, checked */
-	uint16_t next_avail;  /* next chain to fetch */
-	uint16_t next_used;   /* next used element to write */
-	uint16_t used_idx;    /* as last published */
-	uint16_t called_idx;  /* used_idx at the last decision about a call */
+	uint16_t avail_idx;	      /* as last read from the driver, checked */
+	uint16_t next_avail;	      /* next chain to fetch */
+	uint16_t next_used;	      /* next used element to write */
+	uint16_t used_idx;	      /* as last published */
+	uint16_t called_idx;	      /* used_idx at the last decision about a call */
 };
 
 /*
@@ -108,6 +112,10 @@ bool ring_has_chains(struct ring *ring);
  * kick may come, look again.
  */
 bool ring_enable_kicks(struct ring *ring);
+/* The same for the first chain behind an index that the driver had reached. */
+bool ring_enable_kicks_at(struct ring *ring, uint16_t index);
+/* Where the driver is now, unchecked: for comparison only. */
+uint16_t ring_driver_index(const struct ring *ring);
 void ring_disable_kicks(struct ring *ring);
 
 /* Signal the call fd whatever the driver asked for; an eventfd that is new. */

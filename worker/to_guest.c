@@ -8,8 +8,9 @@
 /* Packets in one round, over all connections: the tx ring gets its turn. */
 #define ROUND_PACKETS 256
 /* Packets of one connection in a row, and what one readv() may fetch: the others get theirs. */
-#define TURN_PACKETS 64
-#define TURN_BYTES (256u * 1024)
+#define TURN_PACKETS	    64
+#define SHARED_TURN_PACKETS 16 /* while other connections wait for theirs */
+#define TURN_BYTES	    (256u * 1024)
 /* So many rx buffers are given back at once at the most; a guest can begin to read. */
 #define PUBLISH_PACKETS 64
 
@@ -20,9 +21,9 @@
 #define UNANSWERED_MAX (1000 / CONNECTION_CREDIT_MS)
 
 enum served {
-	SERVED,         /* nothing is due, or it waits for something else than buffers */
+	SERVED,		/* nothing is due, or it waits for something else than buffers */
 	SERVED_STARVED, /* no rx buffer */
-	SERVED_MORE,    /* its turn is over */
+	SERVED_MORE,	/* its turn is over */
 };
 
 /* What one readv() fills: chains in order, and the parts behind their headers. */
@@ -30,7 +31,7 @@ struct rx_batch {
 	struct chain chains[TURN_PACKETS];
 	uint32_t room[TURN_PACKETS]; /* payload bytes that fit the chain */
 	uint32_t n_chains;
-	size_t n_parts;   /* used of parts[] */
+	size_t n_parts;	  /* used of parts[] */
 	size_t n_payload; /* used of payload[] */
 	struct iovec parts[RING_PARTS_MAX];
 	struct iovec payload[RING_PARTS_MAX];
@@ -38,10 +39,12 @@ struct rx_batch {
 
 static struct rx_batch batch;
 static uint32_t n_unpublished;
+static uint32_t n_given_back; /* in this round */
 
 static void give_back(struct ring *ring, uint16_t head, uint32_t len)
 {
 	ring_push(ring, head, len);
+	n_given_back++;
 	if (++n_unpublished < PUBLISH_PACKETS)
 		return;
 	ring_publish(ring);
@@ -54,12 +57,19 @@ static bool is_usable(const struct chain *chain)
 	       chain->writable_len >= PACKET_HEADER_LEN;
 }
 
+/* A driver can offer chains that are of no use for ever: they count, too. */
+static bool is_round_over(void)
+{
+	return n_given_back >= ROUND_PACKETS;
+}
+
 /* The next chain that can take a header; others are given back empty. */
 static bool pop_chain(struct device *device, struct iovec *parts, struct chain *ret_chain)
 {
 	struct ring *ring = &device->rings[RING_RX];
 
-	while (ring_pop(ring, &device->memory, parts, RING_PARTS_MAX, ret_chain) == 1) {
+	while (!is_round_over() &&
+	       ring_pop(ring, &device->memory, parts, RING_PARTS_MAX, ret_chain) == 1) {
 		if (is_usable(ret_chain))
 			return true;
 		device->n_dropped++;
@@ -92,6 +102,8 @@ static void put_header(struct device *device, const struct chain *chain,
 		       const struct packet_header *header)
 {
 	packet_write_header(chain->parts, chain->n_writable, header);
+	dirty_log_mark_parts(&device->log, &device->memory, chain->parts, chain->n_writable,
+			     PACKET_HEADER_LEN + header->len);
 	give_back(&device->rings[RING_RX], chain->head, PACKET_HEADER_LEN + header->len);
 }
 
@@ -187,8 +199,7 @@ static void ask_credit(struct device *device, struct connection *connection)
 	/* Bytes that are consumed are announced by themselves, packets are not. */
 	if (credit_bytes(&connection->credit) > 0 && packet_credit(connection) == 0 &&
 	    connection->timer != CONNECTION_TIMER_CREDIT)
-		connection_arm(&device->connections, connection, CONNECTION_TIMER_CREDIT,
-			       device->now);
+		device_arm(device, connection, CONNECTION_TIMER_CREDIT);
 }
 
 static uint32_t least(uint32_t a, uint32_t b)
@@ -243,8 +254,8 @@ static uint32_t add_chain(struct device *device, uint32_t len)
 	size_t n_payload;
 
 	for (;;) {
-		if (ring_pop(ring, &device->memory, batch.parts + batch.n_parts,
-			     RING_PARTS_MAX - batch.n_parts, chain) != 1)
+		if (is_round_over() || ring_pop(ring, &device->memory, batch.parts + batch.n_parts,
+						RING_PARTS_MAX - batch.n_parts, chain) != 1)
 			return 0;
 		if (is_usable(chain) && chain->writable_len > PACKET_HEADER_LEN)
 			break;
@@ -279,7 +290,9 @@ static uint32_t add_chain(struct device *device, uint32_t len)
 static uint32_t fill_batch(struct device *device, const struct connection *connection)
 {
 	uint32_t bytes = least(credit_bytes(&connection->credit), TURN_BYTES);
-	uint32_t packets = least(packet_credit(connection), connection->read_ahead);
+	bool is_alone = link_is_empty(&device->connections.ready);
+	uint32_t turn = is_alone ? TURN_PACKETS : SHARED_TURN_PACKETS;
+	uint32_t packets = least(packet_credit(connection), least(connection->read_ahead, turn));
 	uint32_t total = 0;
 
 	batch.n_chains = 0;
@@ -376,8 +389,7 @@ static enum served send_shutdown(struct device *device, struct connection *conne
 	connection->our_shutdown = flags;
 	if (flags == PACKET_SHUTDOWN_BOTH) {
 		connection->state = CONNECTION_CLOSING;
-		connection_arm(&device->connections, connection, CONNECTION_TIMER_CLOSING,
-			       device->now);
+		device_arm(device, connection, CONNECTION_TIMER_CLOSING);
 	}
 	return SERVED;
 }
@@ -427,7 +439,7 @@ static enum served serve_connecting(struct device *device, struct connection *co
 	if (!send_due(device, connection, CONNECTION_SEND_REQUEST, PACKET_OP_REQUEST))
 		return SERVED_STARVED;
 	/* From now on the guest can answer. */
-	connection_arm(&device->connections, connection, CONNECTION_TIMER_CONNECT, device->now);
+	device_arm(device, connection, CONNECTION_TIMER_CONNECT);
 	return SERVED;
 }
 
@@ -461,19 +473,24 @@ static bool run_round(struct device *device)
 {
 	struct link *list = &device->connections.ready;
 	struct ring *ring = &device->rings[RING_RX];
-	uint16_t start = ring->next_used;
 
 	if (!send_orphans(device))
-		return false;
+		return is_round_over();
 	while (!link_is_empty(list)) {
 		struct connection *connection = CONNECTION_OF(ready_link, list->next);
 		enum served served;
 
-		if ((uint16_t)(ring->next_used - start) >= ROUND_PACKETS)
+		if (is_round_over())
 			return true;
 		link_remove(&connection->ready_link);
 		served = serve(device, connection);
-		if (served != SERVED)
+		/*
+		 * What found no buffer stays first: the RST of a former connection must not
+		 * come behind the answer to the next one of the same ports.
+		 */
+		if (served == SERVED_STARVED)
+			link_prepend(list, &connection->ready_link);
+		else if (served == SERVED_MORE)
 			link_append(list, &connection->ready_link);
 		if (served == SERVED_STARVED && !ring_has_chains(ring))
 			return false;
@@ -491,5 +508,6 @@ bool to_guest_run(struct device *device)
 	has_more = run_round(device);
 	ring_publish(&device->rings[RING_RX]);
 	n_unpublished = 0;
+	n_given_back = 0;
 	return has_more;
 }

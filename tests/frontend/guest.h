@@ -48,7 +48,7 @@ enum guest_style {
  * each piece_len bytes behind the last cut. Pieces are not adjacent in memory.
  */
 #define GUEST_CUTS_MAX	 8
-#define GUEST_PIECES_MAX 64
+#define GUEST_PIECES_MAX 512
 
 struct guest_layout {
 	uint32_t cuts[GUEST_CUTS_MAX];

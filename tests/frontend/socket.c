@@ -4,6 +4,7 @@
 
 #include <errno.h>
 #include <poll.h>
+#include <stdbool.h>
 #include <stdio.h>
 #include <string.h>
 #include <sys/inotify.h>
@@ -100,6 +101,11 @@ static void drain(int fd)
 		;
 }
 
+static bool may_come(int result)
+{
+	return result == -ENOENT || result == -ECONNREFUSED || result == -EAGAIN;
+}
+
 int socket_connect(const char *path, int type, int timeout)
 {
 	int64_t deadline = deadline_in(timeout);
@@ -109,6 +115,10 @@ int socket_connect(const char *path, int type, int timeout)
 	fd = fill_address(path, &address);
 	if (fd < 0)
 		return fd;
+	/* Only who has to wait needs a watch: to end one takes the kernel milliseconds. */
+	fd = try_connect(&address, type);
+	if (!may_come(fd))
+		return fd;
 	directory = watch_directory(path);
 	if (directory < 0)
 		return directory;
@@ -117,7 +127,7 @@ int socket_connect(const char *path, int type, int timeout)
 		struct pollfd poll_fd = {.fd = directory, .events = POLLIN};
 
 		fd = try_connect(&address, type);
-		if (fd >= 0 || (fd != -ENOENT && fd != -ECONNREFUSED && fd != -EAGAIN))
+		if (!may_come(fd))
 			break;
 		left = deadline_left(deadline);
 		if (left == 0) {

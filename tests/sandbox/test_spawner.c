@@ -286,7 +286,7 @@ static void test_a_host_socket_is_connected_by_its_port(void **state)
 	(void)state;
 	bench_start(&bench);
 	(void)snprintf(path, sizeof(path), "%s_4294967295", bench.path);
-	assert_int_equal(listener_open(path, &listener, &failure), 0);
+	assert_int_equal(listener_open(path, &LISTENER_OWNER_ONLY, &listener, &failure), 0);
 	assert_int_equal(expect_connected(&bench, UINT32_MAX, STREAM, &fd).error, 0);
 	assert_true(fd >= 0);
 	peer = accept(listener.fd, NULL, NULL);

@@ -18,9 +18,10 @@
 #include <unistd.h>
 
 #include "broker/configuration.h"
-#include "policy/policy.h"
+#include "policy/rules.h"
 
 #define ARGUMENTS_MAX 600
+#define ONE_VM	      "--socket s --uds-path u "
 #define LEN_96_BYTES                                                                               \
 	"/aaaaaaaaaaaaaaaaaaa/aaaaaaaaaaaaaaaaaaa/aaaaaaaaaaaaaaaaaaa/aaaaaaaaaaaaaaaaaaa/"        \
 	"aaaaaaaaaaaaaaa"
@@ -271,6 +272,173 @@ static void test_fd_stands_in_for_the_socket(void **state)
 	configuration_free(&c);
 }
 
+static void assert_access(const struct listener_access *found, mode_t mode, uid_t owner,
+			  gid_t group)
+{
+	assert_int_equal(found->mode, mode);
+	assert_int_equal(found->owner, owner);
+	assert_int_equal(found->group, group);
+}
+
+static void test_sockets_are_for_their_owner_unless_said_otherwise(void **state)
+{
+	struct configuration c = parse_good(ONE_VM);
+
+	(void)state;
+	assert_access(&c.vms[0].socket_access, 0600, (uid_t)-1, (gid_t)-1);
+	assert_access(&c.vms[0].uds_access, 0600, (uid_t)-1, (gid_t)-1);
+	configuration_free(&c);
+}
+
+static void test_access_is_taken_as_names_and_numbers_in_both_forms(void **state)
+{
+	struct configuration c = parse_good(
+		ONE_VM "--socket-mode 0660 --socket-owner root --socket-group 4294967294 "
+		       "--uds-mode=777 --uds-owner=12 --uds-group=root");
+
+	(void)state;
+	assert_access(&c.vms[0].socket_access, 0660, 0, 4294967294);
+	assert_access(&c.vms[0].uds_access, 0777, 12, 0);
+	configuration_free(&c);
+
+	c = parse_good("--vm socket=s,uds-path=u,socket-mode=0,uds_group=root "
+		       "--vm guest-cid=4,socket=t,uds-path=v,uds-owner=0,uds-mode=620,"
+		       "socket_owner=13,socket-group=14");
+	assert_access(&c.vms[0].socket_access, 0, (uid_t)-1, (gid_t)-1);
+	assert_access(&c.vms[0].uds_access, 0600, (uid_t)-1, 0);
+	assert_access(&c.vms[1].socket_access, 0600, 13, 14);
+	assert_access(&c.vms[1].uds_access, 0620, 0, (gid_t)-1);
+	configuration_free(&c);
+}
+
+static void test_access_that_cannot_be_is_refused(void **state)
+{
+	static const struct refusal refusals[] = {
+		{ONE_VM "--socket-mode rw", EX_USAGE,
+		 "vm 3: socket-mode \"rw\": not an octal number; give 0 to 777, as 660"},
+		{ONE_VM "--uds-mode 680", EX_USAGE,
+		 "vm 3: uds-mode \"680\": not an octal number; give 0 to 777, as 660"},
+		{ONE_VM "--uds-mode ''", EX_USAGE,
+		 "vm 3: uds-mode \"\": not an octal number; give 0 to 777, as 660"},
+		{ONE_VM "--socket-mode 1777", EX_DATAERR,
+		 "vm 3: socket-mode \"1777\": too large; give 0 to 777, as 660"},
+		{ONE_VM "--socket-mode 7777777777777777777777777", EX_DATAERR,
+		 "vm 3: socket-mode \"7777777777777777777777777\": too large; "
+		 "give 0 to 777, as 660"},
+		{"--vm guest-cid=9,socket=s,uds-path=u,socket-owner=no.such.user", EX_NOUSER,
+		 "vm 9: socket-owner \"no.such.user\": there is no such user; "
+		 "give a name or a number"},
+		{ONE_VM "--uds-group no.such.group", EX_NOUSER,
+		 "vm 3: uds-group \"no.such.group\": there is no such group; "
+		 "give a name or a number"},
+		{ONE_VM "--uds-owner 4294967295", EX_NOUSER,
+		 "vm 3: uds-owner \"4294967295\": there is no such user; "
+		 "give a name or a number"},
+		{ONE_VM "--uds-owner ''", EX_NOUSER,
+		 "vm 3: uds-owner \"\": there is no such user; give a name or a number"},
+		{ONE_VM "--uds-owner 1 --uds-owner 1", EX_USAGE,
+		 "--uds-owner is given more than once"},
+		{"--fd 3 --uds-path u --socket-group root", EX_USAGE,
+		 "--socket-group and --fd exclude each other; the socket of --fd exists "
+		 "already, whoever made it sets that"},
+		{"--vm socket=s,uds-path=u --uds-mode 600", EX_USAGE,
+		 "--uds-mode describes a single VM and cannot be given with --vm; "
+		 "use one of the two forms"},
+	};
+
+	(void)state;
+	CHECK_REFUSALS(refusals);
+}
+
+static void test_user_is_one_that_exists(void **state)
+{
+	static const struct refusal refusals[] = {
+		{ONE_VM "--user no.such.user", EX_NOUSER,
+		 "user \"no.such.user\": there is no such user; create it, or name another"},
+		{ONE_VM "--user 4294967294", EX_NOUSER,
+		 "user \"4294967294\": there is no such user; create it, or name another"},
+		{ONE_VM "--user ''", EX_NOUSER,
+		 "user \"\": there is no such user; create it, or name another"},
+		{"--vm socket=s,uds-path=u,user=root", EX_USAGE,
+		 "--vm \"socket=s,uds-path=u,user=root\": unknown key \"user\"; known are "
+		 "guest-cid, socket, uds-path, each of the two with -mode, -owner and -group, "
+		 "tx-buffer-size, queue-size, groups, max-connections and max-handshakes"},
+	};
+	struct configuration c = parse_good(ONE_VM);
+
+	(void)state;
+	assert_false(c.has_user);
+	configuration_free(&c);
+	c = parse_good("--vm socket=s,uds-path=u --user root");
+	assert_true(c.has_user);
+	assert_int_equal(c.user, 0);
+	assert_int_equal(c.group, 0);
+	configuration_free(&c);
+	CHECK_REFUSALS(refusals);
+}
+
+/* The text as it is printed; to be freed. */
+static char *print_policy(enum policy_role role)
+{
+	char *text = NULL;
+	size_t len;
+	FILE *stream = open_memstream(&text, &len);
+
+	assert_non_null(stream);
+	configuration_print_policy(stream, role);
+	assert_int_equal(fclose(stream), 0);
+	return text;
+}
+
+static void test_the_printed_policy_has_each_call_and_comparison_of_the_table(void **state)
+{
+	size_t n_rules;
+	const struct policy_rule *rules = policy_rules(&n_rules);
+
+	(void)state;
+	for (int role = 0; role < POLICY_ROLE_MAX; role++) {
+		char *text = print_policy((enum policy_role)role), *again;
+		char last[64];
+		size_t n_calls = 0;
+
+		for (size_t i = 0; i < n_rules; i++) {
+			if (rules[i].role != (enum policy_role)role)
+				continue;
+			n_calls++;
+			assert_non_null(strstr(text, rules[i].call));
+			assert_non_null(strstr(text, rules[i].reason));
+			for (size_t j = 0; j < POLICY_COMPARISONS_MAX; j++)
+				if (rules[i].comparisons[j].kind != POLICY_ANY)
+					assert_non_null(strstr(text, rules[i].comparisons[j].text));
+		}
+		snprintf(last, sizeof(last), "\n%zu system calls\n", n_calls);
+		assert_string_equal(text + strlen(text) - strlen(last), last);
+		again = print_policy((enum policy_role)role);
+		assert_string_equal(again, text);
+		free(again);
+		free(text);
+	}
+}
+
+static void test_print_policy_takes_the_name_of_a_role(void **state)
+{
+	static const struct refusal refusals[] = {
+		{"--print-policy spawner", EX_USAGE,
+		 "print-policy \"spawner\": unknown role; give front or worker"},
+		{"--print-policy", EX_USAGE, "\"--print-policy\" needs a value; see vsockd --help"},
+	};
+	struct configuration c = parse_good("--print-policy worker --nonsense");
+
+	(void)state;
+	assert_int_equal(c.action, CONFIGURATION_POLICY);
+	assert_int_equal(c.policy_role, POLICY_WORKER);
+	configuration_free(&c);
+	c = parse_good("--print-policy=front");
+	assert_int_equal(c.policy_role, POLICY_FRONT);
+	configuration_free(&c);
+	CHECK_REFUSALS(refusals);
+}
+
 static void test_print_capabilities_wins_over_everything_else(void **state)
 {
 	struct configuration c = parse_good("--nonsense --vm x --print-capabilities more");
@@ -365,12 +533,12 @@ static void test_a_malformed_command_line_is_refused_with_usage(void **state)
 		 "--vm \"socket=s,socket=t,uds-path=u\": key socket is given more than once"},
 		{"--vm forward_cid=1,socket=s", EX_USAGE,
 		 "--vm \"forward_cid=1,socket=s\": unknown key \"forward-cid\"; known are "
-		 "guest-cid, socket, uds-path, tx-buffer-size, queue-size, groups, "
-		 "max-connections and max-handshakes"},
+		 "guest-cid, socket, uds-path, each of the two with -mode, -owner and -group, "
+		 "tx-buffer-size, queue-size, groups, max-connections and max-handshakes"},
 		{"--vm fd=3,uds-path=u", EX_USAGE,
 		 "--vm \"fd=3,uds-path=u\": unknown key \"fd\"; known are "
-		 "guest-cid, socket, uds-path, tx-buffer-size, queue-size, groups, "
-		 "max-connections and max-handshakes"},
+		 "guest-cid, socket, uds-path, each of the two with -mode, -owner and -group, "
+		 "tx-buffer-size, queue-size, groups, max-connections and max-handshakes"},
 		{"--socket s --uds-path u --log-level loud", EX_USAGE,
 		 "log-level \"loud\": unknown; give error, warning, notice, info or debug"},
 		{"--socket s --uds-path u --worker=", EX_DATAERR,
@@ -380,8 +548,6 @@ static void test_a_malformed_command_line_is_refused_with_usage(void **state)
 	(void)state;
 	CHECK_REFUSALS(refusals);
 }
-
-#define ONE_VM "--socket s --uds-path u "
 
 static void test_a_number_out_of_its_limits_is_refused(void **state)
 {
@@ -552,7 +718,7 @@ static void test_only_256_vms_fit(void **state)
 					"--vm guest-cid=%u,socket=s%u,uds-path=u%u ", i + 3, i, i);
 	c = parse_good(text);
 	assert_int_equal(c.n_vms, CONFIGURATION_VMS_MAX);
-	assert_int_equal(configuration_n_files(&c), 256 * (4096 + 64) + 64);
+	assert_int_equal(configuration_n_files(&c), 256 * (4096 + 128) + 64);
 	configuration_free(&c);
 
 	snprintf(text + len, sizeof(text) - len, "--vm guest-cid=999,socket=s,uds-path=u");
@@ -566,7 +732,7 @@ static void test_the_files_needed_are_the_sum_over_the_vms(void **state)
 					    "--vm guest-cid=4,socket=c,uds-path=d");
 
 	(void)state;
-	assert_int_equal(configuration_n_files(&c), 64 + (100 + 64) + (4096 + 64));
+	assert_int_equal(configuration_n_files(&c), 64 + (100 + 128) + (4096 + 128));
 	configuration_free(&c);
 }
 
@@ -803,6 +969,12 @@ int main(void)
 		cmocka_unit_test(test_the_documented_uses_of_vhost_device_vsock_work),
 		cmocka_unit_test(test_socket_path_is_another_name_of_socket),
 		cmocka_unit_test(test_fd_stands_in_for_the_socket),
+		cmocka_unit_test(test_sockets_are_for_their_owner_unless_said_otherwise),
+		cmocka_unit_test(test_access_is_taken_as_names_and_numbers_in_both_forms),
+		cmocka_unit_test(test_access_that_cannot_be_is_refused),
+		cmocka_unit_test(test_user_is_one_that_exists),
+		cmocka_unit_test(test_the_printed_policy_has_each_call_and_comparison_of_the_table),
+		cmocka_unit_test(test_print_policy_takes_the_name_of_a_role),
 		cmocka_unit_test(test_print_capabilities_wins_over_everything_else),
 		cmocka_unit_test(test_help_and_version_end_the_command_line),
 		cmocka_unit_test(test_no_line_of_the_help_is_wider_than_80_columns),

@@ -1,20 +1,25 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include <errno.h>
 #include <fcntl.h>
+#include <grp.h>
 #include <setjmp.h>
+#include <signal.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/file.h>
+#include <sys/prctl.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/un.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
 #include <cmocka.h>
 
 #include "broker/listener.h"
+#include "policy/start.h"
 
 static char directory[32];
 static char path[64];
@@ -53,7 +58,7 @@ static struct listener open_at_path(void)
 	struct listener listener = {.fd = -1};
 	struct listener_failure failure = {""};
 
-	if (listener_open(path, &listener, &failure))
+	if (listener_open(path, &LISTENER_OWNER_ONLY, &listener, &failure))
 		fail_msg("%s", failure.text);
 	return listener;
 }
@@ -63,7 +68,7 @@ static void expect_failure(int error, const char *words)
 	struct listener listener = {.fd = -5};
 	struct listener_failure failure = {""};
 
-	assert_int_equal(listener_open(path, &listener, &failure), -error);
+	assert_int_equal(listener_open(path, &LISTENER_OWNER_ONLY, &listener, &failure), -error);
 	assert_int_equal(listener.fd, -5);
 	assert_non_null(strstr(failure.text, path));
 	assert_non_null(strstr(failure.text, words));
@@ -162,8 +167,9 @@ static void test_a_path_too_long_is_refused(void **state)
 	(void)state;
 	memset(too_long, 'x', sizeof(too_long) - 1);
 	too_long[sizeof(too_long) - 1] = '\0';
-	assert_int_equal(listener_open(too_long, &listener, &failure), -ENAMETOOLONG);
-	assert_int_equal(listener_open("", &listener, &failure), -EINVAL);
+	assert_int_equal(listener_open(too_long, &LISTENER_OWNER_ONLY, &listener, &failure),
+			 -ENAMETOOLONG);
+	assert_int_equal(listener_open("", &LISTENER_OWNER_ONLY, &listener, &failure), -EINVAL);
 	assert_int_equal(listener.fd, -5);
 }
 
@@ -213,6 +219,165 @@ static void test_unlink_removes_our_socket_only(void **state)
 	listener_close(&theirs);
 }
 
+static void expect_access(struct listener_access wanted, mode_t mode, uid_t owner, gid_t group)
+{
+	struct listener listener = {.fd = -1};
+	struct listener_failure failure = {""};
+	struct stat found;
+
+	if (listener_open(path, &wanted, &listener, &failure))
+		fail_msg("%s", failure.text);
+	assert_int_equal(lstat(path, &found), 0);
+	assert_int_equal(found.st_mode, S_IFSOCK | mode);
+	assert_int_equal(found.st_uid, owner);
+	assert_int_equal(found.st_gid, group);
+	assert_int_equal(found.st_ino, listener.inode);
+	listener_unlink(&listener);
+	assert_int_equal(access(path, F_OK), -1);
+	listener_close(&listener);
+}
+
+static void test_the_mode_is_as_asked_whatever_the_umask(void **state)
+{
+	static const mode_t modes[] = {0, 0600, 0660, 0666, 0777, 0060};
+	mode_t old = umask(077);
+
+	(void)state;
+	for (size_t i = 0; i < sizeof(modes) / sizeof(modes[0]); i++)
+		expect_access((struct listener_access){modes[i], (uid_t)-1, (gid_t)-1}, modes[i],
+			      geteuid(), getegid());
+	assert_int_equal(umask(old), 077);
+}
+
+static void test_owner_and_group_may_be_named_that_are_there_already(void **state)
+{
+	(void)state;
+	expect_access((struct listener_access){0660, geteuid(), getegid()}, 0660, geteuid(),
+		      getegid());
+}
+
+/* Whom the directory is given to. Run as a user who is a member of OTHER_GROUP: for root only. */
+#define OTHER_USER  65533
+#define OTHER_GROUP 65532
+
+static void as_user(void (*run)(void), uid_t user)
+{
+	static const gid_t groups[] = {OTHER_GROUP};
+	int status;
+	pid_t pid;
+
+	assert_int_equal(chown(directory, OTHER_USER, OTHER_USER), 0);
+	pid = fork();
+	assert_true(pid >= 0);
+	if (!pid) {
+		if (setgroups(1, groups) || setresgid(user, user, user) ||
+		    setresuid(user, user, user))
+			_exit(77);
+		run();
+		_exit(0);
+	}
+	assert_int_equal(waitpid(pid, &status, 0), pid);
+	assert_int_equal(status, 0);
+}
+
+static void need_root(void)
+{
+	if (!geteuid())
+		return;
+	print_message("skipped: only root can give a socket away\n");
+	skip();
+}
+
+static void test_root_gives_the_socket_away(void **state)
+{
+	(void)state;
+	need_root();
+	expect_access((struct listener_access){0620, OTHER_USER, OTHER_GROUP}, 0620, OTHER_USER,
+		      OTHER_GROUP);
+	expect_access((struct listener_access){0600, OTHER_USER, (gid_t)-1}, 0600, OTHER_USER,
+		      getegid());
+}
+
+static void give_to_own_group(void)
+{
+	expect_access((struct listener_access){0660, (uid_t)-1, OTHER_GROUP}, 0660, OTHER_USER,
+		      OTHER_GROUP);
+}
+
+static void test_an_ordinary_user_gives_it_to_a_group_of_its_own(void **state)
+{
+	(void)state;
+	need_root();
+	as_user(give_to_own_group, OTHER_USER);
+}
+
+static void give_to_strangers(void)
+{
+	static const struct {
+		struct listener_access access;
+		const char *words;
+	} strangers[] = {
+		{{0660, (uid_t)-1, 7}, "cannot give it to group 7: "},
+		{{0660, 8, OTHER_GROUP}, "cannot give it to user 8: "},
+	};
+
+	for (size_t i = 0; i < sizeof(strangers) / sizeof(strangers[0]); i++) {
+		struct listener listener = {.fd = -5};
+		struct listener_failure failure = {""};
+
+		assert_int_equal(listener_open(path, &strangers[i].access, &listener, &failure),
+				 -EPERM);
+		assert_int_equal(listener.fd, -5);
+		assert_non_null(strstr(failure.text, path));
+		assert_non_null(strstr(failure.text, strangers[i].words));
+		assert_non_null(strstr(failure.text, "CAP_CHOWN"));
+		assert_non_null(strstr(failure.text, "--user"));
+		assert_int_equal(access(path, F_OK), -1);
+	}
+}
+
+static void test_what_the_kernel_refuses_is_told_and_leaves_no_socket(void **state)
+{
+	(void)state;
+	need_root();
+	as_user(give_to_strangers, OTHER_USER);
+}
+
+/* As --user has it: no right to open everything, but the right to choose ids. */
+static void replace_what_was_given_away(void)
+{
+	static const struct listener_access wanted = {0600, OTHER_USER + 1, OTHER_GROUP};
+	struct policy_failure policy_failure = {""};
+	struct listener listener = {.fd = -1};
+	struct listener_failure failure = {""};
+	int death_signal = 0;
+
+	assert_int_equal(prctl(PR_SET_PDEATHSIG, SIGTERM), 0);
+	if (policy_become_user(OTHER_USER, OTHER_USER, &policy_failure))
+		fail_msg("%s", policy_failure.text);
+	for (int i = 0; i < 2; i++) {
+		if (listener_open(path, &wanted, &listener, &failure))
+			fail_msg("%s", failure.text);
+		if (i == 0)
+			listener_close(&listener);
+	}
+	/* It is not ours to connect to, so that a connect() alone can't tell it is stale. */
+	assert_int_equal(connect_to(path), -EACCES);
+	assert_int_equal(listener_open(path, &wanted, &listener, &failure), -EADDRINUSE);
+	assert_non_null(strstr(failure.text, "another program listens on it"));
+	listener_close(&listener);
+	assert_int_equal(prctl(PR_GET_PDEATHSIG, &death_signal), 0);
+	assert_int_equal(death_signal, SIGTERM);
+}
+
+static void test_a_stale_socket_that_was_given_away_is_replaced(void **state)
+{
+	(void)state;
+	need_root();
+	assert_int_equal(chmod(directory, 0755), 0);
+	as_user(replace_what_was_given_away, 0);
+}
+
 #define TEST(name) cmocka_unit_test_setup_teardown(name, make_directory, remove_directory)
 
 int main(void)
@@ -228,6 +393,12 @@ int main(void)
 		TEST(test_nothing_is_touched_while_the_directory_is_locked),
 		TEST(test_the_directory_is_not_kept_locked),
 		TEST(test_unlink_removes_our_socket_only),
+		TEST(test_the_mode_is_as_asked_whatever_the_umask),
+		TEST(test_owner_and_group_may_be_named_that_are_there_already),
+		TEST(test_root_gives_the_socket_away),
+		TEST(test_an_ordinary_user_gives_it_to_a_group_of_its_own),
+		TEST(test_what_the_kernel_refuses_is_told_and_leaves_no_socket),
+		TEST(test_a_stale_socket_that_was_given_away_is_replaced),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);

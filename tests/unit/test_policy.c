@@ -1,8 +1,11 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include <fcntl.h>
+#include <inttypes.h>
+#include <limits.h>
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
@@ -72,6 +75,62 @@ static void test_a_worker_maps_shared_memory_and_nothing_else(void **state)
 	assert_int_equal(rule->comparisons[1].value, MAP_SHARED | MAP_NORESERVE);
 }
 
+static void test_the_front_asks_for_the_state_of_an_fd_and_never_of_a_path(void **state)
+{
+	const struct policy_rule *rule = find(POLICY_FRONT, SYS_statx);
+
+	(void)state;
+	assert_non_null(rule);
+	/* No AT_FDCWD, which is negative. */
+	assert_int_equal(rule->comparisons[0].kind, POLICY_AT_MOST);
+	assert_int_equal(rule->comparisons[0].argument, 0);
+	assert_int_equal(rule->comparisons[0].value, INT_MAX);
+	assert_int_equal(rule->comparisons[1].kind, POLICY_EQUAL);
+	assert_int_equal(rule->comparisons[1].argument, 1);
+	assert_int_equal(rule->comparisons[1].value, (uintptr_t)policy_empty_path);
+	assert_string_equal(policy_empty_path, "");
+	assert_int_equal(rule->comparisons[2].kind, POLICY_EQUAL);
+	assert_int_equal(rule->comparisons[2].argument, 2);
+	assert_int_equal(rule->comparisons[2].value, AT_EMPTY_PATH | AT_STATX_DONT_SYNC);
+	assert_null(find(POLICY_FRONT, SYS_fstat));
+	assert_null(find(POLICY_FRONT, SYS_newfstatat));
+	assert_null(find(POLICY_WORKER, SYS_statx));
+}
+
+/* Else somebody could put a path there after all. */
+static void test_the_empty_path_lies_in_memory_that_cannot_be_written(void **state)
+{
+	uintptr_t address = (uintptr_t)policy_empty_path, begin, end;
+	FILE *maps = fopen("/proc/self/maps", "re");
+	char line[512], permissions[5];
+	bool is_found = false;
+
+	(void)state;
+	assert_non_null(maps);
+	while (!is_found && fgets(line, sizeof(line), maps)) {
+		assert_int_equal(
+			sscanf(line, "%" SCNxPTR "-%" SCNxPTR " %4s", &begin, &end, permissions),
+			3);
+		is_found = begin <= address && address < end;
+	}
+	(void)fclose(maps);
+	assert_true(is_found);
+	assert_int_equal(permissions[1], '-');
+}
+
+static void test_each_comparison_says_what_it_compares_with(void **state)
+{
+	size_t n_rules;
+	const struct policy_rule *rules = policy_rules(&n_rules);
+
+	(void)state;
+	for (size_t i = 0; i < n_rules; i++)
+		for (size_t j = 0; j < POLICY_COMPARISONS_MAX; j++)
+			assert_int_equal(rules[i].comparisons[j].kind == POLICY_ANY,
+					 !rules[i].comparisons[j].text ||
+						 !rules[i].comparisons[j].text[0]);
+}
+
 static void test_no_process_opens_makes_or_becomes_anything(void **state)
 {
 	static const long never[] = {SYS_openat,   SYS_socket,	 SYS_connect,	   SYS_bind,
@@ -94,6 +153,9 @@ int main(void)
 		cmocka_unit_test(test_no_process_has_more_calls_than_documented),
 		cmocka_unit_test(test_each_call_stands_once_and_has_a_reason),
 		cmocka_unit_test(test_a_worker_maps_shared_memory_and_nothing_else),
+		cmocka_unit_test(test_the_front_asks_for_the_state_of_an_fd_and_never_of_a_path),
+		cmocka_unit_test(test_the_empty_path_lies_in_memory_that_cannot_be_written),
+		cmocka_unit_test(test_each_comparison_says_what_it_compares_with),
 		cmocka_unit_test(test_no_process_opens_makes_or_becomes_anything),
 	};
 

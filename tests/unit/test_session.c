@@ -96,6 +96,39 @@ static int ring_fd_set(void *context, uint32_t ring, enum session_ring_fd which)
 	return called("%s:%" PRIu32 " ", which == SESSION_CALL ? "call" : "err", ring);
 }
 
+static int ring_log_set(void *context, uint32_t ring)
+{
+	(void)context;
+	return called("log:%" PRIu32 ":%d ", ring, f.session.rings[ring].is_logged);
+}
+
+static int log_set(void *context)
+{
+	(void)context;
+	assert_true(fcntl(f.session.log.fd, F_GETFD) >= 0);
+	return called("log ");
+}
+
+static int log_fd_set(void *context)
+{
+	(void)context;
+	assert_true(fcntl(f.session.log.event_fd, F_GETFD) >= 0);
+	return called("log-fd ");
+}
+
+static int state_transfer(void *context, bool is_load)
+{
+	(void)context;
+	assert_true(fcntl(f.session.state_fd, F_GETFD) >= 0);
+	return called("%s ", is_load ? "load" : "save");
+}
+
+static int state_check(void *context)
+{
+	(void)context;
+	return called("check ");
+}
+
 static int device_reset(void *context)
 {
 	(void)context;
@@ -118,6 +151,11 @@ static const struct session_operations operations = {
 	.ring_enabled = ring_enabled,
 	.ring_fd_set = ring_fd_set,
 	.device_reset = device_reset,
+	.ring_log_set = ring_log_set,
+	.log_set = log_set,
+	.log_fd_set = log_fd_set,
+	.state_transfer = state_transfer,
+	.state_check = state_check,
 	.config_read = config_read,
 };
 
@@ -364,8 +402,8 @@ static void test_questions_are_answered_with_exact_flags(void **state)
 		uint32_t request;
 		uint64_t answer;
 	} cases[] = {
-		{VHOST_USER_GET_FEATURES, 0x170000000},
-		{VHOST_USER_GET_PROTOCOL_FEATURES, 0xa209},
+		{VHOST_USER_GET_FEATURES, 0x174000000},
+		{VHOST_USER_GET_PROTOCOL_FEATURES, 0x8a20b},
 		{VHOST_USER_GET_QUEUE_NUM, 3},
 		{VHOST_USER_GET_MAX_MEM_SLOTS, 32},
 	};
@@ -390,8 +428,8 @@ static void test_what_was_not_offered_is_refused(void **state)
 	assert_false(f.session.has_features);
 	assert_int_equal(f.session.features, 0);
 	start_over();
-	assert_closed(handle_u64(VHOST_USER_SET_PROTOCOL_FEATURES, UINT64_C(1) << 19),
-		      "SET_PROTOCOL_FEATURES: protocol features 0x80000 ");
+	assert_closed(handle_u64(VHOST_USER_SET_PROTOCOL_FEATURES, UINT64_C(1) << 20),
+		      "SET_PROTOCOL_FEATURES: protocol features 0x100000 ");
 	assert_int_equal(f.session.protocol_features, 0);
 }
 
@@ -501,6 +539,17 @@ static int handle_shape(uint32_t request, uint32_t flags, uint32_t len, size_t n
 	return handle_fds(request, flags, zeros, len, fds, n_fds);
 }
 
+/* Those of the device state say so in their own reply, and the session goes on. */
+static void assert_refused(int status, uint32_t request)
+{
+	if (request != VHOST_USER_SET_DEVICE_STATE_FD && request != VHOST_USER_CHECK_DEVICE_STATE) {
+		assert_closed(status, "");
+		return;
+	}
+	assert_int_equal(status, 0);
+	assert_reply_u64(request, request == VHOST_USER_SET_DEVICE_STATE_FD ? 0x101 : 1);
+}
+
 static void assert_shape_is_refused(uint32_t request, uint32_t len, size_t n_fds, bool has_reply)
 {
 	negotiate(SESSION_PROTOCOL_FEATURES);
@@ -508,7 +557,7 @@ static void assert_shape_is_refused(uint32_t request, uint32_t len, size_t n_fds
 		assert_int_equal(handle_shape(request, VHOST_USER_NEED_REPLY, len, n_fds), 0);
 		assert_reply_u64(request, 1);
 	}
-	assert_closed(handle_shape(request, 0, len, n_fds), "");
+	assert_refused(handle_shape(request, 0, len, n_fds), request);
 	assert_string_not_equal(session_reason(&f.session), "");
 	assert_calls("");
 	start_over();
@@ -558,8 +607,8 @@ static void test_each_message_that_was_not_negotiated_is_refused(void **state)
 		if (!rule || !rule->requires)
 			continue;
 		negotiate(SESSION_PROTOCOL_FEATURES & ~rule->requires);
-		assert_closed(handle_shape(request, 0, rule->payload_min, rule->fds_min),
-			      "not negotiated");
+		assert_refused(handle_shape(request, 0, rule->payload_min, rule->fds_min), request);
+		assert_non_null(strstr(session_reason(&f.session), "not negotiated"));
 		start_over();
 	}
 }
@@ -671,6 +720,287 @@ static void test_the_configuration_space_cannot_be_written(void **state)
 		handle_fds(VHOST_USER_SET_CONFIG, VHOST_USER_NEED_REPLY, payload, 20, NULL, 0), 0);
 	assert_reply_u64(VHOST_USER_SET_CONFIG, 1);
 	assert_closed(handle(VHOST_USER_SET_CONFIG, payload, 20), "SET_CONFIG");
+}
+
+/* ---- migration ---- */
+
+static int handle_log(uint64_t size, uint64_t mmap_offset, int fd)
+{
+	struct vhost_user_log log = {size, mmap_offset};
+
+	return handle_fds(VHOST_USER_SET_LOG_BASE, 0, &log, sizeof(log), &fd, 1);
+}
+
+static int handle_transfer(uint32_t direction, uint32_t phase, int fd)
+{
+	struct vhost_user_device_state wire = {direction, phase};
+
+	return handle_fds(VHOST_USER_SET_DEVICE_STATE_FD, 0, &wire, sizeof(wire), &fd, 1);
+}
+
+/* One end of a pipe or a socket pair; the other is of no interest. */
+static int new_channel(bool is_socket)
+{
+	int fds[2];
+
+	if (is_socket)
+		assert_int_equal(socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, fds), 0);
+	else
+		assert_int_equal(pipe2(fds, O_CLOEXEC), 0);
+	close(fds[1]);
+	return fds[0];
+}
+
+static void test_a_log_is_kept_and_answered_with_an_empty_reply(void **state)
+{
+	int before, event;
+
+	(void)state;
+	negotiate(SESSION_PROTOCOL_FEATURES);
+	assert_int_equal(handle_log(0x1000, 24, new_memory()), 0);
+	assert_reply(VHOST_USER_SET_LOG_BASE, 0);
+	assert_calls("log ");
+	assert_int_equal(f.session.log.size, 0x1000);
+	assert_int_equal(f.session.log.mmap_offset, 24);
+	assert_int_equal(f.session.log.alignment, 4096);
+	before = f.session.log.fd;
+
+	event = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+	assert_done(handle_fds(VHOST_USER_SET_LOG_FD, 0, NULL, 0, &event, 1));
+	assert_calls("log-fd ");
+
+	/* The next one takes its place and leaves the event fd alone. */
+	event = f.session.log.event_fd;
+	assert_int_equal(handle_log(FILE_SIZE, 0, new_memory()), 0);
+	assert_reply(VHOST_USER_SET_LOG_BASE, 0);
+	assert_int_not_equal(f.session.log.fd, before);
+	assert_int_equal(fcntl(before, F_GETFD), -1);
+	assert_int_equal(f.session.log.event_fd, event);
+	assert_true(fcntl(event, F_GETFD) >= 0);
+}
+
+static void test_a_log_that_the_worker_takes_later_is_answered_all_the_same(void **state)
+{
+	(void)state;
+	negotiate(SESSION_PROTOCOL_FEATURES);
+	f.answer = SESSION_E_PENDING;
+	assert_int_equal(handle_log(0x1000, 0, new_memory()), SESSION_E_PENDING);
+	assert_int_equal(f.session.reply_len, 0);
+	assert_int_equal(session_complete(&f.session, 0, 0), 0);
+	assert_reply(VHOST_USER_SET_LOG_BASE, 0);
+}
+
+static void test_a_log_that_the_worker_cannot_map_ends_the_session(void **state)
+{
+	int before;
+
+	(void)state;
+	negotiate(SESSION_PROTOCOL_FEATURES);
+	assert_int_equal(handle_log(0x1000, 0, new_memory()), 0);
+	before = f.session.log.fd;
+	f.answer = SESSION_E_PENDING;
+	assert_int_equal(handle_log(0x2000, 0, new_memory()), SESSION_E_PENDING);
+	assert_closed(session_complete(&f.session, -ENOMEM, 0), "SET_LOG_BASE");
+	assert_int_equal(f.session.log.fd, before);
+	assert_int_equal(f.session.log.size, 0x1000);
+}
+
+static void test_a_log_lies_within_a_file_in_ram(void **state)
+{
+	static const struct {
+		uint64_t size, offset;
+		const char *word;
+	} cases[] = {
+		{0, 0, "a log of 0x0 bytes"},
+		{(UINT64_C(1) << 37) + 1, 0, "a log of 0x2000000001 bytes"},
+		{UINT64_MAX, 0, "a log of 0xffffffffffffffff bytes"},
+		{0x1000, UINT64_MAX - 0xfff, "a log of 0x1000 bytes"},
+		{FILE_SIZE + 1, 0, "ends at 0x100001 of a file of 0x100000 bytes"},
+		{0x1000, FILE_SIZE - 0xfff, "ends at 0x100001 of a file of 0x100000 bytes"},
+		{UINT64_C(1) << 37, 0, "ends at 0x2000000000 of a file of 0x100000 bytes"},
+	};
+	int others[] = {eventfd(0, EFD_CLOEXEC), new_channel(false), new_channel(true),
+			open("/proc/self/status", O_RDONLY | O_CLOEXEC)};
+
+	(void)state;
+	for (size_t i = 0; i < sizeof(cases) / sizeof(cases[0]); i++) {
+		negotiate(SESSION_PROTOCOL_FEATURES);
+		assert_closed(handle_log(cases[i].size, cases[i].offset, new_memory()),
+			      cases[i].word);
+		assert_int_equal(f.session.log.fd, -1);
+		assert_calls("");
+		session_end(&f.session);
+		begin();
+	}
+	for (size_t i = 0; i < sizeof(others) / sizeof(others[0]); i++) {
+		negotiate(SESSION_PROTOCOL_FEATURES);
+		assert_closed(handle_log(1, 0, others[i]), "not backed by a file in RAM");
+		assert_int_equal(fcntl(others[i], F_GETFD), -1);
+		session_end(&f.session);
+		begin();
+	}
+}
+
+static void test_a_log_is_signalled_through_an_eventfd_only(void **state)
+{
+	int others[] = {new_memory(), new_channel(false), new_channel(true)};
+
+	(void)state;
+	for (size_t i = 0; i < sizeof(others) / sizeof(others[0]); i++) {
+		negotiate(ACK);
+		assert_int_equal(handle_fds(VHOST_USER_SET_LOG_FD, VHOST_USER_NEED_REPLY, NULL, 0,
+					    &others[i], 1),
+				 0);
+		assert_reply_u64(VHOST_USER_SET_LOG_FD, 1);
+		assert_int_equal(f.session.log.event_fd, -1);
+		f.calls[0] = '\0';
+	}
+}
+
+static void test_the_log_flag_of_a_ring_may_change_while_it_is_started(void **state)
+{
+	struct vhost_user_vring_addr addr = addr_of(1);
+
+	(void)state;
+	negotiate(SESSION_PROTOCOL_FEATURES);
+	start_ring(1, 0);
+	addr.flags = VHOST_USER_VRING_F_LOG;
+	addr.log_guest_addr = 0x1234;
+	assert_done(handle(VHOST_USER_SET_VRING_ADDR, &addr, sizeof(addr)));
+	assert_calls("log:1:1 ");
+	assert_int_equal(f.session.rings[1].log_address, 0x1234);
+	addr.flags = 0;
+	assert_done(handle(VHOST_USER_SET_VRING_ADDR, &addr, sizeof(addr)));
+	assert_calls("log:1:0 ");
+
+	/* Of a stopped one it is told with the start. */
+	addr = addr_of(2);
+	addr.flags = VHOST_USER_VRING_F_LOG;
+	assert_done(handle(VHOST_USER_SET_VRING_ADDR, &addr, sizeof(addr)));
+	assert_calls("");
+	assert_true(f.session.rings[2].is_logged);
+	addr.flags = 2;
+	assert_closed(handle(VHOST_USER_SET_VRING_ADDR, &addr, sizeof(addr)), "unknown flags 0x2");
+}
+
+static void test_a_state_goes_through_a_pipe_or_a_socket(void **state)
+{
+	(void)state;
+	negotiate(SESSION_PROTOCOL_FEATURES);
+	for (uint32_t i = 0; i < 4; i++) {
+		assert_int_equal(handle_transfer(i & 1, 0, new_channel(i & 2)), 0);
+		assert_reply_u64(VHOST_USER_SET_DEVICE_STATE_FD, 0x100);
+		assert_calls(i & 1 ? "load " : "save ");
+		/* Somebody else has it now. */
+		assert_int_equal(f.session.state_fd, -1);
+	}
+}
+
+static void test_a_state_goes_through_nothing_else(void **state)
+{
+	int others[] = {eventfd(0, EFD_CLOEXEC), new_memory(), epoll_create1(EPOLL_CLOEXEC),
+			open("/dev/null", O_RDWR | O_CLOEXEC)};
+
+	(void)state;
+	negotiate(SESSION_PROTOCOL_FEATURES);
+	for (size_t i = 0; i < sizeof(others) / sizeof(others[0]); i++) {
+		assert_int_equal(handle_transfer(VHOST_USER_STATE_LOAD, 0, others[i]), 0);
+		assert_reply_u64(VHOST_USER_SET_DEVICE_STATE_FD, 0x101);
+		assert_non_null(
+			strstr(session_reason(&f.session), "neither a pipe nor a unix socket"));
+		assert_int_equal(fcntl(others[i], F_GETFD), -1);
+		assert_calls("");
+	}
+}
+
+static void test_a_state_moves_in_two_directions_and_one_phase(void **state)
+{
+	static const uint32_t cases[][2] = {
+		{2, 0}, {UINT32_MAX, 0}, {0, 1}, {1, 1}, {1, UINT32_MAX}};
+
+	(void)state;
+	negotiate(SESSION_PROTOCOL_FEATURES);
+	for (size_t i = 0; i < sizeof(cases) / sizeof(cases[0]); i++) {
+		assert_int_equal(handle_transfer(cases[i][0], cases[i][1], new_channel(false)), 0);
+		assert_reply_u64(VHOST_USER_SET_DEVICE_STATE_FD, 0x101);
+		assert_non_null(
+			strstr(session_reason(&f.session), "SET_DEVICE_STATE_FD: direction"));
+	}
+	assert_calls("");
+}
+
+static void test_a_state_does_not_move_while_a_ring_is_started(void **state)
+{
+	(void)state;
+	negotiate(SESSION_PROTOCOL_FEATURES);
+	for (uint32_t ring = 0; ring < SESSION_RINGS; ring++) {
+		start_ring(ring, 0);
+		for (uint32_t direction = 0; direction < 2; direction++) {
+			assert_int_equal(handle_transfer(direction, 0, new_channel(false)), 0);
+			assert_reply_u64(VHOST_USER_SET_DEVICE_STATE_FD, 0x101);
+			assert_non_null(strstr(session_reason(&f.session), "a ring is started"));
+		}
+		assert_calls("");
+		assert_int_equal(handle_state(VHOST_USER_GET_VRING_BASE, ring, 0), 0);
+		f.calls[0] = '\0';
+	}
+	/* Enabled ones that are stopped are no hindrance, nor is a missing memory table. */
+	assert_done(handle_state(VHOST_USER_SET_VRING_ENABLE, 0, 1));
+	assert_int_equal(handle_transfer(VHOST_USER_STATE_LOAD, 0, new_channel(false)), 0);
+	assert_reply_u64(VHOST_USER_SET_DEVICE_STATE_FD, 0x100);
+}
+
+static void test_a_transfer_that_did_not_begin_is_answered_with_the_error_bit(void **state)
+{
+	int fd = new_channel(false);
+
+	(void)state;
+	negotiate(SESSION_PROTOCOL_FEATURES);
+	f.answer = SESSION_E_PENDING;
+	assert_int_equal(handle_transfer(VHOST_USER_STATE_SAVE, 0, fd), SESSION_E_PENDING);
+	assert_int_equal(f.session.reply_len, 0);
+	assert_true(fcntl(fd, F_GETFD) >= 0);
+	assert_int_equal(session_complete(&f.session, -EBUSY, 0), 0);
+	assert_reply_u64(VHOST_USER_SET_DEVICE_STATE_FD, 0x101);
+	assert_int_equal(fcntl(fd, F_GETFD), -1);
+
+	fd = new_channel(false);
+	assert_int_equal(handle_transfer(VHOST_USER_STATE_SAVE, 0, fd), SESSION_E_PENDING);
+	assert_int_equal(session_complete(&f.session, 0, 0), 0);
+	assert_reply_u64(VHOST_USER_SET_DEVICE_STATE_FD, 0x100);
+	assert_int_equal(fcntl(fd, F_GETFD), -1);
+
+	/* A session that ends meanwhile keeps nothing. */
+	fd = new_channel(false);
+	assert_int_equal(handle_transfer(VHOST_USER_STATE_LOAD, 0, fd), SESSION_E_PENDING);
+	session_end(&f.session);
+	assert_int_equal(fcntl(fd, F_GETFD), -1);
+	begin();
+}
+
+static void test_check_answers_with_0_or_1_and_never_ends_the_session(void **state)
+{
+	(void)state;
+	negotiate(SESSION_PROTOCOL_FEATURES);
+	assert_int_equal(handle(VHOST_USER_CHECK_DEVICE_STATE, NULL, 0), 0);
+	assert_reply_u64(VHOST_USER_CHECK_DEVICE_STATE, 0);
+	f.answer = -EBADMSG;
+	assert_int_equal(handle(VHOST_USER_CHECK_DEVICE_STATE, NULL, 0), 0);
+	assert_reply_u64(VHOST_USER_CHECK_DEVICE_STATE, 1);
+	f.answer = SESSION_E_PENDING;
+	for (int status = 0; status >= -1; status--) {
+		assert_int_equal(handle(VHOST_USER_CHECK_DEVICE_STATE, NULL, 0), SESSION_E_PENDING);
+		assert_int_equal(f.session.reply_len, 0);
+		assert_int_equal(session_complete(&f.session, status, 0), 0);
+		assert_reply_u64(VHOST_USER_CHECK_DEVICE_STATE, status == 0 ? 0 : 1);
+	}
+	assert_calls("check check check check ");
+	/* One answer, not one more for whoever asks for acks. */
+	f.answer = 0;
+	assert_int_equal(
+		handle_fds(VHOST_USER_CHECK_DEVICE_STATE, VHOST_USER_NEED_REPLY, NULL, 0, NULL, 0),
+		0);
+	assert_reply_u64(VHOST_USER_CHECK_DEVICE_STATE, 0);
 }
 
 static void test_a_memory_table_is_kept_in_the_order_of_guest_addresses(void **state)
@@ -806,6 +1136,20 @@ static void test_memory_is_a_regular_file(void **state)
 		session_end(&f.session);
 		begin();
 	}
+}
+
+/* A file system would have to be asked about any other, and could be the front-end's own. */
+static void test_memory_that_is_not_in_ram_is_refused(void **state)
+{
+	struct vhost_user_region region = {0x1000, 1, 0x1000, 0};
+	int fd = open("/proc/self/status", O_RDONLY | O_CLOEXEC); /* regular, as a file on a disk */
+
+	(void)state;
+	assert_true(fd >= 0);
+	negotiate(SESSION_PROTOCOL_FEATURES);
+	assert_closed(handle_single(VHOST_USER_ADD_MEM_REG, &region, fd),
+		      "not backed by a file in RAM (memfd, tmpfs, hugetlbfs)");
+	assert_int_equal(fcntl(fd, F_GETFD), -1);
 }
 
 static void test_kick_call_and_err_are_eventfds(void **state)
@@ -1111,11 +1455,11 @@ static void test_every_message_in_every_ring_state(void **state)
 		{"started:0 SE", "started:0 SE", "E", "E", "E", "off:0 ", "E", "E", "E", "E",
 		 "call:0 E"},
 		/* started, disabled */
-		{"started:0 S", "started:0 S", "stopped:0 ", "!S", "on:0 SE", "S", "S", "!S", "S",
-		 "!S", "call:0 S"},
+		{"started:0 S", "started:0 S", "stopped:0 ", "!S", "on:0 SE", "S", "S", "!S",
+		 "log:0:1 S", "!S", "call:0 S"},
 		/* started, enabled */
 		{"started:0 SE", "started:0 SE", "stopped:0 E", "!SE", "SE", "off:0 S", "SE", "!SE",
-		 "SE", "!SE", "call:0 SE"},
+		 "log:0:1 SE", "!SE", "call:0 SE"},
 	};
 
 	(void)state;
@@ -1656,6 +2000,7 @@ int main(void)
 		TEST(test_a_bad_region_leaves_the_old_table_in_place),
 		TEST(test_neighbouring_regions_do_not_overlap),
 		TEST(test_memory_is_a_regular_file),
+		TEST(test_memory_that_is_not_in_ram_is_refused),
 		TEST(test_kick_call_and_err_are_eventfds),
 		TEST(test_seals_and_page_sizes_are_noticed),
 		TEST(test_regions_are_added_and_removed),
@@ -1684,6 +2029,18 @@ int main(void)
 		TEST(test_a_session_works_without_a_device),
 		TEST(test_qemu_realizes_starts_stops_continues_and_resets),
 		TEST(test_crosvm_activates_sleeps_and_wakes),
+		TEST(test_a_log_is_kept_and_answered_with_an_empty_reply),
+		TEST(test_a_log_that_the_worker_takes_later_is_answered_all_the_same),
+		TEST(test_a_log_that_the_worker_cannot_map_ends_the_session),
+		TEST(test_a_log_lies_within_a_file_in_ram),
+		TEST(test_a_log_is_signalled_through_an_eventfd_only),
+		TEST(test_the_log_flag_of_a_ring_may_change_while_it_is_started),
+		TEST(test_a_state_goes_through_a_pipe_or_a_socket),
+		TEST(test_a_state_goes_through_nothing_else),
+		TEST(test_a_state_moves_in_two_directions_and_one_phase),
+		TEST(test_a_state_does_not_move_while_a_ring_is_started),
+		TEST(test_a_transfer_that_did_not_begin_is_answered_with_the_error_bit),
+		TEST(test_check_answers_with_0_or_1_and_never_ends_the_session),
 		TEST(test_cloud_hypervisor_starts_pauses_snapshots_and_resets),
 	};
 

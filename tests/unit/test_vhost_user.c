@@ -25,6 +25,8 @@ static const struct expected {
 	{3, "SET_OWNER", 0, 0, 0, 0, false, 0},
 	{4, "RESET_OWNER", 0, 0, 0, 0, false, 0},
 	{5, "SET_MEM_TABLE", 8, 1032, 0, 32, false, 0},
+	{6, "SET_LOG_BASE", 16, 16, 1, 1, true, 0x2},
+	{7, "SET_LOG_FD", 0, 0, 1, 1, false, 0},
 	{8, "SET_VRING_NUM", 8, 8, 0, 0, false, 0},
 	{9, "SET_VRING_ADDR", 40, 40, 0, 0, false, 0},
 	{10, "SET_VRING_BASE", 8, 8, 0, 0, false, 0},
@@ -42,6 +44,8 @@ static const struct expected {
 	{36, "GET_MAX_MEM_SLOTS", 0, 0, 0, 0, true, 0x8000},
 	{37, "ADD_MEM_REG", 40, 40, 1, 1, false, 0x8000},
 	{38, "REM_MEM_REG", 40, 40, 0, 1, false, 0x8000},
+	{42, "SET_DEVICE_STATE_FD", 8, 8, 1, 1, true, 0x80000},
+	{43, "CHECK_DEVICE_STATE", 0, 0, 0, 0, true, 0x80000},
 };
 
 #define N_TABLE (sizeof(table) / sizeof(table[0]))
@@ -96,8 +100,8 @@ static void test_no_other_message_has_a_rule(void **state)
 		n += vhost_user_rule(request) != NULL;
 	assert_int_equal(n, N_TABLE);
 	assert_null(vhost_user_rule(UINT32_MAX));
-	assert_true(check(6, 16, 1, ALL) < 0);
-	assert_non_null(strstr(reason, "message 6 "));
+	assert_true(check(31, 16, 1, ALL) < 0);
+	assert_non_null(strstr(reason, "message 31 "));
 }
 
 static void test_a_payload_of_any_other_size_is_refused(void **state)

@@ -1,0 +1,112 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include "broker/configuration_internal.h"
+
+#include <errno.h>
+#include <grp.h>
+#include <pwd.h>
+#include <sysexits.h>
+
+#define MODE_MAX 0777
+
+/* The number in text; false when it is none that can be an id: -1 means "unchanged". */
+static bool parse_id(const char *text, uint32_t *ret)
+{
+	uint64_t number;
+
+	if (configuration_parse_number(text, 10, &number) || number >= UINT32_MAX)
+		return false;
+	*ret = (uint32_t)number;
+	return true;
+}
+
+static int read_mode(const struct vm_arguments *arguments, enum key key, mode_t *ret,
+		     struct configuration_error *ret_error)
+{
+	const char *text = arguments->values[key];
+	uint64_t number;
+	int r;
+
+	if (!text)
+		return 0;
+	r = configuration_parse_number(text, 8, &number);
+	if (r == -EINVAL)
+		return configuration_fail(
+			ret_error, EX_USAGE,
+			"%s%s " QUOTED ": not an octal number; give 0 to %o, as 660",
+			arguments->where, configuration_keys[key], text, MODE_MAX);
+	if (r < 0 || number > MODE_MAX)
+		return configuration_fail(
+			ret_error, EX_DATAERR, "%s%s " QUOTED ": too large; give 0 to %o, as 660",
+			arguments->where, configuration_keys[key], text, MODE_MAX);
+	*ret = (mode_t)number;
+	return 0;
+}
+
+static int read_owner(const struct vm_arguments *arguments, enum key key, uid_t *ret,
+		      struct configuration_error *ret_error)
+{
+	const char *text = arguments->values[key];
+	const struct passwd *user;
+
+	if (!text || parse_id(text, ret))
+		return 0;
+	user = getpwnam(text);
+	if (!user)
+		return configuration_fail(ret_error, EX_NOUSER,
+					  "%s%s " QUOTED
+					  ": there is no such user; give a name or a number",
+					  arguments->where, configuration_keys[key], text);
+	*ret = user->pw_uid;
+	return 0;
+}
+
+static int read_group(const struct vm_arguments *arguments, enum key key, gid_t *ret,
+		      struct configuration_error *ret_error)
+{
+	const char *text = arguments->values[key];
+	const struct group *group;
+
+	if (!text || parse_id(text, ret))
+		return 0;
+	group = getgrnam(text);
+	if (!group)
+		return configuration_fail(ret_error, EX_NOUSER,
+					  "%s%s " QUOTED
+					  ": there is no such group; give a name or a number",
+					  arguments->where, configuration_keys[key], text);
+	*ret = group->gr_gid;
+	return 0;
+}
+
+int configuration_read_access(const struct vm_arguments *arguments, enum key mode,
+			      struct listener_access *ret, struct configuration_error *ret_error)
+{
+	struct listener_access access = LISTENER_OWNER_ONLY;
+	int r = read_mode(arguments, mode, &access.mode, ret_error);
+
+	if (!r)
+		r = read_owner(arguments, mode + 1, &access.owner, ret_error);
+	if (!r)
+		r = read_group(arguments, mode + 2, &access.group, ret_error);
+	if (!r)
+		*ret = access;
+	return r;
+}
+
+int configuration_read_user(const char *text, struct configuration *configuration,
+			    struct configuration_error *ret_error)
+{
+	const struct passwd *user;
+	uint32_t id;
+
+	/* A number too must be known: else there is no group for it. */
+	user = parse_id(text, &id) ? getpwuid(id) : getpwnam(text);
+	if (!user)
+		return configuration_fail(
+			ret_error, EX_NOUSER,
+			"user " QUOTED ": there is no such user; create it, or name another", text);
+	configuration->has_user = true;
+	configuration->user = user->pw_uid;
+	configuration->group = user->pw_gid;
+	return 0;
+}

@@ -1,0 +1,86 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#pragma once
+
+/*
+ * Between the files of the configuration: configuration.c takes the command line
+ * apart, configuration_vm.c reads what was said of one VM, configuration_access.c
+ * knows users, groups and modes, configuration_paths.c which paths can stand
+ * beside each other and what the file system says about them.
+ */
+
+#include <stdbool.h>
+#include <stdint.h>
+#include <string.h>
+#include <sys/un.h>
+
+#include "broker/configuration.h"
+
+/* A guest may connect to any port, and the host path of the highest one must still fit. */
+#define CONFIGURATION_SOCKET_LEN_MAX   (sizeof(((struct sockaddr_un *)NULL)->sun_path) - 1)
+#define CONFIGURATION_UDS_PATH_LEN_MAX (CONFIGURATION_SOCKET_LEN_MAX - strlen("_4294967295"))
+
+/* What the operator typed, cut so that two of them leave room for the explanation. */
+#define QUOTED "\"%.100s\""
+
+/* What takes a value: an option, and up to N_VM_KEYS a key of --vm. */
+enum key {
+	KEY_GUEST_CID,
+	KEY_SOCKET,
+	KEY_SOCKET_MODE, /* mode, owner and group follow each other, here and below */
+	KEY_SOCKET_OWNER,
+	KEY_SOCKET_GROUP,
+	KEY_UDS_PATH,
+	KEY_UDS_MODE,
+	KEY_UDS_OWNER,
+	KEY_UDS_GROUP,
+	KEY_TX_BUFFER_SIZE,
+	KEY_QUEUE_SIZE,
+	KEY_GROUPS,
+	KEY_MAX_CONNECTIONS,
+	KEY_MAX_HANDSHAKES,
+	N_VM_KEYS, /* the keys of --vm end here */
+	KEY_FD = N_VM_KEYS,
+	N_SINGLE_VM_KEYS,
+	KEY_USER = N_SINGLE_VM_KEYS,
+	KEY_LOG_LEVEL,
+	KEY_WORKER,
+	N_KEYS,
+};
+
+extern const char *const configuration_keys[N_KEYS];
+
+/* One VM as it was typed. */
+struct vm_arguments {
+	const char *values[N_KEYS];
+	bool is_single;	 /* from options of their own, not from --vm */
+	char where[160]; /* begin of each error line: the VM, as soon as its CID is known */
+};
+
+/*
+ * Each returns 0, or a sysexits code with ret_error filled. A VM is filled as far
+ * as it gets; the caller frees it on failure too. text is what --vm was given.
+ */
+int configuration_read_vm(struct vm_arguments *arguments, struct vm_configuration *vm,
+			  struct configuration_error *ret_error);
+int configuration_read_vm_text(const char *text, struct vm_configuration *vm,
+			       struct configuration_error *ret_error);
+
+/* Of the keys mode, owner and group; mode is the first of the three. */
+int configuration_read_access(const struct vm_arguments *arguments, enum key mode,
+			      struct listener_access *ret, struct configuration_error *ret_error);
+
+/* The value of --user; the group is the user's first one. */
+int configuration_read_user(const char *text, struct configuration *configuration,
+			    struct configuration_error *ret_error);
+
+/* Strict: digits of base 8 or 10 only, no sign, no blank. 0, -EINVAL or -ERANGE. */
+int configuration_parse_number(const char *text, unsigned int base, uint64_t *ret);
+
+/* Fill ret_error with one printable line; the code is returned. */
+int configuration_fail(struct configuration_error *ret_error, int code, const char *format, ...)
+	__attribute__((format(printf, 3, 4)));
+int configuration_fail_memory(struct configuration_error *ret_error);
+
+/* No CID twice, no path twice, no path that is a port of some uds-path; by spelling only. */
+int configuration_check_clashes(const struct configuration *configuration,
+				struct configuration_error *ret_error);

@@ -1,0 +1,254 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include "broker/configuration_internal.h"
+
+#include <errno.h>
+#include <inttypes.h>
+#include <limits.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sysexits.h>
+#include <unistd.h>
+
+#define GROUP_LEN_MAX 64
+
+struct number_limits {
+	uint64_t minimum;
+	uint64_t maximum;
+	uint64_t preset;
+	const char *unit;
+};
+
+static const struct number_limits number_limits[N_KEYS] = {
+	/* virtio 1.3, 5.10.4: 0, 1, 2 and 0xffffffff are reserved, the upper 32 bits are zero. */
+	[KEY_GUEST_CID] = {3, UINT32_MAX - 1, 3, ""},
+	[KEY_TX_BUFFER_SIZE] = {4096, 16u << 20, CONFIGURATION_TX_BUFFER_DEFAULT, " bytes"},
+	/* virtio 1.3, 2.7: the size of a split ring is a power of two, at most 32768. */
+	[KEY_QUEUE_SIZE] = {1, 32768, CONFIGURATION_QUEUE_SIZE_DEFAULT, ""},
+	[KEY_MAX_CONNECTIONS] = {1, 65536, CONFIGURATION_CONNECTIONS_DEFAULT, ""},
+	[KEY_MAX_HANDSHAKES] = {1, 65536, CONFIGURATION_HANDSHAKES_DEFAULT, ""},
+	/* 0 to 2 are the standard streams in the conventions for vhost-user programs. */
+	[KEY_FD] = {STDERR_FILENO + 1, INT_MAX, 0, ""},
+};
+
+int configuration_parse_number(const char *text, unsigned int base, uint64_t *ret)
+{
+	uint64_t number = 0;
+
+	if (!*text || text[strspn(text, base == 8 ? "01234567" : "0123456789")])
+		return -EINVAL;
+	for (; *text; text++) {
+		uint64_t digit = (uint64_t)(*text - '0');
+
+		if (number > (UINT64_MAX - digit) / base)
+			return -ERANGE;
+		number = number * base + digit;
+	}
+	*ret = number;
+	return 0;
+}
+
+static int read_number(const struct vm_arguments *arguments, enum key key, uint64_t *ret,
+		       struct configuration_error *ret_error)
+{
+	const struct number_limits *limits = &number_limits[key];
+	const char *text = arguments->values[key];
+	const char *reason = NULL;
+	uint64_t number = 0;
+	int code = EX_DATAERR;
+	int r;
+
+	if (!text) {
+		*ret = limits->preset;
+		return 0;
+	}
+	r = configuration_parse_number(text, 10, &number);
+	if (r == -EINVAL) {
+		reason = "not a decimal number";
+		code = EX_USAGE;
+	} else if (r < 0 || number > limits->maximum) {
+		reason = "too large";
+	} else if (number < limits->minimum) {
+		reason = key == KEY_GUEST_CID ? "reserved, no guest may have it" : "too small";
+	} else if (key == KEY_QUEUE_SIZE && (number & (number - 1))) {
+		reason = "not a power of two";
+	}
+	if (reason)
+		return configuration_fail(ret_error, code,
+					  "%s%s " QUOTED ": %s; give %" PRIu64 " to %" PRIu64 "%s",
+					  arguments->where, configuration_keys[key], text, reason,
+					  limits->minimum, limits->maximum, limits->unit);
+	*ret = number;
+	return 0;
+}
+
+static int read_path(const struct vm_arguments *arguments, enum key key, char **ret,
+		     struct configuration_error *ret_error)
+{
+	const char *path = arguments->values[key];
+	size_t len_max =
+		key == KEY_UDS_PATH ? CONFIGURATION_UDS_PATH_LEN_MAX : CONFIGURATION_SOCKET_LEN_MAX;
+	const char *name = configuration_keys[key];
+	char *copy;
+	size_t len;
+
+	if (!path && arguments->is_single)
+		return configuration_fail(ret_error, EX_USAGE, "%sno %s was given; add --%s PATH%s",
+					  arguments->where, name, name,
+					  key == KEY_SOCKET ? " or --fd FDNUM" : "");
+	if (!path)
+		return configuration_fail(ret_error, EX_USAGE,
+					  "%sno %s was given; add %s=PATH to its --vm",
+					  arguments->where, name, name);
+	len = strlen(path);
+	if (!len || path[len - 1] == '/')
+		return configuration_fail(ret_error, EX_DATAERR,
+					  "%s%s " QUOTED
+					  ": no file name; give the path of the socket",
+					  arguments->where, name, path);
+	if (len > len_max)
+		return configuration_fail(
+			ret_error, EX_DATAERR,
+			"%s%s " QUOTED ": the path has %zu bytes, a unix socket%s allows %zu; "
+			"choose a shorter one",
+			arguments->where, name, path, len,
+			key == KEY_UDS_PATH ? " with _PORT appended" : "", len_max);
+	copy = strdup(path);
+	if (!copy)
+		return configuration_fail_memory(ret_error);
+	*ret = copy;
+	return 0;
+}
+
+static int read_groups(const struct vm_arguments *arguments, struct vm_configuration *vm,
+		       struct configuration_error *ret_error)
+{
+	const char *given = arguments->values[KEY_GROUPS];
+	const char *text = given ? given : "default";
+
+	vm->groups = calloc(CONFIGURATION_GROUPS_MAX, sizeof(*vm->groups));
+	if (!vm->groups)
+		return configuration_fail_memory(ret_error);
+	for (const char *name = text; name;) {
+		size_t len = strcspn(name, "+");
+
+		if (!len || len > GROUP_LEN_MAX || vm->n_groups == CONFIGURATION_GROUPS_MAX)
+			return configuration_fail(ret_error, EX_DATAERR,
+						  "%sgroups " QUOTED
+						  ": %s; give at most %d names of 1 to %d bytes, "
+						  "joined by '+'",
+						  arguments->where, text,
+						  !len			? "a name is empty"
+						  : len > GROUP_LEN_MAX ? "a name is too long"
+									: "too many names",
+						  CONFIGURATION_GROUPS_MAX, GROUP_LEN_MAX);
+		vm->groups[vm->n_groups] = strndup(name, len);
+		if (!vm->groups[vm->n_groups])
+			return configuration_fail_memory(ret_error);
+		vm->n_groups++;
+		name = name[len] ? name + len + 1 : NULL;
+	}
+	return 0;
+}
+
+int configuration_read_vm(struct vm_arguments *arguments, struct vm_configuration *vm,
+			  struct configuration_error *ret_error)
+{
+	const struct {
+		enum key key;
+		uint32_t *ret;
+	} numbers[] = {
+		{KEY_TX_BUFFER_SIZE, &vm->tx_buffer_size},
+		{KEY_QUEUE_SIZE, &vm->queue_size},
+		{KEY_MAX_CONNECTIONS, &vm->max_connections},
+		{KEY_MAX_HANDSHAKES, &vm->max_handshakes},
+	};
+	uint64_t fd;
+	int r;
+
+	r = read_number(arguments, KEY_GUEST_CID, &vm->guest_cid, ret_error);
+	if (r)
+		return r;
+	snprintf(arguments->where, sizeof(arguments->where), "vm %" PRIu64 ": ", vm->guest_cid);
+
+	vm->socket_fd = -1;
+	if (arguments->values[KEY_FD]) {
+		r = read_number(arguments, KEY_FD, &fd, ret_error);
+		if (r)
+			return r;
+		vm->socket_fd = (int)fd;
+	} else {
+		r = read_path(arguments, KEY_SOCKET, &vm->socket, ret_error);
+		if (r)
+			return r;
+	}
+	r = read_path(arguments, KEY_UDS_PATH, &vm->uds_path, ret_error);
+	if (!r)
+		r = configuration_read_access(arguments, KEY_SOCKET_MODE, &vm->socket_access,
+					      ret_error);
+	if (!r)
+		r = configuration_read_access(arguments, KEY_UDS_MODE, &vm->uds_access, ret_error);
+	if (r)
+		return r;
+	for (size_t i = 0; i < sizeof(numbers) / sizeof(numbers[0]); i++) {
+		uint64_t number;
+
+		r = read_number(arguments, numbers[i].key, &number, ret_error);
+		if (r)
+			return r;
+		*numbers[i].ret = (uint32_t)number; /* the maxima are below 2^32 */
+	}
+	return read_groups(arguments, vm, ret_error);
+}
+
+/* One KEY=VALUE of --vm; item is cut in two where it stands. */
+static int read_vm_item(char *item, struct vm_arguments *arguments,
+			struct configuration_error *ret_error)
+{
+	char *value = strchr(item, '=');
+
+	if (!value)
+		return configuration_fail(ret_error, EX_USAGE,
+					  "%s" QUOTED
+					  " is not KEY=VALUE (a value cannot contain a comma)",
+					  arguments->where, item);
+	*value++ = '\0';
+	for (char *c = item; *c; c++)
+		if (*c == '_')
+			*c = '-';
+	for (size_t key = 0; key < N_VM_KEYS; key++) {
+		if (strcmp(item, configuration_keys[key]) != 0)
+			continue;
+		if (arguments->values[key])
+			return configuration_fail(ret_error, EX_USAGE,
+						  "%skey %s is given more than once",
+						  arguments->where, item);
+		arguments->values[key] = value;
+		return 0;
+	}
+	return configuration_fail(
+		ret_error, EX_USAGE,
+		"%sunknown key " QUOTED "; known are guest-cid, socket, uds-path, each of the "
+		"two with -mode, -owner and -group, tx-buffer-size, queue-size, groups, "
+		"max-connections and max-handshakes",
+		arguments->where, item);
+}
+
+int configuration_read_vm_text(const char *text, struct vm_configuration *vm,
+			       struct configuration_error *ret_error)
+{
+	struct vm_arguments arguments = {.is_single = false};
+	char *copy = strdup(text);
+	char *rest = copy;
+	int r = 0;
+
+	if (!copy)
+		return configuration_fail_memory(ret_error);
+	snprintf(arguments.where, sizeof(arguments.where), "--vm " QUOTED ": ", text);
+	while (!r && rest)
+		r = read_vm_item(strsep(&rest, ","), &arguments, ret_error);
+	if (!r)
+		r = configuration_read_vm(&arguments, vm, ret_error);
+	free(copy);
+	return r;
+}

@@ -1,0 +1,124 @@
+#!/bin/sh
+# SPDX-License-Identifier: Apache-2.0
+#
+# The manual pages, README.md, --help and --print-policy say the same, and the
+# manual pages are well formed.
+#
+#	check_documents.sh VSOCKD SOURCE-ROOT
+#
+# With MUST_WORK=1 in the environment a check that cannot be made is a failure.
+
+set -u
+
+if [ $# -ne 2 ]; then
+	echo "usage: $0 VSOCKD SOURCE-ROOT" >&2
+	exit 2
+fi
+vsockd=$1
+root=$2
+page=$root/man/vsockd.8
+sandbox_page=$root/man/vsockd-sandbox.7
+readme=$root/README.md
+status=0
+work=$(mktemp -d) || exit 1
+trap 'rm -rf "$work"' EXIT
+
+complain() {
+	echo "FAIL: $*"
+	status=1
+}
+
+# Each option of the first list that the second one lacks.
+compare() {
+	for option in $(comm -23 "$1" "$2"); do
+		complain "$option $3"
+	done
+}
+
+if ! "$vsockd" --help >"$work/help" || [ ! -s "$work/help" ]; then
+	echo "FAIL: $vsockd --help gives no text"
+	exit 1
+fi
+if [ ! -r "$page" ]; then
+	echo "FAIL: $page cannot be read"
+	exit 1
+fi
+
+if awk 'length($0) > 80 { print; found = 1 } END { exit !found }' "$work/help"; then
+	complain "--help is wider than 80 columns"
+fi
+
+grep -o -e '--[a-z][a-z-]*' "$work/help" | LC_ALL=C sort -u >"$work/in_help"
+
+# What OPTIONS explains, and what any section names; COMPATIBILITY names options of others.
+awk '/^\.Sh / { section = $2 } section == "OPTIONS" && /^\.It Fl -/' "$page" |
+	grep -o 'Fl -[a-z][a-z-]*' | sed 's/^Fl /-/' | LC_ALL=C sort -u >"$work/in_page"
+awk '/^\.Sh / { section = $2 } section != "COMPATIBILITY"' "$page" |
+	grep -o 'Fl -[a-z][a-z-]*' | sed 's/^Fl /-/' | LC_ALL=C sort -u >"$work/named"
+
+if [ ! -s "$work/in_help" ] || [ ! -s "$work/in_page" ]; then
+	complain "no options were found in --help or in $page"
+fi
+compare "$work/in_help" "$work/in_page" "stands in --help, but not in OPTIONS of $page"
+compare "$work/in_page" "$work/in_help" "stands in OPTIONS of $page, but not in --help"
+compare "$work/named" "$work/in_help" "is named in $page, but does not stand in --help"
+
+# Of a role: the calls that are printed, those that the page lists, and the number that each gives.
+# Machines without epoll_wait() have epoll_pwait() in its place, as the page says.
+check_role() {
+	if ! "$vsockd" --print-policy "$1" >"$work/policy"; then
+		complain "$vsockd --print-policy $1 fails"
+		return
+	fi
+	sed -n 's/^\([a-z][a-z0-9_]*\) .*/\1/p' "$work/policy" |
+		sed 's/^epoll_pwait$/epoll_wait/' | LC_ALL=C sort >"$work/printed"
+	awk -v title="$2" '/^\.S[hs] / { section = $2 } section == title && /^\.It Ic / { print $3 }' \
+		"$sandbox_page" | LC_ALL=C sort >"$work/listed"
+	for call in $(comm -23 "$work/printed" "$work/listed"); do
+		complain "$1: $call is allowed, but not listed in $sandbox_page"
+	done
+	for call in $(comm -13 "$work/printed" "$work/listed"); do
+		complain "$1: $call is listed in $sandbox_page, but not allowed"
+	done
+	count=$(tail -n 1 "$work/policy")
+	[ "$count" = "$(wc -l <"$work/printed" | tr -d ' ') system calls" ] ||
+		complain "--print-policy $1 lists another number of calls than its last line gives"
+	awk -v title="$2" '/^\.S[hs] / { section = $2 } section == title' "$sandbox_page" |
+		grep -q "^$count:" || complain "$sandbox_page does not say \"$count\" of the $1"
+	grep -q "[^0-9]$count" "$readme" || complain "$readme does not say \"$count\" of the $1"
+	echo "$count" >>"$work/counts"
+}
+
+check_role front Front
+check_role worker Worker
+# And no other number stands there either.
+for count in $(grep -o '[0-9][0-9]* system calls' "$readme" "$root"/man/*.[1-9] |
+	sed 's/.*:\([0-9]*\) .*/\1/' | sort -u); do
+	grep -q "^$count system calls" "$work/counts" ||
+		complain "\"$count system calls\" stands in a document, but no role has that many"
+done
+
+for test in $(grep -o 'tests/[a-z_/]*\.[a-z]*' "$sandbox_page" | sort -u); do
+	[ -e "$root/$test" ] || complain "$sandbox_page names $test, which does not exist"
+done
+
+for each in "$root"/man/*.[1-9]; do
+	grep -q "'${each##*/}'" "$root/man/meson.build" || complain "$each is not installed"
+done
+
+if command -v mandoc >"$work/mandoc"; then
+	# Which other manual pages are installed here says nothing about these.
+	mandoc -T lint "$root"/man/*.[1-9] 2>&1 |
+		grep -v -e 'referenced manual not found' -e 'outdated mandoc.db' >"$work/lint"
+	if [ -s "$work/lint" ]; then
+		cat "$work/lint"
+		complain "mandoc -T lint has something to say"
+	fi
+elif [ "${MUST_WORK:-0}" = 1 ]; then
+	complain "mandoc is not installed, and MUST_WORK=1"
+else
+	echo "SKIP: lint of the manual pages: mandoc is not installed"
+fi
+
+[ $status -eq 0 ] && echo "OK: $(wc -l <"$work/in_help") options and the calls of both roles agree"
+exit $status
