@@ -322,8 +322,9 @@ static void settle(struct session *session, bool is_kept)
 	size_t n_after = collect_fds(session->regions, session->n_regions, session->rings,
 				     &session->log, after);
 
+	/* A pipe, or a unix socket that a worker has, too: this close() waits for nobody. */
 	if (session->state_fd >= 0)
-		disposal_close(session->state_fd);
+		close(session->state_fd);
 	session->state_fd = -1;
 
 	if (is_kept) {
