@@ -108,6 +108,5 @@ enum report_handshake_reason {
 	REPORT_HANDSHAKE_ENDED,	  /* the host program left first */
 	REPORT_HANDSHAKE_REFUSED, /* the guest answered RST */
 	REPORT_HANDSHAKE_NO_ANSWER,
-	REPORT_HANDSHAKE_NO_DRIVER,
 	REPORT_HANDSHAKE_REASON_MAX,
 };

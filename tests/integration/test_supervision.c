@@ -10,6 +10,7 @@
 #include <stdio.h>
 #include <string.h>
 #include <sys/socket.h>
+#include <sys/syscall.h>
 #include <unistd.h>
 
 #include <cmocka.h>
@@ -587,10 +588,14 @@ static void wait_gone(struct setup *setup, const pid_t *pids, size_t n_pids)
 	int64_t deadline = deadline_in(LIMIT);
 
 	assert_int_equal(socket_wait(setup->daemon.pidfd, POLLIN, deadline), 0);
-	for (size_t i = 0; i < n_pids; i++)
-		while (kill(pids[i], 0) == 0 && deadline_left(deadline) > 0)
-			usleep(2000);
-	assert_true(deadline_left(deadline) > 0);
+	for (size_t i = 0; i < n_pids; i++) {
+		int pidfd = (int)syscall(SYS_pidfd_open, pids[i], 0);
+
+		if (pidfd < 0)
+			continue; /* gone and reaped */
+		assert_int_equal(socket_wait(pidfd, POLLIN, deadline), 0);
+		close(pidfd);
+	}
 }
 
 static void start_traffic(struct setup *setup, struct transfer *ret_transfer)
