@@ -415,7 +415,8 @@ static void assert_nobody_spins(const struct setup *setup)
 	unsigned long before = cpu_ticks(setup);
 
 	poll(NULL, 0, 400);
-	assert_in_range(cpu_ticks(setup) - before, 0, 6);
+	/* Less than before when a worker that was dismissed has ended meanwhile. */
+	assert_true(cpu_ticks(setup) <= before + 6);
 }
 
 /* ---- saving ---- */
