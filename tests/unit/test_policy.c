@@ -1,4 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
+#include <errno.h>
 #include <fcntl.h>
 #include <inttypes.h>
 #include <limits.h>
@@ -9,11 +10,15 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/prctl.h>
 #include <sys/syscall.h>
+#include <sys/wait.h>
+#include <unistd.h>
 
 #include <cmocka.h>
 
 #include "policy/rules.h"
+#include "policy/walls.h"
 
 /* The counts that the documentation promises. */
 #define WORKER_CALLS_MAX 13
@@ -147,9 +152,35 @@ static void test_no_process_opens_makes_or_becomes_anything(void **state)
 	assert_null(find(POLICY_FRONT, SYS_readv));
 }
 
+/* Behind an empty root there is nothing left to see it by, so it is tried alone. */
+static void test_landlock_alone_keeps_files_away(void **state)
+{
+	pid_t pid;
+	int status;
+
+	(void)state;
+	/* LANDLOCK_CREATE_RULESET_VERSION */
+	if (syscall(SYS_landlock_create_ruleset, NULL, 0, 1u) < 1) {
+		print_message("skipped: this kernel has no Landlock\n");
+		skip();
+	}
+	pid = fork();
+	assert_true(pid >= 0);
+	if (pid == 0) {
+		if (open("/proc/self/status", O_RDONLY | O_CLOEXEC) < 0 ||
+		    prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) || policy_restrict_paths())
+			_exit(1);
+		_exit(open("/proc/self/status", O_RDONLY | O_CLOEXEC) < 0 && errno == EACCES ? 0
+											     : 2);
+	}
+	assert_int_equal(waitpid(pid, &status, 0), pid);
+	assert_int_equal(status, 0);
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
+		cmocka_unit_test(test_landlock_alone_keeps_files_away),
 		cmocka_unit_test(test_no_process_has_more_calls_than_documented),
 		cmocka_unit_test(test_each_call_stands_once_and_has_a_reason),
 		cmocka_unit_test(test_a_worker_maps_shared_memory_and_nothing_else),
