@@ -152,6 +152,22 @@ static void test_no_process_opens_makes_or_becomes_anything(void **state)
 	assert_null(find(POLICY_FRONT, SYS_readv));
 }
 
+/* Memory fds must not leave a worker, and no fd of a host program must come in. */
+static void test_a_worker_passes_fds_through_its_channel_alone(void **state)
+{
+	static const long calls[] = {SYS_sendmsg, SYS_recvmsg};
+
+	(void)state;
+	for (size_t i = 0; i < sizeof(calls) / sizeof(calls[0]); i++) {
+		const struct policy_rule *rule = find(POLICY_WORKER, calls[i]);
+
+		assert_non_null(rule);
+		assert_int_equal(rule->comparisons[0].kind, POLICY_EQUAL);
+		assert_int_equal(rule->comparisons[0].argument, 0);
+		assert_int_equal(rule->comparisons[0].value, POLICY_WORKER_CHANNEL_FD);
+	}
+}
+
 /* Behind an empty root there is nothing left to see it by, so it is tried alone. */
 static void test_landlock_alone_keeps_files_away(void **state)
 {
@@ -180,6 +196,7 @@ static void test_landlock_alone_keeps_files_away(void **state)
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
+		cmocka_unit_test(test_a_worker_passes_fds_through_its_channel_alone),
 		cmocka_unit_test(test_landlock_alone_keeps_files_away),
 		cmocka_unit_test(test_no_process_has_more_calls_than_documented),
 		cmocka_unit_test(test_each_call_stands_once_and_has_a_reason),
