@@ -301,7 +301,8 @@ static bool has_answer(void *context)
 	const struct host_stream *stream = context;
 
 	return stream->is_ended || stream->error ||
-	       memchr(stream->received, '\n', stream->n_received);
+	       (stream->n_received > 0 &&
+		memchr(stream->received, '\n', stream->n_received) != NULL);
 }
 
 static bool has_ended(void *context)
