@@ -570,10 +570,29 @@ static void audit_worker(const struct live *live, size_t i, struct names *ret_fd
 	expect_no_environment(pid);
 }
 
+/* Which of two that were started at a time was ready first, and got a VM, is chance. */
+static void put_spare_last(struct live *live)
+{
+	struct names maps;
+
+	if (geteuid() != 0)
+		return; /* nobody looks inside then */
+	for (size_t i = 0; i < VMS; i++) {
+		pid_t pid = live->workers[i];
+
+		list_shared_maps(pid, &maps);
+		if (maps.n > 1)
+			continue;
+		live->workers[i] = live->workers[VMS];
+		live->workers[VMS] = pid;
+	}
+}
+
 static void audit(const struct live *live)
 {
 	struct names fds[VMS + 1] = {{.n = 0}}, maps[VMS + 1] = {{.n = 0}};
 
+	put_spare_last(live);
 	wait_confined(live->workers[VMS]);
 	audit_spawner(live);
 	audit_front(live);
