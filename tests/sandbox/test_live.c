@@ -588,7 +588,7 @@ static void put_spare_last(struct live *live)
 	}
 }
 
-static void audit(const struct live *live)
+static void audit(struct live *live)
 {
 	struct names fds[VMS + 1] = {{.n = 0}}, maps[VMS + 1] = {{.n = 0}};
 
