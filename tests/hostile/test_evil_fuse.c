@@ -136,12 +136,15 @@ static bool mount_file_system(bool is_for_all)
 	char options[128];
 	int device = open("/dev/fuse", O_RDWR | O_CLOEXEC);
 
-	if (device < 0)
+	if (device < 0) {
+		print_message("skipped: /dev/fuse can't be opened\n");
 		return false;
+	}
 	snprintf(options, sizeof(options), "fd=%d,rootmode=40000,user_id=0,group_id=0%s", device,
 		 is_for_all ? ",allow_other" : "");
 	if (mkdir(mount_point, 0777) < 0 ||
 	    mount("hostile", mount_point, "fuse", MS_NOSUID | MS_NODEV, options) < 0) {
+		print_message("skipped: this user may not mount a FUSE file system\n");
 		close(device);
 		return false;
 	}
