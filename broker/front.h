@@ -145,7 +145,7 @@ struct device {
 	bool had_event_ring;		 /* ring 2 was started in this session */
 	bool was_running[SESSION_RINGS]; /* a worker has started the ring */
 	bool was_stopped[SESSION_RINGS]; /* GET_VRING_BASE gave: */
-	uint16_t stopped_at[SESSION_RINGS];
+	uint32_t stopped_at[SESSION_RINGS];
 	uint32_t n_deaths;   /* in a row */
 	uint64_t last_death; /* ms */
 	uint64_t assign_at;  /* ms: no worker before */

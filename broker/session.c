@@ -420,7 +420,7 @@ int session_complete(struct session *session, int status, uint64_t value)
 		return 0;
 
 	if (status == 0 && session->current.request == VHOST_USER_GET_VRING_BASE)
-		session->rings[session->current.ring].base = (uint16_t)value;
+		session->rings[session->current.ring].base = (uint32_t)value;
 	return advance(session, status);
 }
 

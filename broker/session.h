@@ -68,7 +68,7 @@ struct session_ring {
 	uint64_t desc, used, avail; /* front-end user addresses */
 	bool is_logged;		    /* VHOST_VRING_F_LOG: writes to the used ring are logged at */
 	uint64_t log_address;	    /* guest address */
-	uint16_t base;		    /* next avail index: as set, or as last returned */
+	uint32_t base;		    /* where to go on: as set, or as last returned */
 	int fds[SESSION_RING_FDS];  /* owned by the session; -1: polled or not given */
 };
 

@@ -261,7 +261,7 @@ static int send_ring_start(struct device *device, uint32_t ring, uint32_t sequen
 	start.desc = state->desc;
 	start.used = state->used;
 	start.avail = state->avail;
-	start.avail_index = state->base;
+	start.ring_base = state->base;
 	start.from_used_index = device->was_running[ring];
 	start.is_logged = state->is_logged;
 	start.log_address = state->log_address;
@@ -422,7 +422,7 @@ static void note_done(struct device *device, const struct step *step, int status
 	if (step->kind == STEP_RING_STOP) {
 		device->was_running[step->number] = false;
 		device->was_stopped[step->number] = true;
-		device->stopped_at[step->number] = (uint16_t)value;
+		device->stopped_at[step->number] = value;
 		sync->value = value;
 		sync->has_value = true;
 	}

@@ -331,7 +331,7 @@ static int on_ring_start(struct device *device, const Vsockd__RingStart *start, 
 		return 0;
 	ring->is_logged = start->is_logged;
 	ring->log_address = start->log_address;
-	r = ring_start(ring, &device->memory, start->num, &addresses, (uint16_t)start->avail_index,
+	r = ring_start(ring, &device->memory, start->num, &addresses, start->ring_base,
 		       start->from_used_index);
 	if (r == 0 && ring->is_enabled)
 		ring_enable_kicks(ring); /* avail_event may be stale since a former start */

@@ -91,7 +91,7 @@ static bool find_parts(struct ring *ring, const struct guest_memory *memory)
 }
 
 int ring_start(struct ring *ring, struct guest_memory *memory, uint32_t num,
-	       const struct ring_addresses *addresses, uint16_t avail_idx, bool from_used_index)
+	       const struct ring_addresses *addresses, uint32_t base, bool from_used_index)
 {
 	ring->is_started = false;
 	ring->is_broken = false;
@@ -105,17 +105,33 @@ int ring_start(struct ring *ring, struct guest_memory *memory, uint32_t num,
 	ring->used_idx = guest_load16(used_index(ring));
 	ring->next_used = ring->used_idx;
 	ring->called_idx = ring->used_idx;
-	ring->next_avail = from_used_index ? ring->used_idx : avail_idx;
+	/* The upper half of a split ring's base is without meaning. */
+	ring->next_avail = from_used_index ? ring->used_idx : (uint16_t)base;
 	ring->avail_idx = ring->next_avail;
 	ring->is_notified_once = false;
 	ring->is_started = true;
 	return 0;
 }
 
-uint16_t ring_stop(struct ring *ring)
+uint32_t ring_stop(struct ring *ring)
 {
 	ring->is_started = false;
 	return ring->next_avail;
+}
+
+struct ring_state ring_state(const struct ring *ring)
+{
+	return (struct ring_state){.base = ring->next_avail, .was_called = ring->is_notified_once};
+}
+
+int ring_resume(struct ring *ring, struct guest_memory *memory, uint32_t num,
+		const struct ring_addresses *addresses, const struct ring_state *state)
+{
+	int r = ring_start(ring, memory, num, addresses, state->base, false);
+
+	if (r == 0)
+		ring->is_notified_once = state->was_called;
+	return r;
 }
 
 void ring_relocate(struct ring *ring, struct guest_memory *memory)

@@ -72,14 +72,30 @@ struct chain {
 void ring_init(struct ring *ring);
 
 /*
- * Start at an avail index, or behind the last used chain. 0, or -EFAULT when a
- * part of the ring lies outside guest memory.
+ * Start at a base, as SET_VRING_BASE has it, or behind the last used chain. 0,
+ * -EINVAL, or -EFAULT when a part of the ring lies outside guest memory.
  */
 int ring_start(struct ring *ring, struct guest_memory *memory, uint32_t num,
-	       const struct ring_addresses *addresses, uint16_t avail_idx, bool from_used_index);
+	       const struct ring_addresses *addresses, uint32_t base, bool from_used_index);
 
-/* Stop; the next avail index is returned, the same one each time. */
-uint16_t ring_stop(struct ring *ring);
+/* Stop; the base to go on at is returned, the same one each time. */
+uint32_t ring_stop(struct ring *ring);
+
+/*
+ * What a ring that is handed over takes along; everything else stands in guest
+ * memory, or is as the session has it. Yielded by a ring whose chains were all
+ * given back and published, as they are after each device_pump().
+ */
+struct ring_state {
+	uint32_t base; /* as ring_stop() returns it */
+	bool was_called;
+};
+
+struct ring_state ring_state(const struct ring *ring);
+
+/* ring_start() where another process left the ring, which has stopped touching it. */
+int ring_resume(struct ring *ring, struct guest_memory *memory, uint32_t num,
+		const struct ring_addresses *addresses, const struct ring_state *state);
 
 /* The memory table changed: find the ring again, or break it. */
 void ring_relocate(struct ring *ring, struct guest_memory *memory);

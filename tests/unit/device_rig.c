@@ -355,7 +355,7 @@ int rig_ring_start(uint32_t ring, uint16_t avail_idx, bool from_used_index)
 	start.desc = RIG_USER_BASE + driver->desc;
 	start.avail = RIG_USER_BASE + driver->avail;
 	start.used = RIG_USER_BASE + driver->used;
-	start.avail_index = avail_idx;
+	start.ring_base = avail_idx;
 	start.from_used_index = from_used_index;
 	envelope.body_case = VSOCKD__ENVELOPE__BODY_RING_START;
 	envelope.ring_start = &start;

@@ -288,7 +288,7 @@ static void test_a_ring_may_begin_at_any_index_or_behind_the_used_one(void **sta
 	}
 	assert_int_equal(rig_ring_stop(RING_TX), 14);
 
-	/* After a crash nobody knows better than the used ring; avail_index is not looked at. */
+	/* After a crash nobody knows better than the used ring; the base is not looked at. */
 	rig_put(&header, NULL);
 	assert_int_equal(rig_ring_start(RING_TX, 999, true), 0);
 	assert_int_equal(rig_n_sent(), 1);

@@ -340,6 +340,34 @@ static void test_stop_gives_the_same_index_each_time(void **state)
 	assert_int_equal(ring_stop(&ring), 3);
 }
 
+static void test_a_ring_that_is_handed_over_goes_on_where_it_was(void **state)
+{
+	struct ring_state taken_over;
+
+	(void)state;
+	store16(RINGS + AVAIL, 1); /* no calls, but for the first */
+	start(8);
+	describe(0, LOW, 10, 0, 0);
+	for (uint32_t i = 0; i < 3; i++)
+		offer(0);
+	for (uint32_t i = 0; i < 2; i++) {
+		taken_over = ring_state(&ring);
+		assert_int_equal(taken_over.was_called, i > 0);
+		ring_stop(&ring);
+		assert_int_equal(ring_resume(&ring, &memory, 8, &usual, &taken_over), 0);
+		assert_int_equal(pop(), 1);
+		ring_push(&ring, 0, 0);
+		ring_publish(&ring);
+		assert_int_equal(calls(), i == 0);
+	}
+	assert_int_equal(load16(RINGS + USED + 2), 2);
+	assert_int_equal(pop(), 1);
+	assert_int_equal(pop(), 0);
+	assert_int_equal(ring_state(&ring).base, 3);
+	taken_over.base = 2;
+	assert_int_equal(ring_resume(&ring, &memory, 7, &usual, &taken_over), -EINVAL);
+}
+
 /* ---- chains ---- */
 
 static void test_a_chain_of_the_ring_has_its_parts_in_order(void **state)
@@ -1078,6 +1106,7 @@ int main(void)
 		TEST(test_a_start_takes_the_used_index_from_memory),
 		TEST(test_a_start_behind_the_used_index_ignores_the_other),
 		TEST(test_stop_gives_the_same_index_each_time),
+		TEST(test_a_ring_that_is_handed_over_goes_on_where_it_was),
 		TEST(test_a_chain_of_the_ring_has_its_parts_in_order),
 		TEST(test_a_readable_part_behind_a_writable_one_is_malformed_but_breaks_nothing),
 		TEST(test_descriptors_without_length_have_no_part),
