@@ -1,6 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include "ipc/message.h"
 
+#include "ipc/arena.h"
+
 #define RULE(upper, lower, direction, states, fds_min, fds_max)                                    \
 	{                                                                                          \
 		VSOCKD__ENVELOPE__BODY_##upper, lower, direction, states, fds_min, fds_max         \
@@ -58,47 +60,12 @@ const char *message_name(Vsockd__Envelope__BodyCase type)
 	return rule ? rule->name : "unknown message";
 }
 
-/*
- * The envelope, one body and protobuf-c's book-keeping. A packet that repeats
- * its body makes the decoder allocate again: more than a few times is not
- * something that message_encode() produces.
- */
-#define ARENA_SIZE	4096
-#define ARENA_ALIGNMENT 16
-
-static _Alignas(ARENA_ALIGNMENT) uint8_t arena[ARENA_SIZE];
-static size_t arena_used;
-
-static void *arena_allocate(void *unused, size_t size)
-{
-	void *place = arena + arena_used;
-
-	(void)unused;
-	if (size > ARENA_SIZE - arena_used)
-		return NULL;
-	arena_used += (size + ARENA_ALIGNMENT - 1) & ~(size_t)(ARENA_ALIGNMENT - 1);
-	if (arena_used > ARENA_SIZE)
-		arena_used = ARENA_SIZE;
-	return place;
-}
-
-static void arena_release(void *unused, void *place)
-{
-	(void)unused;
-	(void)place;
-}
-
-static ProtobufCAllocator arena_allocator = {
-	.alloc = arena_allocate,
-	.free = arena_release,
-};
-
 /* Every body is a message of its own; the oneof's members share one pointer. */
 static bool has_unknown_fields(const Vsockd__Envelope *envelope)
 {
 	const ProtobufCMessage *body = (const ProtobufCMessage *)(const void *)envelope->ready;
 
-	return envelope->base.n_unknown_fields > 0 || !body || body->n_unknown_fields > 0;
+	return !body || arena_has_unknown_fields(&envelope->base, body);
 }
 
 const Vsockd__Envelope *message_decode(const struct channel_packet *packet,
@@ -109,7 +76,7 @@ const Vsockd__Envelope *message_decode(const struct channel_packet *packet,
 	const Vsockd__Envelope *envelope;
 	uint8_t n_fds = packet->fd >= 0;
 
-	arena_used = 0;
+	arena_reset();
 	envelope = vsockd__envelope__unpack(&arena_allocator, packet->len, packet->bytes);
 	if (!envelope) {
 		*ret_reason = "not a message of this protocol";

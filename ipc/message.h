@@ -8,7 +8,7 @@
  * receiver drops the peer.
  *
  * Decoding takes no heap: protobuf-c gets a static arena, so a decoded message
- * lives until the next message_decode() in this process. Single-threaded.
+ * lives until the next decoding in this process (arena.h). Single-threaded.
  */
 
 #include <stdbool.h>
