@@ -86,9 +86,9 @@ static bool lock(int directory)
 }
 
 /* What connect() says: 0, or the errno. */
-static int try_connect(const struct sockaddr_un *address)
+static int try_connect(const struct sockaddr_un *address, int type)
 {
-	AUTO_CLOSE int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
+	AUTO_CLOSE int fd = socket(AF_UNIX, type | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
 
 	if (fd < 0)
 		return errno;
@@ -100,23 +100,24 @@ static int try_connect(const struct sockaddr_un *address)
  * lets connect. Who may choose user ids asks as that owner; for others the
  * change of id does nothing.
  */
-static int probe(const struct sockaddr_un *address, uid_t owner)
+static int probe(const struct sockaddr_un *address, int type, uid_t owner)
 {
-	int error = try_connect(address), death_signal = 0;
+	int error = try_connect(address, type), death_signal = 0;
 	uid_t own;
 
 	if (error != EACCES)
 		return error;
 	(void)prctl(PR_GET_PDEATHSIG, &death_signal);
 	own = (uid_t)setfsuid(owner);
-	error = try_connect(address);
+	error = try_connect(address, type);
 	(void)setfsuid(own);
 	(void)prctl(PR_SET_PDEATHSIG, death_signal); /* which a change of ids clears */
 	return error;
 }
 
 /* Only a socket that is there and that provably nobody listens on is removed. */
-static int remove_stale(const struct sockaddr_un *address, struct listener_failure *ret_failure)
+static int remove_stale(const struct sockaddr_un *address, int type,
+			struct listener_failure *ret_failure)
 {
 	const char *path = address->sun_path;
 	struct stat found;
@@ -130,7 +131,7 @@ static int remove_stale(const struct sockaddr_un *address, struct listener_failu
 	}
 	if (!S_ISSOCK(found.st_mode))
 		return fail(ret_failure, EEXIST, path, "exists and is not a socket");
-	error = probe(address, found.st_uid);
+	error = probe(address, type, found.st_uid);
 	if (!error || error == EAGAIN) /* EAGAIN: its backlog is full */
 		return fail(ret_failure, EADDRINUSE, path, "another program listens on it");
 	if (error != ECONNREFUSED)
@@ -209,14 +210,15 @@ static int give_access(int file, const char *path, const struct listener_access 
 	return 0;
 }
 
-static int bind_and_listen(const struct sockaddr_un *address, const struct listener_access *access,
-			   struct listener *ret_listener, struct listener_failure *ret_failure)
+static int bind_and_listen(const struct sockaddr_un *address, int type,
+			   const struct listener_access *access, struct listener *ret_listener,
+			   struct listener_failure *ret_failure)
 {
 	const char *path = address->sun_path;
 	struct stat made = {0};
 	int status;
 
-	AUTO_CLOSE int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
+	AUTO_CLOSE int fd = socket(AF_UNIX, type | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
 	if (fd < 0)
 		return fail(ret_failure, errno, path, "%s", strerror(errno));
 	status = bind_private(fd, address);
@@ -240,8 +242,8 @@ static int bind_and_listen(const struct sockaddr_un *address, const struct liste
 	return 0;
 }
 
-int listener_open(const char *path, const struct listener_access *access,
-		  struct listener *ret_listener, struct listener_failure *ret_failure)
+static int open_socket(const char *path, int type, const struct listener_access *access,
+		       struct listener *ret_listener, struct listener_failure *ret_failure)
 {
 	struct sockaddr_un address;
 	struct listener listener = {.fd = -1, .path = path};
@@ -255,12 +257,24 @@ int listener_open(const char *path, const struct listener_access *access,
 			    strerror(errno));
 	if (!lock(directory))
 		return fail(ret_failure, EBUSY, path, "another program has locked its directory");
-	status = remove_stale(&address, ret_failure);
+	status = remove_stale(&address, type, ret_failure);
 	if (!status)
-		status = bind_and_listen(&address, access, &listener, ret_failure);
+		status = bind_and_listen(&address, type, access, &listener, ret_failure);
 	if (!status)
 		*ret_listener = listener;
 	return status;
+}
+
+int listener_open(const char *path, const struct listener_access *access,
+		  struct listener *ret_listener, struct listener_failure *ret_failure)
+{
+	return open_socket(path, SOCK_STREAM, access, ret_listener, ret_failure);
+}
+
+int listener_open_packets(const char *path, const struct listener_access *access,
+			  struct listener *ret_listener, struct listener_failure *ret_failure)
+{
+	return open_socket(path, SOCK_SEQPACKET, access, ret_listener, ret_failure);
 }
 
 void listener_unlink(const struct listener *listener)

@@ -43,6 +43,10 @@ struct listener_failure {
 int listener_open(const char *path, const struct listener_access *access,
 		  struct listener *ret_listener, struct listener_failure *ret_failure);
 
+/* The same for SOCK_SEQPACKET: packets, whole or not at all. */
+int listener_open_packets(const char *path, const struct listener_access *access,
+			  struct listener *ret_listener, struct listener_failure *ret_failure);
+
 /* Remove the socket from the file system if it is still ours there. */
 void listener_unlink(const struct listener *listener);
 

@@ -128,6 +128,28 @@ static void test_a_socket_of_another_type_is_left_alone(void **state)
 	close(fd);
 }
 
+static void test_a_socket_for_packets_is_made_and_replaced_alike(void **state)
+{
+	struct listener listener = {.fd = -1};
+	struct listener_failure failure = {""};
+	int type = 0;
+	socklen_t len = sizeof(type);
+
+	(void)state;
+	for (int i = 0; i < 2; i++) { /* the second one finds the first's remains */
+		if (listener_open_packets(path, &LISTENER_OWNER_ONLY, &listener, &failure))
+			fail_msg("%s", failure.text);
+		assert_int_equal(getsockopt(listener.fd, SOL_SOCKET, SO_TYPE, &type, &len), 0);
+		assert_int_equal(type, SOCK_SEQPACKET);
+		assert_int_equal(connect_to(path), -EPROTOTYPE);
+		assert_int_equal(
+			listener_open_packets(path, &LISTENER_OWNER_ONLY, &listener, &failure),
+			-EADDRINUSE);
+		assert_non_null(strstr(failure.text, "another program listens on it"));
+		listener_close(&listener);
+	}
+}
+
 static void test_what_is_not_a_socket_is_left_alone(void **state)
 {
 	char target[64];
@@ -387,6 +409,7 @@ int main(void)
 		TEST(test_a_stale_socket_is_replaced),
 		TEST(test_a_socket_in_use_is_left_alone),
 		TEST(test_a_socket_of_another_type_is_left_alone),
+		TEST(test_a_socket_for_packets_is_made_and_replaced_alike),
 		TEST(test_what_is_not_a_socket_is_left_alone),
 		TEST(test_a_missing_directory_is_told),
 		TEST(test_a_path_too_long_is_refused),
