@@ -30,7 +30,7 @@ static size_t count(enum policy_role role)
 	const struct policy_rule *rules = policy_rules(&n_rules);
 
 	for (size_t i = 0; i < n_rules; i++)
-		n += rules[i].role == role;
+		n += rules[i].role == role && (i == 0 || rules[i].number != rules[i - 1].number);
 	return n;
 }
 
@@ -53,7 +53,7 @@ static void test_no_process_has_more_calls_than_documented(void **state)
 	assert_int_equal(count(POLICY_FRONT), FRONT_CALLS_MAX);
 }
 
-static void test_each_call_stands_once_and_has_a_reason(void **state)
+static void test_the_rules_of_a_call_stand_together_and_have_a_reason(void **state)
 {
 	size_t n_rules;
 	const struct policy_rule *rules = policy_rules(&n_rules);
@@ -62,7 +62,9 @@ static void test_each_call_stands_once_and_has_a_reason(void **state)
 	for (size_t i = 0; i < n_rules; i++) {
 		assert_true(rules[i].role < POLICY_ROLE_MAX);
 		assert_true(strlen(rules[i].reason) > 0);
-		assert_ptr_equal(find(rules[i].role, rules[i].number), &rules[i]);
+		if (i == 0 || rules[i].number != rules[i - 1].number ||
+		    rules[i].role != rules[i - 1].role)
+			assert_ptr_equal(find(rules[i].role, rules[i].number), &rules[i]);
 	}
 }
 
@@ -199,7 +201,7 @@ int main(void)
 		cmocka_unit_test(test_a_worker_passes_fds_through_its_channel_alone),
 		cmocka_unit_test(test_landlock_alone_keeps_files_away),
 		cmocka_unit_test(test_no_process_has_more_calls_than_documented),
-		cmocka_unit_test(test_each_call_stands_once_and_has_a_reason),
+		cmocka_unit_test(test_the_rules_of_a_call_stand_together_and_have_a_reason),
 		cmocka_unit_test(test_a_worker_maps_shared_memory_and_nothing_else),
 		cmocka_unit_test(test_the_front_asks_for_the_state_of_an_fd_and_never_of_a_path),
 		cmocka_unit_test(test_the_empty_path_lies_in_memory_that_cannot_be_written),
