@@ -13,11 +13,14 @@
 #include <syslog.h>
 #include <unistd.h>
 
+#include "broker/control.h"
 #include "policy/policy.h"
 
 /* Listeners, channels, epoll, rings and memory regions of one VM, next to its connections. */
 #define FILES_PER_VM	 128
 #define FILES_OF_PROCESS 64
+/* Each may have an fd in hand. */
+#define FILES_OF_CONTROL (2 * CONTROL_CLIENTS_MAX)
 
 const char *const configuration_keys[N_KEYS] = {
 	[KEY_GUEST_CID] = "guest-cid",
@@ -38,6 +41,10 @@ const char *const configuration_keys[N_KEYS] = {
 	[KEY_USER] = "user",
 	[KEY_LOG_LEVEL] = "log-level",
 	[KEY_WORKER] = "worker",
+	[KEY_CONTROL] = "control",
+	[KEY_CONTROL_MODE] = "control-mode",
+	[KEY_CONTROL_OWNER] = "control-owner",
+	[KEY_CONTROL_GROUP] = "control-group",
 };
 
 enum {
@@ -72,6 +79,10 @@ static const struct option options[] = {
 	{"user", required_argument, NULL, OPTION_KEY + KEY_USER},
 	{"log-level", required_argument, NULL, OPTION_KEY + KEY_LOG_LEVEL},
 	{"worker", required_argument, NULL, OPTION_KEY + KEY_WORKER},
+	{"control", required_argument, NULL, OPTION_KEY + KEY_CONTROL},
+	{"control-mode", required_argument, NULL, OPTION_KEY + KEY_CONTROL_MODE},
+	{"control-owner", required_argument, NULL, OPTION_KEY + KEY_CONTROL_OWNER},
+	{"control-group", required_argument, NULL, OPTION_KEY + KEY_CONTROL_GROUP},
 	{"insecure-no-namespaces", no_argument, NULL, OPTION_NO_NAMESPACES},
 	{"insecure-no-seccomp", no_argument, NULL, OPTION_NO_SECCOMP},
 	{"print-capabilities", no_argument, NULL, OPTION_CAPABILITIES},
@@ -271,6 +282,17 @@ static int read_log_level(const char *text, int *ret, struct configuration_error
 		"log-level " QUOTED ": unknown; give error, warning, notice, info or debug", text);
 }
 
+static int read_service_sockets(const struct command_line *line,
+				struct configuration *configuration,
+				struct configuration_error *ret_error)
+{
+	struct vm_arguments arguments = {.is_single = true};
+
+	memcpy(arguments.values, line->values, sizeof(arguments.values));
+	return configuration_read_service(&arguments, KEY_CONTROL, &configuration->control,
+					  ret_error);
+}
+
 /* Fills configuration as far as it gets; the caller frees it on failure too. */
 static int read_configuration(const struct command_line *line, struct configuration *configuration,
 			      struct configuration_error *ret_error)
@@ -296,6 +318,9 @@ static int read_configuration(const struct command_line *line, struct configurat
 		if (!configuration->worker)
 			return configuration_fail_memory(ret_error);
 	}
+	r = read_service_sockets(line, configuration, ret_error);
+	if (r)
+		return r;
 	configuration->n_vms = line->n_vms ? line->n_vms : 1;
 	configuration->vms = calloc(configuration->n_vms, sizeof(*configuration->vms));
 	if (!configuration->vms)
@@ -363,12 +388,13 @@ void configuration_free(struct configuration *configuration)
 	}
 	free(configuration->vms);
 	free(configuration->worker);
+	free(configuration->control.path);
 	*configuration = (struct configuration){.action = CONFIGURATION_RUN};
 }
 
 uint64_t configuration_n_files(const struct configuration *configuration)
 {
-	uint64_t n_files = FILES_OF_PROCESS;
+	uint64_t n_files = FILES_OF_PROCESS + (configuration->control.path ? FILES_OF_CONTROL : 0);
 
 	for (size_t i = 0; i < configuration->n_vms; i++)
 		n_files += (uint64_t)configuration->vms[i].max_connections + FILES_PER_VM;

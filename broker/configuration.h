@@ -45,6 +45,12 @@ struct vm_configuration {
 	uint32_t max_handshakes;
 };
 
+/* A unix socket of vsockd itself, not of a VM. */
+struct service_socket {
+	char *path; /* NULL: none */
+	struct listener_access access;
+};
+
 struct configuration {
 	enum configuration_action action;
 	enum policy_role policy_role; /* of CONFIGURATION_POLICY */
@@ -56,6 +62,7 @@ struct configuration {
 	int log_level;	   /* as in syslog(3): LOG_ERR ... LOG_DEBUG */
 	uint32_t insecure; /* POLICY_INSECURE_... */
 	char *worker;	   /* --worker PATH, NULL: found beside vsockd */
+	struct service_socket control;
 };
 
 struct configuration_error {

@@ -93,6 +93,23 @@ int configuration_read_access(const struct vm_arguments *arguments, enum key mod
 	return r;
 }
 
+int configuration_read_service(const struct vm_arguments *arguments, enum key path,
+			       struct service_socket *ret, struct configuration_error *ret_error)
+{
+	int r;
+
+	for (enum key key = path + 1; key <= path + 3 && !arguments->values[path]; key++)
+		if (arguments->values[key])
+			return configuration_fail(ret_error, EX_USAGE,
+						  "--%s is given without --%s; add --%s PATH",
+						  configuration_keys[key], configuration_keys[path],
+						  configuration_keys[path]);
+	if (!arguments->values[path])
+		return 0;
+	r = configuration_read_access(arguments, path + 1, &ret->access, ret_error);
+	return r ? r : configuration_read_path(arguments, path, &ret->path, ret_error);
+}
+
 int configuration_read_user(const char *text, struct configuration *configuration,
 			    struct configuration_error *ret_error)
 {

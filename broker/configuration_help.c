@@ -47,6 +47,10 @@ const char configuration_help[] =
 	"  --user NAME           as root: become that user first; of root's capabilities\n"
 	"                        only those to give workers user ids of their own stay\n"
 	"  --log-level LEVEL     error, warning, notice, info or debug (default info)\n"
+	"  --control PATH        listen here for vsockctl (default: nowhere)\n"
+	"  --control-mode OCTAL  permissions, owner and group of that socket (default:\n"
+	"  --control-owner USER  600, and those vsockd runs as)\n"
+	"  --control-group GROUP\n"
 	"  --worker PATH         the vsockd-worker program (default: the one installed\n"
 	"                        with vsockd)\n"
 	"  --insecure-no-namespaces\n"
@@ -105,7 +109,9 @@ void configuration_print_policy(FILE *stream, enum policy_role role)
 	for (size_t i = 0; i < n_rules; i++) {
 		if (rules[i].role != role)
 			continue;
-		n_calls++;
+		/* The rules of one call follow each other. */
+		n_calls += i == 0 || rules[i - 1].role != role ||
+			   strcmp(rules[i - 1].call, rules[i].call) != 0;
 		if ((int)strlen(rules[i].call) > call_width)
 			call_width = (int)strlen(rules[i].call);
 		for (size_t j = 0; j < POLICY_COMPARISONS_MAX; j++) {

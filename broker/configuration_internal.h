@@ -44,6 +44,10 @@ enum key {
 	KEY_USER = N_SINGLE_VM_KEYS,
 	KEY_LOG_LEVEL,
 	KEY_WORKER,
+	KEY_CONTROL,
+	KEY_CONTROL_MODE,
+	KEY_CONTROL_OWNER,
+	KEY_CONTROL_GROUP,
 	N_KEYS,
 };
 
@@ -68,6 +72,14 @@ int configuration_read_vm_text(const char *text, struct vm_configuration *vm,
 /* Of the keys mode, owner and group; mode is the first of the three. */
 int configuration_read_access(const struct vm_arguments *arguments, enum key mode,
 			      struct listener_access *ret, struct configuration_error *ret_error);
+
+/* A socket that may be left out; mode, owner and group follow its key. */
+int configuration_read_service(const struct vm_arguments *arguments, enum key path,
+			       struct service_socket *ret, struct configuration_error *ret_error);
+
+/* The path of a socket, checked by itself; a copy of it in *ret. */
+int configuration_read_path(const struct vm_arguments *arguments, enum key key, char **ret,
+			    struct configuration_error *ret_error);
 
 /* The value of --user; the group is the user's first one. */
 int configuration_read_user(const char *text, struct configuration *configuration,

@@ -15,13 +15,14 @@
 
 /* A path as its names clash with others: within one directory, by name. */
 struct place {
-	const char *kind; /* "socket" or "uds-path" */
+	const char *kind; /* "socket", "uds-path", or one of vsockd's own */
 	const char *path;
 	const char *name;
 	dev_t device; /* both 0 where the file system was not asked: then name is the path */
 	ino_t inode;
-	uint64_t cid;
 	bool is_uds_path;
+	char where[32]; /* begin of an error line: "vm 3: "; empty for vsockd's own */
+	char whose[32]; /* " of vm 3" */
 };
 
 /* Decimal digits as the front appends them: no leading zero, 32 bits. */
@@ -58,9 +59,8 @@ static int check_pair(const struct place *first, const struct place *second,
 	if (strcmp(first->name, second->name) == 0)
 		return configuration_fail(
 			ret_error, EX_DATAERR,
-			"vm %" PRIu64 ": %s " QUOTED ": it is also the %s of vm %" PRIu64
-			"; choose another path",
-			second->cid, second->kind, second->path, first->kind, first->cid);
+			"%s%s " QUOTED ": it is also the %s%s; choose another path", second->where,
+			second->kind, second->path, first->kind, first->whose);
 	port = port_in(outer, inner);
 	if (!port) {
 		inner = first;
@@ -69,11 +69,10 @@ static int check_pair(const struct place *first, const struct place *second,
 	}
 	if (!port)
 		return 0;
-	return configuration_fail(ret_error, EX_DATAERR,
-				  "vm %" PRIu64 ": %s " QUOTED ": it is port %s of uds-path " QUOTED
-				  " of vm %" PRIu64 "; choose another path",
-				  inner->cid, inner->kind, inner->path, port, outer->path,
-				  outer->cid);
+	return configuration_fail(
+		ret_error, EX_DATAERR,
+		"%s%s " QUOTED ": it is port %s of uds-path " QUOTED "%s; choose another path",
+		inner->where, inner->kind, inner->path, port, outer->path, outer->whose);
 }
 
 static int check_places(const struct place *places, size_t n_places,
@@ -93,20 +92,22 @@ static int check_places(const struct place *places, size_t n_places,
 static struct place place_of(const struct vm_configuration *vm, bool is_uds_path)
 {
 	const char *path = is_uds_path ? vm->uds_path : vm->socket;
-
-	return (struct place){
+	struct place place = {
 		.kind = is_uds_path ? "uds-path" : "socket",
 		.path = path,
 		.name = path,
-		.cid = vm->guest_cid,
 		.is_uds_path = is_uds_path,
 	};
+
+	snprintf(place.where, sizeof(place.where), "vm %" PRIu64 ": ", vm->guest_cid);
+	snprintf(place.whose, sizeof(place.whose), " of vm %" PRIu64, vm->guest_cid);
+	return place;
 }
 
-/* All paths of all VMs; NULL without memory, to be freed by the caller. */
+/* All paths, of the VMs and of vsockd itself; NULL without memory, to be freed by the caller. */
 static struct place *list_places(const struct configuration *configuration, size_t *ret_n_places)
 {
-	struct place *places = calloc(2 * configuration->n_vms + 1, sizeof(*places));
+	struct place *places = calloc(2 * configuration->n_vms + 2, sizeof(*places));
 	size_t n_places = 0;
 
 	if (!places)
@@ -118,6 +119,12 @@ static struct place *list_places(const struct configuration *configuration, size
 			places[n_places++] = place_of(vm, /* is_uds_path= */ false);
 		places[n_places++] = place_of(vm, /* is_uds_path= */ true);
 	}
+	if (configuration->control.path)
+		places[n_places++] = (struct place){
+			.kind = "control",
+			.path = configuration->control.path,
+			.name = configuration->control.path,
+		};
 	*ret_n_places = n_places;
 	return places;
 }
@@ -159,9 +166,9 @@ static int fail_directory(const struct place *place, const char *directory, int 
 	} else if (error == EACCES || error == EPERM || error == EROFS) {
 		code = EX_NOPERM;
 	}
-	return configuration_fail(
-		ret_error, code, "vm %" PRIu64 ": %s " QUOTED ": directory " QUOTED ": %s; %s",
-		place->cid, place->kind, place->path, directory, strerror(error), advice);
+	return configuration_fail(ret_error, code, "%s%s " QUOTED ": directory " QUOTED ": %s; %s",
+				  place->where, place->kind, place->path, directory,
+				  strerror(error), advice);
 }
 
 static int fail_not_writable(const struct place *place, const struct stat *status,
@@ -175,10 +182,9 @@ static int fail_not_writable(const struct place *place, const struct stat *statu
 	else
 		snprintf(owner, sizeof(owner), "%ju", (uintmax_t)status->st_uid);
 	return configuration_fail(ret_error, EX_NOPERM,
-				  "vm %" PRIu64 ": %s " QUOTED
-				  ": directory is not writable by vsockd "
+				  "%s%s " QUOTED ": directory is not writable by vsockd "
 				  "(mode %04o, owner %s); change that, or choose another path",
-				  place->cid, place->kind, place->path,
+				  place->where, place->kind, place->path,
 				  (unsigned int)(status->st_mode & 07777), owner);
 }
 
@@ -216,8 +222,8 @@ static int check_occupant(const struct place *place, struct configuration_error 
 	if (fstatat(AT_FDCWD, place->path, &status, AT_SYMLINK_NOFOLLOW) < 0) {
 		if (errno == ENOENT)
 			return 0;
-		return configuration_fail(ret_error, EX_OSERR, "vm %" PRIu64 ": %s " QUOTED ": %s",
-					  place->cid, place->kind, place->path, strerror(errno));
+		return configuration_fail(ret_error, EX_OSERR, "%s%s " QUOTED ": %s", place->where,
+					  place->kind, place->path, strerror(errno));
 	}
 	if (S_ISSOCK(status.st_mode))
 		return 0;
@@ -228,10 +234,9 @@ static int check_occupant(const struct place *place, struct configuration_error 
 	else if (S_ISLNK(status.st_mode))
 		kind = "a symbolic link";
 	return configuration_fail(ret_error, EX_CANTCREAT,
-				  "vm %" PRIu64 ": %s " QUOTED
-				  ": %s is in the way, not a socket; remove it, or "
+				  "%s%s " QUOTED ": %s is in the way, not a socket; remove it, or "
 				  "choose another path",
-				  place->cid, place->kind, place->path, kind);
+				  place->where, place->kind, place->path, kind);
 }
 
 static int check_fd(const struct vm_configuration *vm, struct configuration_error *ret_error)

@@ -82,8 +82,8 @@ static int read_number(const struct vm_arguments *arguments, enum key key, uint6
 	return 0;
 }
 
-static int read_path(const struct vm_arguments *arguments, enum key key, char **ret,
-		     struct configuration_error *ret_error)
+int configuration_read_path(const struct vm_arguments *arguments, enum key key, char **ret,
+			    struct configuration_error *ret_error)
 {
 	const char *path = arguments->values[key];
 	size_t len_max =
@@ -178,11 +178,11 @@ int configuration_read_vm(struct vm_arguments *arguments, struct vm_configuratio
 			return r;
 		vm->socket_fd = (int)fd;
 	} else {
-		r = read_path(arguments, KEY_SOCKET, &vm->socket, ret_error);
+		r = configuration_read_path(arguments, KEY_SOCKET, &vm->socket, ret_error);
 		if (r)
 			return r;
 	}
-	r = read_path(arguments, KEY_UDS_PATH, &vm->uds_path, ret_error);
+	r = configuration_read_path(arguments, KEY_UDS_PATH, &vm->uds_path, ret_error);
 	if (!r)
 		r = configuration_read_access(arguments, KEY_SOCKET_MODE, &vm->socket_access,
 					      ret_error);

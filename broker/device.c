@@ -74,6 +74,7 @@ static void open_session(struct device *device, int socket)
 	session_init(&device->session, device->configuration->guest_cid, SESSION_FEATURES,
 		     SESSION_PROTOCOL_FEATURES, &sync_operations, device);
 	device->has_frontend = true;
+	device->frontend_since = device->front->now;
 	device->has_more = true;
 	if (front_watch(device->front, EPOLL_CTL_ADD, socket, EPOLLIN | EPOLLOUT | EPOLLET,
 			FRONT_EVENT_FRONTEND, device->index) < 0)
@@ -210,6 +211,7 @@ void device_worker_died(struct device *device)
 	uint32_t n_open = endpoints_lose(&device->endpoints);
 
 	device->worker = NULL;
+	device->n_lost++;
 	device->told_quarantine = false;
 	if (!device->has_frontend || device->has_failed)
 		return;
@@ -380,7 +382,7 @@ void device_frontend_event(struct device *device, uint32_t events)
 
 /* ---- host programs ---- */
 
-static bool rings_run(const struct device *device)
+bool device_rings_run(const struct device *device)
 {
 	const struct session_ring *rings = device->session.rings;
 
@@ -399,7 +401,7 @@ static bool listens_to_host(const struct device *device)
 		return false;
 	if (!device->has_driver || device->has_failed)
 		return true;
-	return rings_run(device) && device->worker && sync_is_idle(device) &&
+	return device_rings_run(device) && device->worker && sync_is_idle(device) &&
 	       endpoints_untold(&device->endpoints) == ENDPOINT_NONE;
 }
 
@@ -486,9 +488,9 @@ void device_update(struct device *device)
 		if (worker)
 			device_assign(device, worker);
 	}
-	if (rings_run(device) && device->worker && sync_is_idle(device))
+	if (device_rings_run(device) && device->worker && sync_is_idle(device))
 		device->has_driver = true;
-	restore_update(device, rings_run(device) && device->worker && sync_is_idle(device));
+	restore_update(device, device_rings_run(device) && device->worker && sync_is_idle(device));
 	sync_quarantine(device);
 	tell_endpoints(device);
 	listen_to(device, device->host_listener, FRONT_EVENT_HOST_LISTENER, listens_to_host(device),

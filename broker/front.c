@@ -12,6 +12,7 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "broker/control.h"
 #include "broker/disposal.h"
 #include "broker/log.h"
 #include "broker/spawner.h"
@@ -166,7 +167,7 @@ static void on_connected(struct front *front, const struct spawner_reply *reply,
 static void on_spawned(struct front *front, const struct spawner_reply *reply, int fd)
 {
 	if (reply->error == 0 && fd >= 0) {
-		workers_spawned(front, reply->number, fd);
+		workers_spawned(front, reply->number, reply->device, fd);
 		return;
 	}
 	workers_not_spawned(front, reply->error);
@@ -267,6 +268,12 @@ static void on_event(struct front *front, uint64_t tag, uint32_t events)
 	case FRONT_EVENT_WORKER:
 		workers_event(front, &front->workers[index], events);
 		return;
+	case FRONT_EVENT_CONTROL_LISTENER:
+		control_accept(front);
+		return;
+	case FRONT_EVENT_CONTROL:
+		control_event(front, index, events);
+		return;
 	}
 }
 
@@ -286,6 +293,8 @@ static int timeout(const struct front *front)
 		deadline = front->retry_times[front->first_retry];
 	if (front->spawn_at > front->now && front->spawn_at < deadline)
 		deadline = front->spawn_at;
+	if (control_deadline(front) < deadline)
+		deadline = control_deadline(front);
 	if (deadline == UINT64_MAX)
 		return -1;
 	wait = deadline > front->now ? deadline - front->now : 0;
@@ -322,6 +331,7 @@ static void run_once(struct front *front)
 		device_update(&front->devices[i]);
 	}
 	workers_replenish(front);
+	control_run(front);
 	if (are_all_over(front))
 		front->exit_code = EX_OK;
 }
@@ -357,7 +367,7 @@ static bool prepare(struct front *front, const struct front_setup *setup)
 	for (size_t i = 0; i < front->n_devices; i++)
 		if (!device_init(&front->devices[i], front, (uint32_t)i, setup))
 			return false;
-	return true;
+	return setup->control < 0 || control_init(front, setup->control);
 }
 
 int front_run(const struct front_setup *setup)
@@ -372,6 +382,7 @@ int front_run(const struct front_setup *setup)
 	front = (struct front){
 		.configuration = setup->configuration,
 		.spawner = setup->spawner,
+		.now = now_ms(),
 		.exit_code = -1,
 	};
 	if (!prepare(&front, setup)) {

@@ -12,6 +12,7 @@
  *   device.c   one VM: front-end, session, host programs
  *   sync.c     what a device tells its worker, step by step
  *   restore.c  device states, the transport reset, the quarantine after a load
+ *   control.c  the control socket (control.h)
  */
 
 #include <stdbool.h>
@@ -36,7 +37,9 @@ enum worker_state {
 
 struct worker {
 	enum worker_state state;
-	uint32_t number;       /* the spawner's */
+	uint32_t number; /* the spawner's */
+	uint32_t pid;
+	uint64_t started;      /* ms */
 	int channel;	       /* -1 once it leaves */
 	struct device *device; /* ASSIGNED: whose; LEAVING: whose it was; else NULL */
 	bool wants_write;
@@ -128,8 +131,9 @@ struct device {
 	int listener;	   /* vhost-user; -1: the session came as an fd */
 	int host_listener; /* uds-path */
 	bool has_frontend;
-	bool has_more;	 /* the front-end's messages wait for the next round */
-	bool has_driver; /* rings 0 and 1 ran in this session, since the last reset */
+	uint64_t frontend_since; /* ms */
+	bool has_more;		 /* the front-end's messages wait for the next round */
+	bool has_driver;	 /* rings 0 and 1 ran in this session, since the last reset */
 	bool listens_to_host, listens_to_frontend;
 	uint64_t accept_at; /* ms: the kernel had no room for another socket; not before */
 	bool has_failed;    /* workers died too often; until the session ends */
@@ -147,6 +151,7 @@ struct device {
 	bool was_stopped[SESSION_RINGS]; /* GET_VRING_BASE gave: */
 	uint32_t stopped_at[SESSION_RINGS];
 	uint32_t n_deaths;   /* in a row */
+	uint32_t n_lost;     /* workers, since the start */
 	uint64_t last_death; /* ms */
 	uint64_t assign_at;  /* ms: no worker before */
 	uint32_t log_tokens;
@@ -162,6 +167,7 @@ struct front_setup {
 	const int *listeners;	  /* by VM: vhost-user, listening; or connected, see is_connected */
 	const bool *is_connected; /* by VM: the session came as an fd of its own */
 	const int *host_listeners; /* by VM */
+	int control;		   /* listens; -1: none */
 	int spawner;		   /* the front's end of the pair */
 };
 
@@ -174,11 +180,12 @@ struct front {
 	size_t n_devices;
 	struct worker *workers;
 	size_t n_workers;
-	uint64_t seed;	   /* for the start of host-side ports */
-	bool has_served;   /* some worker was Ready once */
-	bool is_spawning;  /* SPAWN is out */
-	uint64_t spawn_at; /* ms: not before, after a failure */
-	int exit_code;	   /* -1: go on */
+	struct control *control; /* NULL: no control socket */
+	uint64_t seed;		 /* for the start of host-side ports */
+	bool has_served;	 /* some worker was Ready once */
+	bool is_spawning;	 /* SPAWN is out */
+	uint64_t spawn_at;	 /* ms: not before, after a failure */
+	int exit_code;		 /* -1: go on */
 	/* Sockets to connect, as tokens, in order; and those to try again, in order of time. */
 	uint64_t *connects;
 	size_t first_connect, n_connects, n_connects_max;
@@ -198,6 +205,8 @@ enum front_event {
 	FRONT_EVENT_HOST_LISTENER, /* device */
 	FRONT_EVENT_FRONTEND,	   /* device */
 	FRONT_EVENT_WORKER,	   /* worker */
+	FRONT_EVENT_CONTROL_LISTENER,
+	FRONT_EVENT_CONTROL, /* client */
 };
 
 int front_watch(struct front *front, int operation, int fd, uint32_t events, enum front_event event,
@@ -212,7 +221,7 @@ void front_request_connect(struct front *front, const struct device *device, uin
 struct worker *workers_take_spare(struct front *front);
 /* Start workers until there is a spare and one for each device that waits. */
 void workers_replenish(struct front *front);
-void workers_spawned(struct front *front, uint32_t number, int channel);
+void workers_spawned(struct front *front, uint32_t number, uint32_t pid, int channel);
 void workers_not_spawned(struct front *front, int error);
 void workers_exited(struct front *front, uint32_t number, int status);
 void workers_event(struct front *front, struct worker *worker, uint32_t events);
@@ -227,6 +236,8 @@ int worker_send(struct front *front, struct worker *worker, const Vsockd__Envelo
 		int fd);
 
 /* device.c */
+/* Rings 0 and 1 are started and enabled. */
+bool device_rings_run(const struct device *device);
 bool device_init(struct device *device, struct front *front, uint32_t index,
 		 const struct front_setup *setup);
 void device_accept_frontend(struct device *device);

@@ -31,6 +31,7 @@ struct opened {
 	struct listener *host_sockets; /* by VM */
 	int *fds, *host_fds;	       /* the same, as the front wants them */
 	bool *is_connected;
+	struct listener control; /* fd -1: none */
 };
 
 /*
@@ -124,6 +125,20 @@ static int open_vm(const struct vm_configuration *vm, struct opened *opened, siz
 	return 0;
 }
 
+static int open_control(const struct configuration *configuration, struct opened *opened)
+{
+	const struct service_socket *control = &configuration->control;
+	struct listener_failure failure;
+	int r;
+
+	if (!control->path)
+		return 0;
+	r = listener_open_packets(control->path, &control->access, &opened->control, &failure);
+	if (r < 0)
+		log_event(LOG_ERR, LOG_NO_VM, "%s", failure.text);
+	return r;
+}
+
 static int open_all(const struct configuration *configuration, struct opened *opened)
 {
 	size_t n = configuration->n_vms;
@@ -134,6 +149,7 @@ static int open_all(const struct configuration *configuration, struct opened *op
 		.fds = calloc(n, sizeof(int)),
 		.host_fds = calloc(n, sizeof(int)),
 		.is_connected = calloc(n, sizeof(bool)),
+		.control.fd = -1,
 	};
 	if (!opened->sockets || !opened->host_sockets || !opened->fds || !opened->host_fds ||
 	    !opened->is_connected)
@@ -144,7 +160,7 @@ static int open_all(const struct configuration *configuration, struct opened *op
 		if (r < 0)
 			return r;
 	}
-	return 0;
+	return open_control(configuration, opened);
 }
 
 static void unlink_all(const struct opened *opened)
@@ -155,6 +171,8 @@ static void unlink_all(const struct opened *opened)
 		if (opened->host_sockets[i].fd >= 0)
 			listener_unlink(&opened->host_sockets[i]);
 	}
+	if (opened->control.fd >= 0)
+		listener_unlink(&opened->control);
 }
 
 static void free_all(const struct opened *opened)
@@ -175,6 +193,8 @@ static void close_all(const struct opened *opened)
 		if (opened->host_fds[i] >= 0)
 			close(opened->host_fds[i]);
 	}
+	if (opened->control.fd >= 0)
+		close(opened->control.fd);
 }
 
 /*
@@ -213,6 +233,7 @@ static int run_front(const struct configuration *configuration, const struct ope
 		.listeners = opened->fds,
 		.is_connected = opened->is_connected,
 		.host_listeners = opened->host_fds,
+		.control = opened->control.fd,
 		.spawner = spawner,
 	};
 

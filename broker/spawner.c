@@ -191,6 +191,7 @@ static int on_spawn(struct spawner *spawner, const struct spawner_request *reque
 	log_event(LOG_DEBUG, LOG_NO_VM, "worker %" PRIu32 " is process %d", slot->number,
 		  (int)slot->process.pid);
 	reply.number = slot->number;
+	reply.device = (uint32_t)slot->process.pid;
 	return send_reply(spawner, &reply, front_end);
 }
 

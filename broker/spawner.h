@@ -42,7 +42,7 @@ enum spawner_reply_kind {
 struct spawner_reply {
 	uint32_t kind;
 	int32_t error;	 /* 0 or a positive errno; EXITED: wait status as of waitpid(2) */
-	uint32_t device; /* as in the request */
+	uint32_t device; /* CONNECTED: as in the request; SPAWNED: the worker's process id */
 	uint32_t number;
 	uint64_t token;
 };

@@ -65,7 +65,7 @@ static size_t worker_index(const struct front *front, const struct worker *worke
 	return (size_t)(worker - front->workers);
 }
 
-void workers_spawned(struct front *front, uint32_t number, int channel)
+void workers_spawned(struct front *front, uint32_t number, uint32_t pid, int channel)
 {
 	struct worker *worker = NULL;
 
@@ -82,6 +82,8 @@ void workers_spawned(struct front *front, uint32_t number, int channel)
 	*worker = (struct worker){
 		.state = WORKER_STARTING,
 		.number = number,
+		.pid = pid,
+		.started = front->now,
 		.channel = channel,
 		.deadline = front->now + STARTING_MS,
 	};

@@ -264,6 +264,8 @@ static void start(struct rig *rig, const char *worker, const char *options)
 		"",
 		"--worker",
 		worker,
+		"--control",
+		"@/control",
 		"--vm",
 		"guest-cid=3,socket=@/good,uds-path=@/good-host,max-connections=16",
 		"--vm",

@@ -4,18 +4,19 @@
 # The manual pages, README.md, --help and --print-policy say the same, and the
 # manual pages are well formed.
 #
-#	check_documents.sh VSOCKD SOURCE-ROOT
+#	check_documents.sh VSOCKD VSOCKCTL SOURCE-ROOT
 #
 # With MUST_WORK=1 in the environment a check that cannot be made is a failure.
 
 set -u
 
-if [ $# -ne 2 ]; then
-	echo "usage: $0 VSOCKD SOURCE-ROOT" >&2
+if [ $# -ne 3 ]; then
+	echo "usage: $0 VSOCKD VSOCKCTL SOURCE-ROOT" >&2
 	exit 2
 fi
 vsockd=$1
-root=$2
+vsockctl=$2
+root=$3
 page=$root/man/vsockd.8
 sandbox_page=$root/man/vsockd-sandbox.7
 readme=$root/README.md
@@ -63,6 +64,24 @@ compare "$work/in_help" "$work/in_page" "stands in --help, but not in OPTIONS of
 compare "$work/in_page" "$work/in_help" "stands in OPTIONS of $page, but not in --help"
 compare "$work/named" "$work/in_help" "is named in $page, but does not stand in --help"
 
+# The commands of vsockctl and their arguments, and its options, as --help and the page have them.
+ctl_page=$root/man/vsockctl.1
+"$vsockctl" --help >"$work/help" || complain "$vsockctl --help fails"
+if awk 'length($0) > 80 { print; found = 1 } END { exit !found }' "$work/help"; then
+	complain "vsockctl --help is wider than 80 columns"
+fi
+sed -n '/^Commands:/,/^$/s/^  \([a-z][a-z-]*\) .*/\1/p' "$work/help" | LC_ALL=C sort >"$work/in_help"
+awk '/^\.Sh / { section = $2 } section == "COMMANDS" && /^\.It Cm / { print $3 }' "$ctl_page" |
+	LC_ALL=C sort -u >"$work/in_page"
+[ -s "$work/in_help" ] || complain "no commands were found in vsockctl --help"
+compare "$work/in_help" "$work/in_page" "stands in vsockctl --help, but not in COMMANDS of $ctl_page"
+compare "$work/in_page" "$work/in_help" "stands in COMMANDS of $ctl_page, but not in vsockctl --help"
+grep -o -e '--[a-z][a-z-]*' "$work/help" | LC_ALL=C sort -u >"$work/in_help"
+awk '/^\.Sh / { section = $2 } section == "DESCRIPTION" && /^\.It Fl -/' "$ctl_page" |
+	grep -o 'Fl -[a-z][a-z-]*' | sed 's/^Fl /-/' | LC_ALL=C sort -u >"$work/in_page"
+compare "$work/in_help" "$work/in_page" "stands in vsockctl --help, but not in $ctl_page"
+compare "$work/in_page" "$work/in_help" "stands in $ctl_page, but not in vsockctl --help"
+
 # Of a role: the calls that are printed, those that the page lists, and the number that each gives.
 # Machines without epoll_wait() have epoll_pwait() in its place, as the page says.
 check_role() {
@@ -71,7 +90,7 @@ check_role() {
 		return
 	fi
 	sed -n 's/^\([a-z][a-z0-9_]*\) .*/\1/p' "$work/policy" |
-		sed 's/^epoll_pwait$/epoll_wait/' | LC_ALL=C sort >"$work/printed"
+		sed 's/^epoll_pwait$/epoll_wait/' | LC_ALL=C sort -u >"$work/printed"
 	awk -v title="$2" '/^\.S[hs] / { section = $2 } section == title && /^\.It Ic / { print $3 }' \
 		"$sandbox_page" | LC_ALL=C sort >"$work/listed"
 	for call in $(comm -23 "$work/printed" "$work/listed"); do
@@ -120,5 +139,5 @@ else
 	echo "SKIP: lint of the manual pages: mandoc is not installed"
 fi
 
-[ $status -eq 0 ] && echo "OK: $(wc -l <"$work/in_help") options and the calls of both roles agree"
+[ $status -eq 0 ] && echo "OK: options, commands and the calls of both roles agree"
 exit $status

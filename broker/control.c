@@ -1,0 +1,354 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include "broker/control.h"
+
+#include <errno.h>
+#include <inttypes.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <sys/epoll.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+#include "broker/disposal.h"
+#include "broker/front.h"
+#include "broker/log.h"
+
+/* Between two requests, for whom the entry is kept: a monitor asks more often. */
+#define IDLE_MS 60000
+/* A client that takes nothing of an answer for so long does not want it. */
+#define STUCK_MS 5000
+
+/* The kernel had no room for another socket; nobody tells when there is again. */
+#define ACCEPT_AGAIN_MS 100
+
+/* So many fds that can't be closed, and nobody is accepted any more. */
+#define KEPT_MAX 16
+
+struct control {
+	int listener;
+	bool is_listening;
+	uint64_t accept_at; /* ms: not before */
+	uint32_t n_kept;    /* fds of clients that could not be closed, see disposal.h */
+	struct control_client clients[CONTROL_CLIENTS_MAX];
+};
+
+static const struct control_row rows[] = {
+	{.number = CONTROL_STATUS, .name = "status", .run = control_status},
+};
+
+static const struct control_row *find_row(uint32_t number)
+{
+	for (size_t i = 0; i < sizeof(rows) / sizeof(rows[0]); i++)
+		if ((uint32_t)rows[i].number == number)
+			return &rows[i];
+	return NULL;
+}
+
+/* ---- for commands ---- */
+
+bool control_send(struct front *front, struct control_client *client, const Control__Reply *reply)
+{
+	struct channel_packet packet;
+	int r;
+
+	if (client->is_gone)
+		return false;
+	control_encode_reply(reply, -1, &packet);
+	r = channel_send(client->socket, &packet);
+	if (r == 0) {
+		client->deadline = front->now + STUCK_MS;
+		return true;
+	}
+	if (r == CHANNEL_E_AGAIN)
+		client->is_blocked = true;
+	else
+		client->is_gone = true;
+	return false;
+}
+
+bool control_refuse(struct control_client *client, int status, const char *format, ...)
+{
+	va_list arguments;
+
+	va_start(arguments, format);
+	vsnprintf(client->text, sizeof(client->text), format, arguments);
+	va_end(arguments);
+	client->was_refused = true;
+	client->end.status = status;
+	client->end.text = client->text;
+	return true;
+}
+
+struct device *control_device(struct front *front, struct control_client *client)
+{
+	for (size_t i = 0; i < front->n_devices; i++)
+		if (front->devices[i].configuration->guest_cid == client->request.cid)
+			return &front->devices[i];
+	control_refuse(client, -ENOENT,
+		       "there is no VM with CID %" PRIu64 "; \"vsockctl status\" lists them",
+		       client->request.cid);
+	return NULL;
+}
+
+/* ---- clients ---- */
+
+static void watch(struct front *front, struct control_client *client, int operation,
+		  uint32_t events)
+{
+	if (operation == EPOLL_CTL_MOD && events == client->watched)
+		return;
+	client->watched = events;
+	if (front_watch(front, operation, client->socket, events, FRONT_EVENT_CONTROL,
+			(size_t)(client - front->control->clients)) < 0)
+		client->is_gone = true;
+}
+
+static void end_command(struct front *front, struct control_client *client)
+{
+	if (client->command && client->command->end)
+		client->command->end(front, client);
+	if (client->fd >= 0)
+		disposal_close(client->fd);
+	front->control->n_kept += disposal_take_kept();
+	client->fd = -1;
+	client->command = NULL;
+	client->has_finished = false;
+	client->wait_until = 0;
+}
+
+static void drop(struct front *front, struct control_client *client)
+{
+	end_command(front, client);
+	close(client->socket);
+	client->socket = -1;
+}
+
+static void listen_again(struct front *front)
+{
+	struct control *control = front->control;
+	bool listens = front->now >= control->accept_at && control->n_kept <= KEPT_MAX;
+
+	if (listens == control->is_listening)
+		return;
+	control->is_listening = listens;
+	front_watch(front, EPOLL_CTL_MOD, control->listener, listens ? EPOLLIN : 0,
+		    FRONT_EVENT_CONTROL_LISTENER, 0);
+}
+
+static uint32_t peer_pid(int socket)
+{
+	struct ucred peer = {0};
+	socklen_t len = sizeof(peer);
+
+	/* Its user and group are of no use: they show as nobody in here. */
+	if (getsockopt(socket, SOL_SOCKET, SO_PEERCRED, &peer, &len) < 0)
+		return 0;
+	return (uint32_t)peer.pid;
+}
+
+/* One packet, to whom nothing is kept for; it may not even have room for that. */
+static void turn_away(int socket)
+{
+	Control__Reply reply = CONTROL__REPLY__INIT;
+	Control__End end = CONTROL__END__INIT;
+	struct channel_packet packet;
+	char text[] = "too many control connections; end one, or try again";
+
+	end.status = -EBUSY;
+	end.text = text;
+	reply.body_case = CONTROL__REPLY__BODY_END;
+	reply.end = &end;
+	control_encode_reply(&reply, -1, &packet);
+	(void)channel_send(socket, &packet);
+	close(socket);
+}
+
+static void take(struct front *front, int socket)
+{
+	for (size_t i = 0; i < CONTROL_CLIENTS_MAX; i++) {
+		struct control_client *client = &front->control->clients[i];
+
+		if (client->socket >= 0)
+			continue;
+		*client = (struct control_client){
+			.socket = socket,
+			.pid = peer_pid(socket),
+			.fd = -1,
+			.deadline = front->now + IDLE_MS,
+		};
+		watch(front, client, EPOLL_CTL_ADD, EPOLLIN | EPOLLRDHUP);
+		return;
+	}
+	turn_away(socket);
+}
+
+void control_accept(struct front *front)
+{
+	struct control *control = front->control;
+	int socket = accept4(control->listener, NULL, NULL, SOCK_CLOEXEC | SOCK_NONBLOCK);
+
+	if (socket >= 0) {
+		take(front, socket);
+		return;
+	}
+	if (errno != EAGAIN && errno != ECONNABORTED && errno != EINTR)
+		control->accept_at = front->now + ACCEPT_AGAIN_MS;
+}
+
+/* ---- requests ---- */
+
+static bool is_refused(struct control_client *client, const struct control_row *row)
+{
+	if (client->request.version != CONTROL_VERSION)
+		return control_refuse(client, -EPROTONOSUPPORT,
+				      "this vsockd speaks version %d of the control protocol, not "
+				      "%" PRIu32 "; use the vsockctl that was installed with it",
+				      CONTROL_VERSION, client->request.version);
+	if (!row)
+		return control_refuse(client, -ENOSYS, "this vsockd does not know command %" PRIu32,
+				      client->request.command);
+	if (row->n_fds != (client->fd >= 0))
+		return control_refuse(client, -EINVAL, "%s wants %u file descriptors", row->name,
+				      row->n_fds);
+	return false;
+}
+
+static void begin(struct front *front, struct control_client *client, struct channel_packet *packet)
+{
+	static const Control__End good = CONTROL__END__INIT;
+	static const struct control_row refusal = {.name = "refusal"};
+	const Control__Request *request = control_decode_request(packet);
+	const struct control_row *row;
+
+	client->fd = packet->fd;
+	if (!request) {
+		client->is_gone = true;
+		return;
+	}
+	row = find_row(request->command);
+	client->request = *request;
+	client->cursor = 0;
+	client->was_refused = false;
+	client->end = good;
+	client->deadline = front->now + STUCK_MS;
+	client->has_finished = is_refused(client, row);
+	client->command = client->has_finished ? &refusal : row;
+	if (client->command->is_logged)
+		log_event(LOG_NOTICE, request->cid, "control: process %" PRIu32 ": %s", client->pid,
+			  row->name);
+}
+
+static void receive(struct front *front, struct control_client *client)
+{
+	struct channel_packet packet;
+	int r = channel_receive(client->socket, &packet);
+
+	if (r == CHANNEL_E_AGAIN)
+		return;
+	if (r == 0)
+		begin(front, client, &packet);
+	else
+		client->is_gone = true;
+}
+
+void control_event(struct front *front, size_t index, uint32_t events)
+{
+	struct control_client *client = &front->control->clients[index];
+
+	if (client->socket < 0)
+		return;
+	if (events & (EPOLLHUP | EPOLLRDHUP | EPOLLERR))
+		client->is_gone = true;
+	if (events & EPOLLOUT)
+		client->is_blocked = false;
+	if (events & EPOLLIN && !client->command && !client->is_gone)
+		receive(front, client);
+}
+
+static bool send_end(struct front *front, struct control_client *client)
+{
+	Control__Reply reply = CONTROL__REPLY__INIT;
+
+	reply.body_case = CONTROL__REPLY__BODY_END;
+	reply.end = &client->end;
+	return control_send(front, client, &reply);
+}
+
+static void go_on(struct front *front, struct control_client *client)
+{
+	if (!client->command || client->is_blocked || client->is_gone)
+		return;
+	if (client->wait_until <= front->now)
+		client->wait_until = 0;
+	if (!client->has_finished)
+		client->has_finished = client->command->run(front, client);
+	if (client->has_finished && send_end(front, client)) {
+		end_command(front, client);
+		client->deadline = front->now + IDLE_MS;
+	}
+}
+
+/* What waits for something else than the client has all the time that takes. */
+static bool is_late(const struct front *front, const struct control_client *client)
+{
+	return (!client->command || client->is_blocked) && client->deadline <= front->now;
+}
+
+void control_run(struct front *front)
+{
+	if (!front->control)
+		return;
+	for (size_t i = 0; i < CONTROL_CLIENTS_MAX; i++) {
+		struct control_client *client = &front->control->clients[i];
+
+		if (client->socket < 0)
+			continue;
+		go_on(front, client);
+		if (client->is_gone || is_late(front, client)) {
+			drop(front, client);
+			continue;
+		}
+		/* While it is being answered its next request waits in the socket. */
+		watch(front, client, EPOLL_CTL_MOD,
+		      EPOLLRDHUP | (client->is_blocked ? (uint32_t)EPOLLOUT : 0) |
+			      (client->command ? 0 : (uint32_t)EPOLLIN));
+	}
+	listen_again(front);
+}
+
+uint64_t control_deadline(const struct front *front)
+{
+	uint64_t deadline = UINT64_MAX;
+
+	if (!front->control)
+		return deadline;
+	if (front->control->accept_at > front->now)
+		deadline = front->control->accept_at;
+	for (size_t i = 0; i < CONTROL_CLIENTS_MAX; i++) {
+		const struct control_client *client = &front->control->clients[i];
+
+		if (client->socket < 0)
+			continue;
+		if ((!client->command || client->is_blocked) && client->deadline < deadline)
+			deadline = client->deadline;
+		if (client->command && client->wait_until && client->wait_until < deadline)
+			deadline = client->wait_until;
+	}
+	return deadline;
+}
+
+bool control_init(struct front *front, int listener)
+{
+	struct control *control = calloc(1, sizeof(*control));
+
+	front->control = control;
+	if (!control)
+		return false;
+	control->listener = listener;
+	control->is_listening = true;
+	for (size_t i = 0; i < CONTROL_CLIENTS_MAX; i++)
+		control->clients[i].socket = -1;
+	return front_watch(front, EPOLL_CTL_ADD, listener, EPOLLIN, FRONT_EVENT_CONTROL_LISTENER,
+			   0) >= 0;
+}

@@ -1,0 +1,83 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#pragma once
+
+/*
+ * The control socket: operators ask the front what it knows and tell it what to
+ * do. Who may write to the socket may connect; there is no other right to check,
+ * since the front's user namespace knows no user of the host. A client is not
+ * trusted any further than a worker: packets of bounded size, decoded without the
+ * heap, and whoever breaks the protocol or does not read is dropped.
+ *
+ * One table in control.c has a row a command. To run it the row's function is
+ * called until it returns true; it says rows with control_send(), and when it
+ * returns false it is called again: once the client has room if there was none,
+ * and in each round of the loop otherwise. So a command may wait for whatever it
+ * likes. Nothing is queued: what the client has not taken is not made.
+ */
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "ipc/control_message.h"
+
+/* At a time. Operators are few; a monitor has one each. */
+#define CONTROL_CLIENTS_MAX 16
+
+struct device;
+struct front;
+
+struct control_client {
+	int socket;			   /* -1: this entry is free */
+	uint32_t pid;			   /* who connected; for the log */
+	const struct control_row *command; /* NULL: a request is awaited */
+	/* of the command that runs: */
+	Control__Request request;
+	int fd;		     /* came with it; owned; -1: none */
+	uint64_t cursor;     /* the function's own, 0 at first: how far it is */
+	uint64_t wait_until; /* ms: it is to be called then, whatever happens; 0: not */
+	bool was_refused;    /* control_refuse() was called */
+	Control__End end;
+	char text[CONTROL_TEXT_MAX + 1];
+	/* private to control.c */
+	bool has_finished; /* the function returned true; End is still to be sent */
+	bool is_blocked, is_gone;
+	uint64_t deadline; /* ms: dropped then */
+	uint32_t watched;  /* epoll events */
+};
+
+struct control_row {
+	enum control_command number;
+	const char *name;
+	uint8_t n_fds;	/* that come with the request: 0 or 1 */
+	bool is_logged; /* it changes something */
+	bool (*run)(struct front *front, struct control_client *client);
+	/* The client left, or the command is over; NULL: nothing is to be undone. */
+	void (*end)(struct front *front, struct control_client *client);
+};
+
+/* ---- for the loop ---- */
+
+/* Before the front is confined; the socket stays the caller's. false: no memory. */
+bool control_init(struct front *front, int listener);
+void control_accept(struct front *front);
+void control_event(struct front *front, size_t client, uint32_t events);
+/* At the end of each round. */
+void control_run(struct front *front);
+uint64_t control_deadline(const struct front *front);
+
+/* ---- for commands ---- */
+
+/* Say one row. false: no room, or the client is gone; then return false too. */
+bool control_send(struct front *front, struct control_client *client, const Control__Reply *reply);
+
+/* The command fails: negative errno, and one line for the operator. Returns true. */
+bool control_refuse(struct control_client *client, int status, const char *format, ...)
+	__attribute__((format(printf, 3, 4)));
+
+/* The VM that the request names; NULL: there is none, and control_refuse() was called. */
+struct device *control_device(struct front *front, struct control_client *client);
+
+/* control_status.c */
+bool control_status(struct front *front, struct control_client *client);
+enum control_vm_state control_vm_state(const struct device *device);

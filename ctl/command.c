@@ -1,0 +1,37 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include "ctl/command.h"
+
+#include <inttypes.h>
+#include <string.h>
+#include <sysexits.h>
+
+#include "ctl/client.h"
+
+const struct command commands[] = {
+	{"status", "", 0, 0, true, "the VMs, and how each is", status_run},
+};
+const size_t n_commands = sizeof(commands) / sizeof(commands[0]);
+
+int command_read_number(const char *what, const char *text, uint64_t max, uint64_t *ret)
+{
+	uint64_t number = 0;
+
+	if (!*text || text[strspn(text, "0123456789")])
+		return complain(EX_USAGE, "%s \"%.100s\": not a decimal number", what, text);
+	for (const char *c = text; *c; c++) {
+		uint64_t digit = (uint64_t)(*c - '0');
+
+		if (number > (max - digit) / 10)
+			return complain(EX_DATAERR,
+					"%s \"%.100s\": too large; give at most %" PRIu64, what,
+					text, max);
+		number = number * 10 + digit;
+	}
+	*ret = number;
+	return 0;
+}
+
+int command_read_cid(const char *text, uint64_t *ret)
+{
+	return command_read_number("CID", text, UINT32_MAX, ret);
+}

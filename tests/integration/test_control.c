@@ -1,0 +1,222 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+
+/* What an operator sees and does with vsockctl. */
+
+#include <errno.h>
+#include <setjmp.h>
+#include <signal.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <cmocka.h>
+
+#include "tests/integration/setup.h"
+#include "tests/integration/tool.h"
+
+#define LIMIT SETUP_LIMIT
+
+/* sysexits.h */
+enum { USAGE = 64, DATAERR = 65, UNAVAILABLE = 69, NOPERM = 77 };
+
+static struct tool tool;
+
+static int start_one(void **state)
+{
+	*state = calloc(1, sizeof(struct setup));
+	setup_start(*state, 1, NULL, TOOL_ARGUMENTS);
+	return 0;
+}
+
+static int start_two(void **state)
+{
+	*state = calloc(1, sizeof(struct setup));
+	setup_start(*state, 2, NULL, TOOL_ARGUMENTS);
+	return 0;
+}
+
+static int run(struct setup *setup, const char *first, const char *second)
+{
+	return tool_run(&tool, setup, (const char *const[]){first, second, NULL});
+}
+
+static void expect_text(const char *text)
+{
+	if (!strstr(tool.text, text))
+		fail_msg("\"%s\" is not in: %s%s", text, tool.text, tool.complaint);
+}
+
+static void expect_complaint(const char *text)
+{
+	if (!strstr(tool.complaint, text))
+		fail_msg("\"%s\" is not in: %s", text, tool.complaint);
+	/* One line, always. */
+	assert_ptr_equal(strchr(tool.complaint, '\n'), tool.complaint + strlen(tool.complaint) - 1);
+}
+
+/* ---- status ---- */
+
+static void test_status_has_a_line_for_each_vm(void **state)
+{
+	struct setup *setup = *state;
+	char worker[32];
+
+	setup_guest(setup, 1, (struct guest_options){0});
+	assert_int_equal(run(setup, "status", NULL), 0);
+	expect_text("CID  STATE");
+	expect_text("\n  3  waiting");
+	expect_text("\n  4  running");
+	snprintf(worker, sizeof(worker), "%d", setup_worker(setup, 1));
+	expect_text(worker);
+	expect_text("event-idx");
+}
+
+static void test_status_counts_connections_and_lost_workers(void **state)
+{
+	struct setup *setup = *state;
+	struct guest_connection *connection;
+	struct host_stream stream;
+
+	setup_guest(setup, 0, (struct guest_options){0});
+	connection = setup_connect(setup, 0, 2000, &stream);
+	assert_int_equal(run(setup, "--json", "status"), 0);
+	expect_text("\"cid\": 3, \"state\": \"running\"");
+	expect_text("\"workers_lost\": 0, \"connections\": 1, \"max_connections\": 4096");
+	assert_int_equal(guest_finish(connection, LIMIT), 0);
+	setup_end_stream(setup, 0, &stream);
+
+	assert_int_equal(daemon_kill(setup_worker(setup, 0), LIMIT), 0);
+	assert_int_equal(daemon_wait_log(&setup->daemon, "worker lost", LIMIT), 0);
+	setup_worker(setup, 0);
+	assert_int_equal(run(setup, "--json", "status"), 0);
+	expect_text("\"workers_lost\": 1, \"connections\": 0");
+}
+
+static void test_status_tells_a_stopped_guest_from_a_running_one(void **state)
+{
+	struct setup *setup = *state;
+	struct guest *guest = setup_guest(setup, 0, (struct guest_options){0});
+
+	assert_int_equal(guest_stop(guest), 0);
+	assert_int_equal(run(setup, "status", NULL), 0);
+	expect_text("\n  3  stopped");
+	assert_int_equal(guest_resume(guest), 0);
+	assert_int_equal(run(setup, "status", NULL), 0);
+	expect_text("\n  3  running");
+}
+
+/* ---- who may ask, and where ---- */
+
+static void test_who_may_not_write_to_the_socket_is_told_who_may(void **state)
+{
+	struct setup *setup = *state;
+	const char *path = daemon_path(&setup->daemon, TOOL_CONTROL);
+	struct stat status;
+	pid_t child;
+	int wait_status;
+
+	assert_int_equal(stat(path, &status), 0);
+	assert_int_equal(status.st_mode, S_IFSOCK | 0600);
+	if (geteuid() != 0) {
+		assert_int_equal(chmod(path, 0400), 0);
+		assert_int_equal(run(setup, "status", NULL), NOPERM);
+		expect_complaint("permission denied (mode 0400");
+		return;
+	}
+	assert_int_equal(chmod(setup->daemon.directory, 0755), 0);
+	fflush(NULL);
+	child = fork();
+	if (child == 0) {
+		if (setgid(65534) != 0 || setuid(65534) != 0)
+			_exit(1);
+		if (run(setup, "status", NULL) != NOPERM ||
+		    !strstr(tool.complaint, "permission denied (mode 0600, user 0, group 0)"))
+			_exit(2);
+		_exit(0);
+	}
+	assert_int_equal(waitpid(child, &wait_status, 0), child);
+	assert_int_equal(wait_status, 0);
+}
+
+static void test_a_socket_that_is_not_there_is_named(void **state)
+{
+	static const char *const arguments[] = {"status", NULL};
+	struct setup *setup = *state;
+
+	tool_start(&tool, daemon_path(&setup->daemon, "nothing"), arguments);
+	assert_int_equal(tool_end(&tool), UNAVAILABLE);
+	expect_complaint("/nothing\": No such file or directory; start vsockd with --control");
+
+	tool_start(&tool, setup->sockets[0], arguments);
+	assert_int_equal(tool_end(&tool), DATAERR);
+	expect_complaint("a socket of another kind");
+
+	tool_start(&tool, NULL, (const char *const[]){"--control", "", "status", NULL});
+	assert_int_not_equal(tool_end(&tool), 0);
+	expect_complaint("/run/vsockd/control");
+}
+
+static void test_a_command_line_that_is_wrong_is_told_in_one_line(void **state)
+{
+	static const struct {
+		const char *first, *second, *complaint;
+		int code;
+	} wrong[] = {
+		{NULL, NULL, "no command was given", USAGE},
+		{"nonsense", NULL, "unknown command \"nonsense\"", USAGE},
+		{"--nonsense", NULL, "unknown option \"--nonsense\"", USAGE},
+		{"--control", NULL, "\"--control\" needs a value", USAGE},
+		{"status", "x", "too many arguments; usage: vsockctl status", USAGE},
+	};
+
+	for (size_t i = 0; i < sizeof(wrong) / sizeof(wrong[0]); i++) {
+		assert_int_equal(run(*state, wrong[i].first, wrong[i].second), wrong[i].code);
+		expect_complaint(wrong[i].complaint);
+		assert_int_equal(tool.len, 0);
+	}
+}
+
+/* The socket goes with vsockd; a second vsockd cannot take it. */
+static void test_the_control_socket_lives_as_long_as_vsockd(void **state)
+{
+	struct daemon second = {.pid = 0};
+	struct setup *setup = *state;
+	char control[128];
+	int r;
+
+	(void)state;
+	snprintf(control, sizeof(control), "%s", daemon_path(&setup->daemon, TOOL_CONTROL));
+	assert_int_equal(daemon_prepare(&second), 0);
+	r = daemon_start(&second,
+			 (const char *const[]){"", "--socket", "@/s", "--uds-path", "@/u",
+					       "--control", control, NULL},
+			 "s-that-never-comes", LIMIT);
+	assert_int_equal(r, -ECHILD);
+	assert_int_equal(run(setup, "status", NULL), 0);
+	setup_stop(setup);
+	assert_int_equal(access(control, F_OK), -1);
+	setup_start(setup, 1, NULL, NULL);
+}
+
+#define WITH_ONE(test) cmocka_unit_test_setup_teardown(test, start_one, setup_end)
+#define WITH_TWO(test) cmocka_unit_test_setup_teardown(test, start_two, setup_end)
+
+int main(void)
+{
+	const struct CMUnitTest tests[] = {
+		WITH_TWO(test_status_has_a_line_for_each_vm),
+		WITH_ONE(test_status_counts_connections_and_lost_workers),
+		WITH_ONE(test_status_tells_a_stopped_guest_from_a_running_one),
+		WITH_ONE(test_who_may_not_write_to_the_socket_is_told_who_may),
+		WITH_ONE(test_a_socket_that_is_not_there_is_named),
+		WITH_ONE(test_a_command_line_that_is_wrong_is_told_in_one_line),
+		WITH_ONE(test_the_control_socket_lives_as_long_as_vsockd),
+	};
+
+	return cmocka_run_group_tests(tests, NULL, NULL);
+}
