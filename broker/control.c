@@ -35,6 +35,7 @@ struct control {
 
 static const struct control_row rows[] = {
 	{.number = CONTROL_STATUS, .name = "status", .run = control_status},
+	{.number = CONTROL_SHOW, .name = "show", .run = control_show},
 };
 
 static const struct control_row *find_row(uint32_t number)

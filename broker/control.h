@@ -80,4 +80,5 @@ struct device *control_device(struct front *front, struct control_client *client
 
 /* control_status.c */
 bool control_status(struct front *front, struct control_client *client);
+bool control_show(struct front *front, struct control_client *client);
 enum control_vm_state control_vm_state(const struct device *device);

@@ -56,3 +56,103 @@ bool control_status(struct front *front, struct control_client *client)
 			return false;
 	return true;
 }
+
+static enum control_restore restore_state(const struct device *device)
+{
+	if (restore_is_transferring(device))
+		return CONTROL_RESTORE_LOADING;
+	if (device->restore.phase == RESTORE_WAITING)
+		return CONTROL_RESTORE_RESET_DUE;
+	if (device->restore.phase == RESTORE_SENT)
+		return CONTROL_RESTORE_RESET_SENT;
+	return CONTROL_RESTORE_NONE;
+}
+
+static bool say_details(struct front *front, struct control_client *client,
+			const struct device *device)
+{
+	Control__Reply reply = CONTROL__REPLY__INIT;
+	Control__Details details = CONTROL__DETAILS__INIT;
+
+	details.max_handshakes = device->configuration->max_handshakes;
+	details.buffer_size = device->configuration->tx_buffer_size;
+	details.n_deaths = device->n_deaths;
+	details.log_size =
+		device->has_frontend && device->session.log.fd >= 0 ? device->session.log.size : 0;
+	details.restore = restore_state(device);
+	reply.body_case = CONTROL__REPLY__BODY_DETAILS;
+	reply.details = &details;
+	return control_send(front, client, &reply);
+}
+
+static bool say_ring(struct front *front, struct control_client *client,
+		     const struct device *device, uint32_t index)
+{
+	const struct session_ring *state = &device->session.rings[index];
+	Control__Reply reply = CONTROL__REPLY__INIT;
+	Control__Ring ring = CONTROL__RING__INIT;
+
+	ring.index = index;
+	ring.is_started = state->is_started;
+	ring.is_enabled = state->is_enabled;
+	ring.num = state->num;
+	ring.next = state->base;
+	ring.has_kick = state->fds[SESSION_KICK] >= 0;
+	ring.has_call = state->fds[SESSION_CALL] >= 0;
+	ring.has_error = state->fds[SESSION_ERR] >= 0;
+	ring.is_logged = state->is_logged;
+	ring.desc = state->desc;
+	ring.avail = state->avail;
+	ring.used = state->used;
+	reply.body_case = CONTROL__REPLY__BODY_RING;
+	reply.ring = &ring;
+	return control_send(front, client, &reply);
+}
+
+static bool say_region(struct front *front, struct control_client *client,
+		       const struct session_region *state)
+{
+	Control__Reply reply = CONTROL__REPLY__INIT;
+	Control__Region region = CONTROL__REGION__INIT;
+
+	region.guest_address = state->guest_address;
+	region.size = state->size;
+	region.user_address = state->user_address;
+	region.offset = state->mmap_offset;
+	region.page_size = state->alignment;
+	region.is_sealed = state->is_sealed;
+	reply.body_case = CONTROL__REPLY__BODY_REGION;
+	reply.region = &region;
+	return control_send(front, client, &reply);
+}
+
+/* One row; which, is counted: what the VM is, its details, rings, regions. */
+static bool say_row(struct front *front, struct control_client *client, const struct device *device)
+{
+	uint64_t row = client->cursor;
+
+	if (row == 0)
+		return say_vm(front, client, device);
+	if (row == 1)
+		return say_details(front, client, device);
+	if (row < 2 + SESSION_RINGS)
+		return say_ring(front, client, device, (uint32_t)row - 2);
+	return say_region(front, client, &device->session.regions[row - 2 - SESSION_RINGS]);
+}
+
+bool control_show(struct front *front, struct control_client *client)
+{
+	const struct device *device = control_device(front, client);
+
+	if (!device)
+		return true;
+	/* The session may end, or change, between two rows. */
+	while (client->cursor < 2 ||
+	       (device->has_frontend &&
+		client->cursor < 2 + SESSION_RINGS + device->session.n_regions)) {
+		if (!say_row(front, client, device))
+			return false;
+		client->cursor++;
+	}
+	return true;
+}

@@ -175,3 +175,21 @@ int client_receive(const struct client *client, const Control__Reply **ret_reply
 	return -complain(exit_code(reply->end->status), "%s",
 			 reply->end->text[0] ? reply->end->text : strerror(-reply->end->status));
 }
+
+int client_ask(const char *path, const Control__Request *request,
+	       void (*take)(void *context, const Control__Reply *reply), void *context)
+{
+	const Control__Reply *reply;
+	struct client client;
+	int r = client_open(path, &client);
+
+	if (r != 0)
+		return r;
+	r = client_send(&client, request, -1);
+	if (r == 0)
+		while ((r = client_receive(&client, &reply)) == 1)
+			if (take)
+				take(context, reply);
+	client_close(&client);
+	return r < 0 ? -r : r;
+}

@@ -29,6 +29,13 @@ Control__Request client_request(enum control_command command, uint64_t cid);
 int client_send(const struct client *client, const Control__Request *request, int fd);
 
 /*
+ * All of it: open, send, hand each row to the function (NULL: there are none),
+ * close. 0 or an exit code.
+ */
+int client_ask(const char *path, const Control__Request *request,
+	       void (*take)(void *context, const Control__Reply *reply), void *context);
+
+/*
  * The next row: 1 with *ret_reply valid until the next call, 0 at the end, or
  * minus an exit code, said on stderr.
  */

@@ -9,6 +9,7 @@
 
 const struct command commands[] = {
 	{"status", "", 0, 0, true, "the VMs, and how each is", status_run},
+	{"show", "CID", 1, 1, true, "all about one VM", show_run},
 };
 const size_t n_commands = sizeof(commands) / sizeof(commands[0]);
 

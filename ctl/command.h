@@ -36,3 +36,5 @@ int command_read_number(const char *what, const char *text, uint64_t max, uint64
 
 /* status.c */
 int status_run(const struct context *context);
+/* show.c */
+int show_run(const struct context *context);

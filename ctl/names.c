@@ -60,6 +60,18 @@ const char *names_state(uint32_t state)
 	return state < CONTROL_VM_STATE_MAX && names[state] ? names[state] : "?";
 }
 
+const char *names_restore(uint32_t restore)
+{
+	static const char *const names[CONTROL_RESTORE_MAX] = {
+		[CONTROL_RESTORE_NONE] = "-",
+		[CONTROL_RESTORE_LOADING] = "loading",
+		[CONTROL_RESTORE_RESET_DUE] = "reset is due",
+		[CONTROL_RESTORE_RESET_SENT] = "reset was sent",
+	};
+
+	return restore < CONTROL_RESTORE_MAX ? names[restore] : "?";
+}
+
 static const char *list_bits(uint64_t bits, const char *const by_bit[64],
 			     char text[static NAMES_MAX])
 {

@@ -122,21 +122,27 @@ size_t output_n_rows(const struct output *output)
 	return output->n_cells / output->n_columns;
 }
 
+static void print_object(const struct output *output, size_t row)
+{
+	const char *separator = "";
+
+	printf("{");
+	for (size_t i = 0; i < output->n_columns; i++) {
+		if (!output->columns[i].key)
+			continue;
+		printf("%s\"%s\": %s", separator, output->columns[i].key,
+		       output->cells[row * output->n_columns + i]);
+		separator = ", ";
+	}
+	printf("}");
+}
+
 static void print_json(const struct output *output)
 {
 	printf("[");
 	for (size_t row = 0; row < output_n_rows(output); row++) {
-		const char *separator = "";
-
-		printf("%s\n  {", row ? "," : "");
-		for (size_t i = 0; i < output->n_columns; i++) {
-			if (!output->columns[i].key)
-				continue;
-			printf("%s\"%s\": %s", separator, output->columns[i].key,
-			       output->cells[row * output->n_columns + i]);
-			separator = ", ";
-		}
-		printf("}");
+		printf("%s\n  ", row ? "," : "");
+		print_object(output, row);
 	}
 	printf("\n]\n");
 }
@@ -186,14 +192,43 @@ static void print_table(const struct output *output)
 				   widths[i % output->n_columns]);
 }
 
+static void forget(struct output *output)
+{
+	for (size_t i = 0; i < output->n_cells; i++)
+		free(output->cells[i]);
+	free(output->cells);
+	output_begin(output, output->is_json, output->columns, output->n_columns);
+}
+
 void output_end(struct output *output)
 {
 	if (output->is_json)
 		print_json(output);
 	else
 		print_table(output);
-	for (size_t i = 0; i < output->n_cells; i++)
-		free(output->cells[i]);
-	free(output->cells);
-	output_begin(output, output->is_json, output->columns, output->n_columns);
+	forget(output);
+}
+
+static void print_list(const struct output *output)
+{
+	size_t width = 0;
+
+	for (size_t i = 0; i < output->n_columns; i++)
+		if (output->columns[i].title && strlen(output->columns[i].title) > width)
+			width = strlen(output->columns[i].title);
+	for (size_t i = 0; i < output->n_cells && i < output->n_columns; i++)
+		if (output->columns[i].title)
+			printf("%-*s  %s\n", (int)width, output->columns[i].title,
+			       output->cells[i]);
+}
+
+void output_end_list(struct output *output)
+{
+	if (!output->is_json)
+		print_list(output);
+	else if (output_n_rows(output) > 0)
+		print_object(output, 0);
+	else
+		printf("null");
+	forget(output);
 }

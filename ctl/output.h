@@ -49,6 +49,9 @@ size_t output_n_rows(const struct output *output);
 /* Print what there is to stdout and forget it. */
 void output_end(struct output *output);
 
+/* The same for a single row, a line a column. In JSON without the array. */
+void output_end_list(struct output *output);
+
 /* An age in ms for people, as "3m12s"; a number of bytes, as "1.5M". */
 #define OUTPUT_HUMAN_MAX 32
 const char *output_age(uint64_t ms, char text[static OUTPUT_HUMAN_MAX]);

@@ -21,11 +21,16 @@ static const struct output_column columns[] = {
 	{NULL, "FEATURES", OUTPUT_TEXT},
 };
 
-static void add_vm(struct output *output, const Control__Vm *vm)
+static void take_row(void *context, const Control__Reply *reply)
 {
-	bool has_worker = vm->worker_pid != 0;
+	struct output *output = context;
+	const Control__Vm *vm = reply->vm;
+	bool has_worker;
 	char features[NAMES_MAX];
 
+	if (reply->body_case != CONTROL__REPLY__BODY_VM)
+		return;
+	has_worker = vm->worker_pid != 0;
 	output_number(output, vm->cid);
 	output_text(output, names_state(vm->state));
 	output_number(output, vm->state == CONTROL_VM_WAITING ? OUTPUT_NONE : vm->frontend_age);
@@ -43,21 +48,12 @@ static void add_vm(struct output *output, const Control__Vm *vm)
 int status_run(const struct context *context)
 {
 	const Control__Request request = client_request(CONTROL_STATUS, 0);
-	const Control__Reply *reply;
-	struct client client;
 	struct output output;
-	int r = client_open(context->path, &client);
+	int r;
 
-	if (r != 0)
-		return r;
 	output_begin(&output, context->is_json, columns, sizeof(columns) / sizeof(columns[0]));
-	r = client_send(&client, &request, -1);
-	if (r == 0)
-		while ((r = client_receive(&client, &reply)) == 1)
-			if (reply->body_case == CONTROL__REPLY__BODY_VM)
-				add_vm(&output, reply->vm);
-	client_close(&client);
+	r = client_ask(context->path, &request, take_row, &output);
 	if (r == 0)
 		output_end(&output);
-	return r < 0 ? -r : r;
+	return r;
 }

@@ -22,6 +22,7 @@
 
 enum control_command {
 	CONTROL_STATUS = 1, /* Vm, for each */
+	CONTROL_SHOW,	    /* of a VM: Vm, Details, Ring for each, Region for each */
 };
 
 enum control_vm_state {
@@ -32,6 +33,15 @@ enum control_vm_state {
 	CONTROL_VM_QUARANTINE, /* restored; the driver has not handled the reset yet */
 	CONTROL_VM_FAILED,     /* its workers died too often */
 	CONTROL_VM_STATE_MAX,
+};
+
+/* What is left to do of a device state that was loaded. */
+enum control_restore {
+	CONTROL_RESTORE_NONE,
+	CONTROL_RESTORE_LOADING,
+	CONTROL_RESTORE_RESET_DUE,  /* the driver is to be told, once ring 2 runs */
+	CONTROL_RESTORE_RESET_SENT, /* it has not handled it yet */
+	CONTROL_RESTORE_MAX,
 };
 
 /* NULL when it is malformed. The packet's fd stays in it. */

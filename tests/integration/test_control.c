@@ -110,6 +110,53 @@ static void test_status_tells_a_stopped_guest_from_a_running_one(void **state)
 	expect_text("\n  3  running");
 }
 
+/* ---- show ---- */
+
+static void test_show_has_the_rings_the_memory_and_the_features_by_name(void **state)
+{
+	struct setup *setup = *state;
+
+	/* Like crosvm it waits for no answers; this one comes behind all the others. */
+	assert_int_equal(guest_read_cid(setup_guest(
+				 setup, 0, (struct guest_options){.style = GUEST_LIKE_CROSVM})),
+			 0);
+	assert_int_equal(run(setup, "show", "3"), 0);
+	expect_text("indirect,event-idx,");
+	expect_text("reply-ack");
+	expect_text("\nrx     running   128");
+	expect_text("\nevent  running   128");
+	expect_text("64.0M");
+
+	assert_int_equal(tool_run(&tool, setup, (const char *const[]){"--json", "show", "3", NULL}),
+			 0);
+	expect_text("{\"vm\": {\"cid\": 3, \"state\": \"running\"");
+	expect_text("\"max_handshakes\": 512, \"buffer_size\": 262144");
+	expect_text("{\"ring\": \"tx\", \"state\": \"running\", \"size\": 128");
+	expect_text("{\"guest_address\": \"0x100000\", \"size\": 67108864");
+}
+
+static void test_show_of_a_vm_without_a_session_is_short(void **state)
+{
+	struct setup *setup = *state;
+
+	assert_int_equal(run(setup, "show", "3"), 0);
+	expect_text("waiting");
+	assert_null(strstr(tool.text, "RING"));
+	assert_int_equal(tool_run(&tool, setup, (const char *const[]){"--json", "show", "3", NULL}),
+			 0);
+	expect_text("\"rings\": [\n]");
+}
+
+static void test_a_vm_that_does_not_exist_is_told_so(void **state)
+{
+	assert_int_equal(run(*state, "show", "77"), DATAERR);
+	expect_complaint("there is no VM with CID 77");
+	assert_int_equal(run(*state, "show", "x"), USAGE);
+	expect_complaint("CID \"x\": not a decimal number");
+	assert_int_equal(run(*state, "show", "4294967296"), DATAERR);
+	expect_complaint("too large");
+}
+
 /* ---- who may ask, and where ---- */
 
 static void test_who_may_not_write_to_the_socket_is_told_who_may(void **state)
@@ -212,6 +259,9 @@ int main(void)
 		WITH_TWO(test_status_has_a_line_for_each_vm),
 		WITH_ONE(test_status_counts_connections_and_lost_workers),
 		WITH_ONE(test_status_tells_a_stopped_guest_from_a_running_one),
+		WITH_ONE(test_show_has_the_rings_the_memory_and_the_features_by_name),
+		WITH_ONE(test_show_of_a_vm_without_a_session_is_short),
+		WITH_ONE(test_a_vm_that_does_not_exist_is_told_so),
 		WITH_ONE(test_who_may_not_write_to_the_socket_is_told_who_may),
 		WITH_ONE(test_a_socket_that_is_not_there_is_named),
 		WITH_ONE(test_a_command_line_that_is_wrong_is_told_in_one_line),
