@@ -45,17 +45,19 @@ const char *const configuration_keys[N_KEYS] = {
 	[KEY_CONTROL_MODE] = "control-mode",
 	[KEY_CONTROL_OWNER] = "control-owner",
 	[KEY_CONTROL_GROUP] = "control-group",
+	[KEY_NO_NAMESPACES] = "insecure-no-namespaces",
+	[KEY_NO_SECCOMP] = "insecure-no-seccomp",
 };
 
 enum {
 	OPTION_KEY = 256, /* above every character that getopt_long() returns by itself */
 	OPTION_VM = OPTION_KEY + N_KEYS,
+	OPTION_CONFIG,
+	OPTION_CHECK,
 	OPTION_HELP,
 	OPTION_VERSION,
 	OPTION_CAPABILITIES,
 	OPTION_POLICY,
-	OPTION_NO_NAMESPACES,
-	OPTION_NO_SECCOMP,
 };
 
 static const struct option options[] = {
@@ -76,6 +78,8 @@ static const struct option options[] = {
 	{"max-connections", required_argument, NULL, OPTION_KEY + KEY_MAX_CONNECTIONS},
 	{"max-handshakes", required_argument, NULL, OPTION_KEY + KEY_MAX_HANDSHAKES},
 	{"vm", required_argument, NULL, OPTION_VM},
+	{"config", required_argument, NULL, OPTION_CONFIG},
+	{"check-config", required_argument, NULL, OPTION_CHECK},
 	{"user", required_argument, NULL, OPTION_KEY + KEY_USER},
 	{"log-level", required_argument, NULL, OPTION_KEY + KEY_LOG_LEVEL},
 	{"worker", required_argument, NULL, OPTION_KEY + KEY_WORKER},
@@ -83,8 +87,8 @@ static const struct option options[] = {
 	{"control-mode", required_argument, NULL, OPTION_KEY + KEY_CONTROL_MODE},
 	{"control-owner", required_argument, NULL, OPTION_KEY + KEY_CONTROL_OWNER},
 	{"control-group", required_argument, NULL, OPTION_KEY + KEY_CONTROL_GROUP},
-	{"insecure-no-namespaces", no_argument, NULL, OPTION_NO_NAMESPACES},
-	{"insecure-no-seccomp", no_argument, NULL, OPTION_NO_SECCOMP},
+	{"insecure-no-namespaces", no_argument, NULL, OPTION_KEY + KEY_NO_NAMESPACES},
+	{"insecure-no-seccomp", no_argument, NULL, OPTION_KEY + KEY_NO_SECCOMP},
 	{"print-capabilities", no_argument, NULL, OPTION_CAPABILITIES},
 	{"print-policy", required_argument, NULL, OPTION_POLICY},
 	{"help", no_argument, NULL, OPTION_HELP},
@@ -98,21 +102,65 @@ struct command_line {
 	const char *values[N_KEYS];
 	const char *vms[CONFIGURATION_VMS_MAX];
 	size_t n_vms;
-	uint32_t insecure;
+	const char *file; /* of --config or --check-config */
 };
+
+static int fail(struct configuration_error *ret_error, int code, const char *prefix,
+		const char *format, va_list arguments) __attribute__((format(printf, 4, 0)));
+static int fail(struct configuration_error *ret_error, int code, const char *prefix,
+		const char *format, va_list arguments)
+{
+	char *text = ret_error->text;
+	size_t size = sizeof(ret_error->text);
+	size_t len = (size_t)snprintf(text, size, "%s", prefix); /* far shorter than the text */
+
+	(void)vsnprintf(text + len, size - len, format, arguments);
+	/* A quoted argument must not break the line or reach the terminal as a command. */
+	for (char *c = text; *c; c++)
+		if ((unsigned char)*c < ' ' || *c == 0x7f)
+			*c = '?';
+	return code;
+}
 
 int configuration_fail(struct configuration_error *ret_error, int code, const char *format, ...)
 {
 	va_list arguments;
 
 	va_start(arguments, format);
-	vsnprintf(ret_error->text, sizeof(ret_error->text), format, arguments);
+	(void)fail(ret_error, code, "", format, arguments);
 	va_end(arguments);
-	/* A quoted argument must not break the line or reach the terminal as a command. */
-	for (char *c = ret_error->text; *c; c++)
-		if ((unsigned char)*c < ' ' || *c == 0x7f)
-			*c = '?';
 	return code;
+}
+
+static unsigned int line_of(const struct vm_arguments *arguments, enum key key)
+{
+	return arguments->lines[key] ? arguments->lines[key] : arguments->line;
+}
+
+void configuration_set_origin(const struct vm_arguments *arguments, enum key key,
+			      char ret_origin[static CONFIGURATION_ORIGIN_SIZE])
+{
+	unsigned int line = line_of(arguments, key);
+
+	ret_origin[0] = '\0';
+	if (line)
+		(void)snprintf(ret_origin, CONFIGURATION_ORIGIN_SIZE, FILE_LINE, arguments->file,
+			       line);
+}
+
+int configuration_fail_at(struct configuration_error *ret_error, int code,
+			  const struct vm_arguments *arguments, enum key key, const char *format,
+			  ...)
+{
+	char origin[CONFIGURATION_ORIGIN_SIZE], prefix[sizeof(origin) + sizeof(arguments->where)];
+	va_list rest;
+
+	configuration_set_origin(arguments, key, origin);
+	(void)snprintf(prefix, sizeof(prefix), "%s%s", origin, arguments->where);
+	va_start(rest, format);
+	(void)fail(ret_error, code, prefix, format, rest);
+	va_end(rest);
+	return line_of(arguments, key) ? EX_CONFIG : code;
 }
 
 int configuration_fail_memory(struct configuration_error *ret_error)
@@ -128,6 +176,16 @@ static int keep_value(struct command_line *line, enum key key, const char *value
 					  configuration_keys[key],
 					  key == KEY_SOCKET ? " (--socket-path is the same)" : "");
 	line->values[key] = value;
+	return 0;
+}
+
+static int keep_file(struct command_line *line, const char *path,
+		     struct configuration_error *ret_error)
+{
+	if (line->file)
+		return configuration_fail(ret_error, EX_USAGE,
+					  "--config and --check-config: give one of them, once");
+	line->file = path;
 	return 0;
 }
 
@@ -158,6 +216,11 @@ static int take_option(struct command_line *line, int option, const char *value,
 				CONFIGURATION_VMS_MAX);
 		line->vms[line->n_vms++] = value;
 		return 0;
+	case OPTION_CHECK:
+		line->action = CONFIGURATION_CHECK;
+		return keep_file(line, value, ret_error);
+	case OPTION_CONFIG:
+		return keep_file(line, value, ret_error);
 	case OPTION_HELP:
 		line->action = CONFIGURATION_HELP;
 		return 0;
@@ -169,15 +232,19 @@ static int take_option(struct command_line *line, int option, const char *value,
 		return 0;
 	case OPTION_POLICY:
 		return take_role(line, value, ret_error);
-	case OPTION_NO_NAMESPACES:
-		line->insecure |= POLICY_INSECURE_NO_NAMESPACES;
-		return 0;
-	case OPTION_NO_SECCOMP:
-		line->insecure |= POLICY_INSECURE_NO_SECCOMP;
+	case OPTION_KEY + KEY_NO_NAMESPACES:
+	case OPTION_KEY + KEY_NO_SECCOMP:
+		line->values[option - OPTION_KEY] = "true";
 		return 0;
 	default:
 		return keep_value(line, (enum key)(option - OPTION_KEY), value, ret_error);
 	}
+}
+
+/* The others are done with what the option itself says. */
+static bool has_vms(enum configuration_action action)
+{
+	return action == CONFIGURATION_RUN || action == CONFIGURATION_CHECK;
 }
 
 /* Only whole names count: an abbreviation would change its meaning with a later version. */
@@ -194,7 +261,7 @@ static int read_command_line(int argc, char **argv, struct command_line *line,
 {
 	opterr = 0;
 	optind = 0; /* glibc and musl: start anew */
-	while (line->action == CONFIGURATION_RUN) {
+	while (has_vms(line->action)) {
 		int at = optind ? optind : 1;
 		int index = -1;
 		int option = getopt_long(argc, argv, "+:", options, &index);
@@ -217,7 +284,7 @@ static int read_command_line(int argc, char **argv, struct command_line *line,
 		if (r)
 			return r;
 	}
-	if (line->action == CONFIGURATION_RUN && optind < argc)
+	if (has_vms(line->action) && optind < argc)
 		return configuration_fail(ret_error, EX_USAGE,
 					  "unexpected argument " QUOTED "; see vsockd --help",
 					  argv[optind]);
@@ -232,6 +299,11 @@ static int check_forms(const struct command_line *line, struct configuration_err
 		if (!line->values[key])
 			continue;
 		has_single = true;
+		if (line->file)
+			return configuration_fail(ret_error, EX_USAGE,
+						  "--%s cannot be given with a configuration file, "
+						  "which describes all VMs",
+						  configuration_keys[key]);
 		if (line->n_vms)
 			return configuration_fail(
 				ret_error, EX_USAGE,
@@ -239,10 +311,14 @@ static int check_forms(const struct command_line *line, struct configuration_err
 				"use one of the two forms",
 				configuration_keys[key]);
 	}
-	if (!has_single && !line->n_vms)
+	if (line->file && line->n_vms)
+		return configuration_fail(ret_error, EX_USAGE,
+					  "--vm cannot be given with a configuration file, which "
+					  "describes all VMs");
+	if (!has_single && !line->n_vms && !line->file)
 		return configuration_fail(
 			ret_error, EX_USAGE,
-			"no VM was given; add --socket PATH and --uds-path PATH, or --vm; "
+			"no VM was given; add --socket PATH and --uds-path PATH, --vm or --config; "
 			"see vsockd --help");
 	if (line->values[KEY_SOCKET] && line->values[KEY_FD])
 		return configuration_fail(ret_error, EX_USAGE,
@@ -257,7 +333,8 @@ static int check_forms(const struct command_line *line, struct configuration_err
 	return 0;
 }
 
-static int read_log_level(const char *text, int *ret, struct configuration_error *ret_error)
+static int read_log_level(const struct vm_arguments *arguments, int *ret,
+			  struct configuration_error *ret_error)
 {
 	static const struct {
 		const char *name;
@@ -266,6 +343,7 @@ static int read_log_level(const char *text, int *ret, struct configuration_error
 		{"error", LOG_ERR}, {"warning", LOG_WARNING}, {"notice", LOG_NOTICE},
 		{"info", LOG_INFO}, {"debug", LOG_DEBUG},
 	};
+	const char *text = arguments->values[KEY_LOG_LEVEL];
 
 	if (!text) {
 		*ret = LOG_INFO;
@@ -277,68 +355,149 @@ static int read_log_level(const char *text, int *ret, struct configuration_error
 			return 0;
 		}
 	}
-	return configuration_fail(
-		ret_error, EX_USAGE,
+	return configuration_fail_at(
+		ret_error, EX_USAGE, arguments, KEY_LOG_LEVEL,
 		"log-level " QUOTED ": unknown; give error, warning, notice, info or debug", text);
 }
 
-static int read_service_sockets(const struct command_line *line,
-				struct configuration *configuration,
-				struct configuration_error *ret_error)
+static int read_insecure(const struct vm_arguments *arguments, enum key key, uint32_t bit,
+			 uint32_t *insecure, struct configuration_error *ret_error)
 {
-	struct vm_arguments arguments = {.is_single = true};
+	const char *text = arguments->values[key];
 
-	memcpy(arguments.values, line->values, sizeof(arguments.values));
-	return configuration_read_service(&arguments, KEY_CONTROL, &configuration->control,
-					  ret_error);
+	if (!text || strcmp(text, "false") == 0)
+		return 0;
+	if (strcmp(text, "true") != 0)
+		return configuration_fail_at(ret_error, EX_USAGE, arguments, key,
+					     "%s " QUOTED ": give true or false",
+					     configuration_keys[key], text);
+	*insecure |= bit;
+	return 0;
+}
+
+static int read_worker(const struct vm_arguments *arguments, char **ret,
+		       struct configuration_error *ret_error)
+{
+	const char *path = arguments->values[KEY_WORKER];
+
+	if (!path)
+		return 0;
+	if (!path[0])
+		return configuration_fail_at(
+			ret_error, EX_DATAERR, arguments, KEY_WORKER,
+			"worker \"\": the path is empty; give that of vsockd-worker");
+	*ret = strdup(path);
+	return *ret ? 0 : configuration_fail_memory(ret_error);
+}
+
+/* What holds for all VMs. */
+static int read_globals(const struct vm_arguments *arguments, struct configuration *configuration,
+			struct configuration_error *ret_error)
+{
+	int r = read_log_level(arguments, &configuration->log_level, ret_error);
+
+	if (!r)
+		r = configuration_read_user(arguments, configuration, ret_error);
+	if (!r)
+		r = read_insecure(arguments, KEY_NO_NAMESPACES, POLICY_INSECURE_NO_NAMESPACES,
+				  &configuration->insecure, ret_error);
+	if (!r)
+		r = read_insecure(arguments, KEY_NO_SECCOMP, POLICY_INSECURE_NO_SECCOMP,
+				  &configuration->insecure, ret_error);
+	if (!r)
+		r = read_worker(arguments, &configuration->worker, ret_error);
+	if (!r)
+		r = configuration_read_service(arguments, KEY_CONTROL, &configuration->control,
+					       ret_error);
+	return r;
+}
+
+static int allocate_vms(struct configuration *configuration, size_t n_vms,
+			struct configuration_error *ret_error)
+{
+	configuration->vms = calloc(n_vms, sizeof(*configuration->vms));
+	if (!configuration->vms)
+		return configuration_fail_memory(ret_error);
+	configuration->n_vms = n_vms;
+	return 0;
+}
+
+static int read_single(const struct vm_arguments *typed, struct configuration *configuration,
+		       struct configuration_error *ret_error)
+{
+	struct vm_arguments arguments = *typed;
+	int r = allocate_vms(configuration, 1, ret_error);
+
+	return r ? r : configuration_read_vm(&arguments, &configuration->vms[0], ret_error);
+}
+
+static int read_texts(const struct command_line *line, struct configuration *configuration,
+		      struct configuration_error *ret_error)
+{
+	int r = allocate_vms(configuration, line->n_vms, ret_error);
+
+	for (size_t i = 0; !r && i < line->n_vms; i++)
+		r = configuration_read_vm_text(line->vms[i], &configuration->vms[i], ret_error);
+	return r;
+}
+
+static int read_file_vms(struct configuration_file *file, struct configuration *configuration,
+			 struct configuration_error *ret_error)
+{
+	int r = allocate_vms(configuration, file->n_vms, ret_error);
+
+	for (size_t i = 0; !r && i < file->n_vms; i++)
+		r = configuration_read_vm(&file->vms[i], &configuration->vms[i], ret_error);
+	return r;
+}
+
+/* What the command line says of all VMs counts more than what the file says. */
+static int read_file(const struct command_line *line, const struct vm_arguments *typed,
+		     struct configuration *configuration, struct configuration_error *ret_error)
+{
+	struct configuration_file file;
+	int r = configuration_read_file(line->file, &file, ret_error);
+
+	if (r)
+		return r;
+	for (size_t key = N_SINGLE_VM_KEYS; key < N_KEYS; key++) {
+		if (!typed->values[key])
+			continue;
+		file.globals.values[key] = typed->values[key];
+		file.globals.lines[key] = 0;
+	}
+	r = read_globals(&file.globals, configuration, ret_error);
+	if (!r)
+		r = read_file_vms(&file, configuration, ret_error);
+	configuration_free_file(&file);
+	if (r)
+		return r;
+	configuration->file = strdup(line->file);
+	return configuration->file ? 0 : configuration_fail_memory(ret_error);
 }
 
 /* Fills configuration as far as it gets; the caller frees it on failure too. */
 static int read_configuration(const struct command_line *line, struct configuration *configuration,
 			      struct configuration_error *ret_error)
 {
+	struct vm_arguments typed = {.source = VM_FROM_OPTIONS};
 	int r = check_forms(line, ret_error);
 
 	if (r)
 		return r;
-	r = read_log_level(line->values[KEY_LOG_LEVEL], &configuration->log_level, ret_error);
+	memcpy(typed.values, line->values, sizeof(typed.values));
+	if (line->file) {
+		r = read_file(line, &typed, configuration, ret_error);
+	} else {
+		r = read_globals(&typed, configuration, ret_error);
+		if (!r)
+			r = line->n_vms ? read_texts(line, configuration, ret_error)
+					: read_single(&typed, configuration, ret_error);
+	}
 	if (r)
 		return r;
-	if (line->values[KEY_USER])
-		r = configuration_read_user(line->values[KEY_USER], configuration, ret_error);
-	if (r)
-		return r;
-	configuration->insecure = line->insecure;
-	if (line->values[KEY_WORKER]) {
-		if (!line->values[KEY_WORKER][0])
-			return configuration_fail(
-				ret_error, EX_DATAERR,
-				"worker \"\": the path is empty; give that of vsockd-worker");
-		configuration->worker = strdup(line->values[KEY_WORKER]);
-		if (!configuration->worker)
-			return configuration_fail_memory(ret_error);
-	}
-	r = read_service_sockets(line, configuration, ret_error);
-	if (r)
-		return r;
-	configuration->n_vms = line->n_vms ? line->n_vms : 1;
-	configuration->vms = calloc(configuration->n_vms, sizeof(*configuration->vms));
-	if (!configuration->vms)
-		return configuration_fail_memory(ret_error);
-	if (!line->n_vms) {
-		struct vm_arguments arguments = {.is_single = true};
-
-		memcpy(arguments.values, line->values, sizeof(arguments.values));
-		r = configuration_read_vm(&arguments, &configuration->vms[0], ret_error);
-		if (r)
-			return r;
-	}
-	for (size_t i = 0; i < line->n_vms; i++) {
-		r = configuration_read_vm_text(line->vms[i], &configuration->vms[i], ret_error);
-		if (r)
-			return r;
-	}
-	return configuration_check_clashes(configuration, ret_error);
+	r = configuration_check_clashes(configuration, ret_error);
+	return r == EX_DATAERR && line->file ? EX_CONFIG : r;
 }
 
 /* The conventions for vhost-user programs want it to win over everything else that is given. */
@@ -363,7 +522,7 @@ int configuration_parse(int argc, char **argv, struct configuration *ret,
 		r = read_command_line(argc, argv, &line, ret_error);
 	if (r)
 		return r;
-	if (line.action == CONFIGURATION_RUN)
+	if (has_vms(line.action))
 		r = read_configuration(&line, &result, ret_error);
 	if (r) {
 		configuration_free(&result);
@@ -389,6 +548,7 @@ void configuration_free(struct configuration *configuration)
 	free(configuration->vms);
 	free(configuration->worker);
 	free(configuration->control.path);
+	free(configuration->file);
 	*configuration = (struct configuration){.action = CONFIGURATION_RUN};
 }
 

@@ -2,8 +2,8 @@
 #pragma once
 
 /*
- * What the operator asked for: the command line, checked as far as it can be
- * without touching the paths in it, and then the paths. Used by the spawner
+ * What the operator asked for: the command line and the file that it names, checked
+ * as far as they can be without touching the paths in them, and then the paths. Used by the spawner
  * before anything else exists; the front gets numbers out of it, never a path.
  */
 
@@ -23,15 +23,20 @@
 #define CONFIGURATION_CONNECTIONS_DEFAULT 4096
 #define CONFIGURATION_HANDSHAKES_DEFAULT  512
 
+/* Of "FILE:LINE: ", which complaints begin with; empty for what no file said. */
+#define CONFIGURATION_ORIGIN_SIZE 128
+
 enum configuration_action {
 	CONFIGURATION_RUN,
 	CONFIGURATION_HELP,
 	CONFIGURATION_VERSION,
 	CONFIGURATION_CAPABILITIES, /* --print-capabilities */
 	CONFIGURATION_POLICY,	    /* --print-policy */
+	CONFIGURATION_CHECK,	    /* --check-config: VMs are in it, as for RUN */
 };
 
 struct vm_configuration {
+	char origin[CONFIGURATION_ORIGIN_SIZE];
 	uint64_t guest_cid;
 	char *socket;	/* vhost-user socket to listen on; NULL with socket_fd */
 	int socket_fd;	/* --fd: connected or listening socket, the caller's; -1 otherwise */
@@ -47,6 +52,7 @@ struct vm_configuration {
 
 /* A unix socket of vsockd itself, not of a VM. */
 struct service_socket {
+	char origin[CONFIGURATION_ORIGIN_SIZE];
 	char *path; /* NULL: none */
 	struct listener_access access;
 };
@@ -62,17 +68,19 @@ struct configuration {
 	int log_level;	   /* as in syslog(3): LOG_ERR ... LOG_DEBUG */
 	uint32_t insecure; /* POLICY_INSECURE_... */
 	char *worker;	   /* --worker PATH, NULL: found beside vsockd */
+	char *file;	   /* --config PATH, NULL: everything was on the command line */
 	struct service_socket control;
 };
 
 struct configuration_error {
-	char text[512]; /* one line: what was asked, what was found, what to do */
+	char text[1400]; /* one line: what was asked, what was found, what to do */
 };
 
 /*
  * Parse and check the command line. 0, or a sysexits code with ret_error
  * filled; *ret is set only on 0 and is to be freed by configuration_free().
- * For an action other than CONFIGURATION_RUN there are no VMs in it.
+ * There are VMs in it for CONFIGURATION_RUN and CONFIGURATION_CHECK only.
+ * What is wrong with a file's content is EX_CONFIG.
  */
 int configuration_parse(int argc, char **argv, struct configuration *ret,
 			struct configuration_error *ret_error);
@@ -83,6 +91,9 @@ int configuration_parse(int argc, char **argv, struct configuration *ret,
  */
 int configuration_check_paths(const struct configuration *configuration,
 			      struct configuration_error *ret_error);
+
+/* What would be served: a line for each VM, as --check-config prints it. */
+void configuration_print(FILE *stream, const struct configuration *configuration);
 
 void configuration_free(struct configuration *configuration);
 

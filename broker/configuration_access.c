@@ -30,14 +30,14 @@ static int read_mode(const struct vm_arguments *arguments, enum key key, mode_t 
 		return 0;
 	r = configuration_parse_number(text, 8, &number);
 	if (r == -EINVAL)
-		return configuration_fail(
-			ret_error, EX_USAGE,
-			"%s%s " QUOTED ": not an octal number; give 0 to %o, as 660",
-			arguments->where, configuration_keys[key], text, MODE_MAX);
+		return configuration_fail_at(ret_error, EX_USAGE, arguments, key,
+					     "%s " QUOTED
+					     ": not an octal number; give 0 to %o, as 660",
+					     configuration_keys[key], text, MODE_MAX);
 	if (r < 0 || number > MODE_MAX)
-		return configuration_fail(
-			ret_error, EX_DATAERR, "%s%s " QUOTED ": too large; give 0 to %o, as 660",
-			arguments->where, configuration_keys[key], text, MODE_MAX);
+		return configuration_fail_at(ret_error, EX_DATAERR, arguments, key,
+					     "%s " QUOTED ": too large; give 0 to %o, as 660",
+					     configuration_keys[key], text, MODE_MAX);
 	*ret = (mode_t)number;
 	return 0;
 }
@@ -52,10 +52,10 @@ static int read_owner(const struct vm_arguments *arguments, enum key key, uid_t 
 		return 0;
 	user = getpwnam(text);
 	if (!user)
-		return configuration_fail(ret_error, EX_NOUSER,
-					  "%s%s " QUOTED
-					  ": there is no such user; give a name or a number",
-					  arguments->where, configuration_keys[key], text);
+		return configuration_fail_at(ret_error, EX_NOUSER, arguments, key,
+					     "%s " QUOTED
+					     ": there is no such user; give a name or a number",
+					     configuration_keys[key], text);
 	*ret = user->pw_uid;
 	return 0;
 }
@@ -70,10 +70,10 @@ static int read_group(const struct vm_arguments *arguments, enum key key, gid_t 
 		return 0;
 	group = getgrnam(text);
 	if (!group)
-		return configuration_fail(ret_error, EX_NOUSER,
-					  "%s%s " QUOTED
-					  ": there is no such group; give a name or a number",
-					  arguments->where, configuration_keys[key], text);
+		return configuration_fail_at(ret_error, EX_NOUSER, arguments, key,
+					     "%s " QUOTED
+					     ": there is no such group; give a name or a number",
+					     configuration_keys[key], text);
 	*ret = group->gr_gid;
 	return 0;
 }
@@ -100,27 +100,34 @@ int configuration_read_service(const struct vm_arguments *arguments, enum key pa
 
 	for (enum key key = path + 1; key <= path + 3 && !arguments->values[path]; key++)
 		if (arguments->values[key])
-			return configuration_fail(ret_error, EX_USAGE,
-						  "--%s is given without --%s; add --%s PATH",
-						  configuration_keys[key], configuration_keys[path],
-						  configuration_keys[path]);
+			return configuration_fail_at(
+				ret_error, EX_USAGE, arguments, key,
+				arguments->lines[key] ? "%s is given without %s; add \"%s: PATH\""
+						      : "--%s is given without --%s; add --%s PATH",
+				configuration_keys[key], configuration_keys[path],
+				configuration_keys[path]);
 	if (!arguments->values[path])
 		return 0;
+	configuration_set_origin(arguments, path, ret->origin);
 	r = configuration_read_access(arguments, path + 1, &ret->access, ret_error);
 	return r ? r : configuration_read_path(arguments, path, &ret->path, ret_error);
 }
 
-int configuration_read_user(const char *text, struct configuration *configuration,
+int configuration_read_user(const struct vm_arguments *arguments,
+			    struct configuration *configuration,
 			    struct configuration_error *ret_error)
 {
+	const char *text = arguments->values[KEY_USER];
 	const struct passwd *user;
 	uint32_t id;
 
+	if (!text)
+		return 0;
 	/* A number too must be known: else there is no group for it. */
 	user = parse_id(text, &id) ? getpwuid(id) : getpwnam(text);
 	if (!user)
-		return configuration_fail(
-			ret_error, EX_NOUSER,
+		return configuration_fail_at(
+			ret_error, EX_NOUSER, arguments, KEY_USER,
 			"user " QUOTED ": there is no such user; create it, or name another", text);
 	configuration->has_user = true;
 	configuration->user = user->pw_uid;

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include "broker/configuration.h"
 
+#include <inttypes.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -10,6 +11,7 @@
 const char configuration_help[] =
 	"Usage: vsockd [--guest-cid N] --socket PATH --uds-path PATH [OPTION]...\n"
 	"       vsockd --vm KEY=VALUE[,KEY=VALUE]... [--vm ...]... [OPTION]...\n"
+	"       vsockd --config FILE [OPTION]...\n"
 	"\n"
 	"A vhost-user back-end for virtio-vsock. Programs on the host reach a guest\n"
 	"through unix sockets: connect to the uds-path and send \"CONNECT PORT\\n\";\n"
@@ -42,6 +44,8 @@ const char configuration_help[] =
 	"  --vm KEY=VALUE[,KEY=VALUE]...\n"
 	"                        one VM, once for each; the keys are the options above\n"
 	"                        without \"--\", except fd and socket-path\n"
+	"  --config FILE         VMs, and what else is to hold, from a YAML file as\n"
+	"                        vsockd.yaml(5) describes it\n"
 	"\n"
 	"All VMs:\n"
 	"  --user NAME           as root: become that user first; of root's capabilities\n"
@@ -59,6 +63,7 @@ const char configuration_help[] =
 	"                        go on without system-call filters\n"
 	"\n"
 	"Information:\n"
+	"  --check-config FILE   check that file, print what would be served, and exit\n"
 	"  --print-capabilities  print what this back-end is, as JSON, and exit\n"
 	"  --print-policy ROLE   print the system calls that the front or the worker may\n"
 	"                        make, with arguments and reasons, and exit\n"
@@ -69,6 +74,51 @@ const char configuration_help[] =
 
 /* QEMU's vhost-user document, "Back-end program conventions"; no optional feature applies. */
 const char configuration_capabilities[] = "{\"type\": \"vsock\"}\n";
+
+/* A path comes from a file: nothing of it may reach the terminal as a command. */
+static void print_path(FILE *stream, const char *path)
+{
+	for (; *path; path++)
+		fputc((unsigned char)*path < ' ' || *path == 0x7f ? '?' : *path, stream);
+}
+
+static void print_socket(FILE *stream, const char *name, const char *path,
+			 const struct listener_access *access, const char *end)
+{
+	fprintf(stream, "%s ", name);
+	print_path(stream, path);
+	fprintf(stream, " (mode %03o", (unsigned int)access->mode);
+	if (access->owner != (uid_t)-1)
+		fprintf(stream, ", user %u", (unsigned int)access->owner);
+	if (access->group != (gid_t)-1)
+		fprintf(stream, ", group %u", (unsigned int)access->group);
+	fprintf(stream, ")%s", end);
+}
+
+void configuration_print(FILE *stream, const struct configuration *configuration)
+{
+	if (configuration->control.path)
+		print_socket(stream, "control", configuration->control.path,
+			     &configuration->control.access, "\n");
+	for (size_t i = 0; i < configuration->n_vms; i++) {
+		const struct vm_configuration *vm = &configuration->vms[i];
+
+		fprintf(stream, "vm %" PRIu64 ": ", vm->guest_cid);
+		if (vm->socket)
+			print_socket(stream, "socket", vm->socket, &vm->socket_access, ", ");
+		if (vm->uds_path)
+			print_socket(stream, "uds-path", vm->uds_path, &vm->uds_access, ", ");
+		fprintf(stream, "groups ");
+		for (size_t group = 0; group < vm->n_groups; group++) {
+			fputs(group ? "+" : "", stream);
+			print_path(stream, vm->groups[group]);
+		}
+		fprintf(stream,
+			", tx-buffer-size %" PRIu32 ", max-connections %" PRIu32
+			", max-handshakes %" PRIu32 "\n",
+			vm->tx_buffer_size, vm->max_connections, vm->max_handshakes);
+	}
+}
 
 const char *const configuration_roles[POLICY_ROLE_MAX] = {
 	[POLICY_FRONT] = "front",

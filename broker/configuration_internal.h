@@ -3,7 +3,8 @@
 
 /*
  * Between the files of the configuration: configuration.c takes the command line
- * apart, configuration_vm.c reads what was said of one VM, configuration_access.c
+ * apart, configuration_file.c a file, and configuration_marks.c knows the lines of
+ * that file; configuration_vm.c reads what was said of one VM, configuration_access.c
  * knows users, groups and modes, configuration_paths.c which paths can stand
  * beside each other and what the file system says about them.
  */
@@ -18,6 +19,9 @@
 /* A guest may connect to any port, and the host path of the highest one must still fit. */
 #define CONFIGURATION_SOCKET_LEN_MAX   (sizeof(((struct sockaddr_un *)NULL)->sun_path) - 1)
 #define CONFIGURATION_UDS_PATH_LEN_MAX (CONFIGURATION_SOCKET_LEN_MAX - strlen("_4294967295"))
+
+/* How a complaint about a file begins. */
+#define FILE_LINE "%.100s:%u: "
 
 /* What the operator typed, cut so that two of them leave room for the explanation. */
 #define QUOTED "\"%.100s\""
@@ -48,16 +52,35 @@ enum key {
 	KEY_CONTROL_MODE,
 	KEY_CONTROL_OWNER,
 	KEY_CONTROL_GROUP,
+	KEY_NO_NAMESPACES, /* these two are "true" or "false" in a file */
+	KEY_NO_SECCOMP,
 	N_KEYS,
 };
 
 extern const char *const configuration_keys[N_KEYS];
 
-/* One VM as it was typed. */
+enum vm_source {
+	VM_FROM_OPTIONS, /* of their own */
+	VM_FROM_TEXT,	 /* of --vm */
+	VM_FROM_FILE,
+};
+
+/* One VM as it was typed; or what was said of all. */
 struct vm_arguments {
 	const char *values[N_KEYS];
-	bool is_single;	 /* from options of their own, not from --vm */
+	enum vm_source source;
+	const char *file;	    /* of VM_FROM_FILE, with: */
+	unsigned int line;	    /* where the VM begins; 0 for what is said of all */
+	unsigned int lines[N_KEYS]; /* by key; 0 for what the file does not say */
 	char where[160]; /* begin of each error line: the VM, as soon as its CID is known */
+};
+
+/* What a file says. */
+struct configuration_file {
+	struct vm_arguments globals;
+	struct vm_arguments *vms;
+	size_t n_vms;
+	void *loaded; /* owns the values */
 };
 
 /*
@@ -81,8 +104,9 @@ int configuration_read_service(const struct vm_arguments *arguments, enum key pa
 int configuration_read_path(const struct vm_arguments *arguments, enum key key, char **ret,
 			    struct configuration_error *ret_error);
 
-/* The value of --user; the group is the user's first one. */
-int configuration_read_user(const char *text, struct configuration *configuration,
+/* The value of --user, if it is given; the group is the user's first one. */
+int configuration_read_user(const struct vm_arguments *arguments,
+			    struct configuration *configuration,
 			    struct configuration_error *ret_error);
 
 /* Strict: digits of base 8 or 10 only, no sign, no blank. 0, -EINVAL or -ERANGE. */
@@ -91,8 +115,24 @@ int configuration_parse_number(const char *text, unsigned int base, uint64_t *re
 /* Fill ret_error with one printable line; the code is returned. */
 int configuration_fail(struct configuration_error *ret_error, int code, const char *format, ...)
 	__attribute__((format(printf, 3, 4)));
+/* The same, after the file and the line of the key, and the VM, as far as there are any. */
+int configuration_fail_at(struct configuration_error *ret_error, int code,
+			  const struct vm_arguments *arguments, enum key key, const char *format,
+			  ...) __attribute__((format(printf, 5, 6)));
+/* What complaints about the paths begin with, later. */
+void configuration_set_origin(const struct vm_arguments *arguments, enum key key,
+			      char ret_origin[static CONFIGURATION_ORIGIN_SIZE]);
 int configuration_fail_memory(struct configuration_error *ret_error);
 
 /* No CID twice, no path twice, no path that is a port of some uds-path; by spelling only. */
 int configuration_check_clashes(const struct configuration *configuration,
 				struct configuration_error *ret_error);
+
+/*
+ * Read a YAML file: its form is checked, its values are not. 0, or a sysexits code
+ * with ret_error filled. The result refers to path and is freed by
+ * configuration_free_file().
+ */
+int configuration_read_file(const char *path, struct configuration_file *ret,
+			    struct configuration_error *ret_error);
+void configuration_free_file(struct configuration_file *file);

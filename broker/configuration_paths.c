@@ -21,8 +21,8 @@ struct place {
 	dev_t device; /* both 0 where the file system was not asked: then name is the path */
 	ino_t inode;
 	bool is_uds_path;
-	char where[32]; /* begin of an error line: "vm 3: "; empty for vsockd's own */
-	char whose[32]; /* " of vm 3" */
+	char where[160]; /* begin of an error line: where it comes from, and "vm 3: " */
+	char whose[32];	 /* " of vm 3" */
 };
 
 /* Decimal digits as the front appends them: no leading zero, 32 bits. */
@@ -99,7 +99,7 @@ static struct place place_of(const struct vm_configuration *vm, bool is_uds_path
 		.is_uds_path = is_uds_path,
 	};
 
-	snprintf(place.where, sizeof(place.where), "vm %" PRIu64 ": ", vm->guest_cid);
+	snprintf(place.where, sizeof(place.where), "%svm %" PRIu64 ": ", vm->origin, vm->guest_cid);
 	snprintf(place.whose, sizeof(place.whose), " of vm %" PRIu64, vm->guest_cid);
 	return place;
 }
@@ -119,12 +119,16 @@ static struct place *list_places(const struct configuration *configuration, size
 			places[n_places++] = place_of(vm, /* is_uds_path= */ false);
 		places[n_places++] = place_of(vm, /* is_uds_path= */ true);
 	}
-	if (configuration->control.path)
-		places[n_places++] = (struct place){
+	if (configuration->control.path) {
+		struct place *place = &places[n_places++];
+
+		*place = (struct place){
 			.kind = "control",
 			.path = configuration->control.path,
 			.name = configuration->control.path,
 		};
+		snprintf(place->where, sizeof(place->where), "%s", configuration->control.origin);
+	}
 	*ret_n_places = n_places;
 	return places;
 }
@@ -142,9 +146,10 @@ int configuration_check_clashes(const struct configuration *configuration,
 			if (vms[first].guest_cid == vms[second].guest_cid)
 				return configuration_fail(
 					ret_error, EX_DATAERR,
-					"vm %" PRIu64 ": guest-cid %" PRIu64
+					"%svm %" PRIu64 ": guest-cid %" PRIu64
 					" is given to two VMs; each needs its own",
-					vms[second].guest_cid, vms[second].guest_cid);
+					vms[second].origin, vms[second].guest_cid,
+					vms[second].guest_cid);
 
 	places = list_places(configuration, &n_places);
 	if (!places)

@@ -74,12 +74,32 @@ static int read_number(const struct vm_arguments *arguments, enum key key, uint6
 		reason = "not a power of two";
 	}
 	if (reason)
-		return configuration_fail(ret_error, code,
-					  "%s%s " QUOTED ": %s; give %" PRIu64 " to %" PRIu64 "%s",
-					  arguments->where, configuration_keys[key], text, reason,
-					  limits->minimum, limits->maximum, limits->unit);
+		return configuration_fail_at(ret_error, code, arguments, key,
+					     "%s " QUOTED ": %s; give %" PRIu64 " to %" PRIu64 "%s",
+					     configuration_keys[key], text, reason, limits->minimum,
+					     limits->maximum, limits->unit);
 	*ret = number;
 	return 0;
+}
+
+static int fail_missing(const struct vm_arguments *arguments, enum key key,
+			struct configuration_error *ret_error)
+{
+	const char *name = configuration_keys[key];
+
+	switch (arguments->source) {
+	case VM_FROM_OPTIONS:
+		return configuration_fail_at(ret_error, EX_USAGE, arguments, key,
+					     "no %s was given; add --%s PATH%s", name, name,
+					     key == KEY_SOCKET ? " or --fd FDNUM" : "");
+	case VM_FROM_TEXT:
+		return configuration_fail_at(ret_error, EX_USAGE, arguments, key,
+					     "no %s was given; add %s=PATH to its --vm", name,
+					     name);
+	default:
+		return configuration_fail_at(ret_error, EX_USAGE, arguments, key,
+					     "no %s was given; add \"%s: PATH\"", name, name);
+	}
 }
 
 int configuration_read_path(const struct vm_arguments *arguments, enum key key, char **ret,
@@ -92,27 +112,20 @@ int configuration_read_path(const struct vm_arguments *arguments, enum key key, 
 	char *copy;
 	size_t len;
 
-	if (!path && arguments->is_single)
-		return configuration_fail(ret_error, EX_USAGE, "%sno %s was given; add --%s PATH%s",
-					  arguments->where, name, name,
-					  key == KEY_SOCKET ? " or --fd FDNUM" : "");
 	if (!path)
-		return configuration_fail(ret_error, EX_USAGE,
-					  "%sno %s was given; add %s=PATH to its --vm",
-					  arguments->where, name, name);
+		return fail_missing(arguments, key, ret_error);
 	len = strlen(path);
 	if (!len || path[len - 1] == '/')
-		return configuration_fail(ret_error, EX_DATAERR,
-					  "%s%s " QUOTED
-					  ": no file name; give the path of the socket",
-					  arguments->where, name, path);
+		return configuration_fail_at(
+			ret_error, EX_DATAERR, arguments, key,
+			"%s " QUOTED ": no file name; give the path of the socket", name, path);
 	if (len > len_max)
-		return configuration_fail(
-			ret_error, EX_DATAERR,
-			"%s%s " QUOTED ": the path has %zu bytes, a unix socket%s allows %zu; "
+		return configuration_fail_at(
+			ret_error, EX_DATAERR, arguments, key,
+			"%s " QUOTED ": the path has %zu bytes, a unix socket%s allows %zu; "
 			"choose a shorter one",
-			arguments->where, name, path, len,
-			key == KEY_UDS_PATH ? " with _PORT appended" : "", len_max);
+			name, path, len, key == KEY_UDS_PATH ? " with _PORT appended" : "",
+			len_max);
 	copy = strdup(path);
 	if (!copy)
 		return configuration_fail_memory(ret_error);
@@ -133,15 +146,15 @@ static int read_groups(const struct vm_arguments *arguments, struct vm_configura
 		size_t len = strcspn(name, "+");
 
 		if (!len || len > GROUP_LEN_MAX || vm->n_groups == CONFIGURATION_GROUPS_MAX)
-			return configuration_fail(ret_error, EX_DATAERR,
-						  "%sgroups " QUOTED
-						  ": %s; give at most %d names of 1 to %d bytes, "
-						  "joined by '+'",
-						  arguments->where, text,
-						  !len			? "a name is empty"
-						  : len > GROUP_LEN_MAX ? "a name is too long"
-									: "too many names",
-						  CONFIGURATION_GROUPS_MAX, GROUP_LEN_MAX);
+			return configuration_fail_at(
+				ret_error, EX_DATAERR, arguments, KEY_GROUPS,
+				"groups " QUOTED ": %s; give at most %d names of 1 to %d bytes, "
+				"joined by '+'",
+				text,
+				!len		      ? "a name is empty"
+				: len > GROUP_LEN_MAX ? "a name is too long"
+						      : "too many names",
+				CONFIGURATION_GROUPS_MAX, GROUP_LEN_MAX);
 		vm->groups[vm->n_groups] = strndup(name, len);
 		if (!vm->groups[vm->n_groups])
 			return configuration_fail_memory(ret_error);
@@ -170,6 +183,7 @@ int configuration_read_vm(struct vm_arguments *arguments, struct vm_configuratio
 	if (r)
 		return r;
 	snprintf(arguments->where, sizeof(arguments->where), "vm %" PRIu64 ": ", vm->guest_cid);
+	configuration_set_origin(arguments, KEY_SOCKET, vm->origin);
 
 	vm->socket_fd = -1;
 	if (arguments->values[KEY_FD]) {
@@ -237,7 +251,7 @@ static int read_vm_item(char *item, struct vm_arguments *arguments,
 int configuration_read_vm_text(const char *text, struct vm_configuration *vm,
 			       struct configuration_error *ret_error)
 {
-	struct vm_arguments arguments = {.is_single = false};
+	struct vm_arguments arguments = {.source = VM_FROM_TEXT};
 	char *copy = strdup(text);
 	char *rest = copy;
 	int r = 0;

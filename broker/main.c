@@ -286,6 +286,42 @@ static int become_user(const struct configuration *configuration)
 	return 0;
 }
 
+/*
+ * Everything that can be looked at without making anything. Who may not become
+ * the user of the file cannot tell what that user may do.
+ */
+static int check(const struct configuration *configuration)
+{
+	bool is_that_user = !configuration->has_user || configuration->user == geteuid();
+	struct configuration_error error;
+	uint64_t buffer_size;
+	int worker_program, r;
+
+	log_open(configuration->log_level);
+	worker_program = open_worker(configuration);
+	if (worker_program < 0)
+		return EX_CONFIG;
+	close(worker_program);
+	if (spawner_buffer_size(configuration, &buffer_size) < 0) {
+		fprintf(stderr, "vsockd: max-connections times tx-buffer-size is too large\n");
+		return EX_CONFIG;
+	}
+	if (is_that_user || geteuid() == 0) {
+		r = become_user(configuration);
+		if (r != 0)
+			return r;
+		if (configuration_check_paths(configuration, &error) != 0) {
+			fprintf(stderr, "vsockd: %s\n", error.text);
+			return EX_CONFIG;
+		}
+	}
+	configuration_print(stdout, configuration);
+	if (!is_that_user && geteuid() != configuration->user)
+		printf("paths: not looked at, only root and user %u can tell\n",
+		       (unsigned int)configuration->user);
+	return EX_OK;
+}
+
 static int run(const struct configuration *configuration)
 {
 	struct configuration_error error;
@@ -346,6 +382,9 @@ int main(int argc, char **argv)
 		break;
 	case CONFIGURATION_POLICY:
 		configuration_print_policy(stdout, configuration.policy_role);
+		break;
+	case CONFIGURATION_CHECK:
+		r = check(&configuration);
 		break;
 	case CONFIGURATION_RUN:
 		r = run(&configuration);

@@ -64,6 +64,35 @@ compare "$work/in_help" "$work/in_page" "stands in --help, but not in OPTIONS of
 compare "$work/in_page" "$work/in_help" "stands in OPTIONS of $page, but not in --help"
 compare "$work/named" "$work/in_help" "is named in $page, but does not stand in --help"
 
+# The keys of the configuration file, which a wrong one is answered with, and as its page has them.
+file_page=$root/man/vsockd.yaml.5
+check_keys() { # FILE-WITH-A-WRONG-KEY TITLE-IN-THE-PAGE
+	printf '%s\n' "$1" >"$work/wrong.yaml"
+	"$vsockd" --check-config "$work/wrong.yaml" 2>&1 | sed -n 's/.* known are //p' |
+		tr -d ' ' | tr ',' '\n' | LC_ALL=C sort >"$work/known"
+	awk -v title="$2" '/^\.S[hs] / { section = substr($0, 5) } section == title &&
+		/^\.It Cm / { print $3 }' "$file_page" | LC_ALL=C sort >"$work/in_page"
+	[ -s "$work/known" ] || complain "no key is known where $file_page has \"$2\""
+	compare "$work/known" "$work/in_page" "is a key, but does not stand in \"$2\" of $file_page"
+	compare "$work/in_page" "$work/known" "stands in \"$2\" of $file_page, but is no key"
+}
+
+check_keys 'xxxxxxxxxxxx: 1' 'Keys for all VMs'
+check_keys 'vms: [{xxxxxxxxxxxx: 1}]' 'Keys of a VM'
+
+# Its examples, with a directory that is there.
+mkdir "$work/vm"
+awk -v work="$work" '/^\.Ed/ { n++; is_in = 0 } is_in { print > (work "/example" n ".yaml") }
+	/^\.Bd -literal/ { is_in = 1 }' "$file_page"
+[ -e "$work/example.yaml" ] || complain "no examples were found in $file_page"
+for each in "$work"/example*.yaml; do
+	sed "s|/run/vm|$work/vm|" "$each" >"$work/try.yaml"
+	"$vsockd" --check-config "$work/try.yaml" >"$work/served" 2>&1 ||
+		complain "an example of $file_page: $(cat "$work/served")"
+	[ "$(grep -c '^vm ' "$work/served")" = "$(grep -c 'guest.cid:' "$each")" ] ||
+		complain "an example of $file_page has other VMs than it shows"
+done
+
 # The commands of vsockctl and their arguments, and its options, as --help and the page have them.
 ctl_page=$root/man/vsockctl.1
 "$vsockctl" --help >"$work/help" || complain "$vsockctl --help fails"

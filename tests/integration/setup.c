@@ -120,6 +120,11 @@ void setup_choose_user(struct setup *setup, uid_t user)
 		setup->user = user;
 }
 
+void setup_choose_file(struct setup *setup)
+{
+	setup->has_file = true;
+}
+
 /* Whose ids to take on, and what to execute then. */
 static size_t add_program(struct setup *setup, const char **arguments)
 {
@@ -143,16 +148,65 @@ static size_t add_program(struct setup *setup, const char **arguments)
 	return n + 1;
 }
 
+static void name_sockets(struct setup *setup)
+{
+	for (size_t i = 0; i < setup->n_vms; i++) {
+		snprintf(setup->sockets[i], sizeof(setup->sockets[i]), "%s/vm%zu",
+			 setup->daemon.directory, i);
+		snprintf(setup->uds_paths[i], sizeof(setup->uds_paths[i]), "%s/host%zu",
+			 setup->daemon.directory, i);
+	}
+}
+
+/* "key=value,key=value" as YAML has it. */
+static void print_options(FILE *file, const char *options)
+{
+	for (; *options; options++) {
+		if (*options == '=' || *options == ',')
+			fputs(*options == '=' ? ": " : ", ", file);
+		else
+			fputc(*options, file);
+	}
+}
+
+void setup_write_file(struct setup *setup, uint32_t vms, const char *vm_options)
+{
+	/* As an editor does it: the file is there, before and after, and whole. */
+	FILE *file = fopen(daemon_path(&setup->daemon, "vsockd.yaml~"), "w");
+
+	assert_non_null(file);
+	fprintf(file, "vms:\n");
+	for (size_t i = 0; i < SETUP_VMS_MAX; i++) {
+		if (!(vms & 1u << i))
+			continue;
+		fprintf(file, "- {guest_cid: %zu, socket: %s/vm%zu, uds_path: %s/host%zu", i + 3,
+			setup->daemon.directory, i, setup->daemon.directory, i);
+		if (vm_options) {
+			fputs(", ", file);
+			print_options(file, vm_options);
+		}
+		fputs("}\n", file);
+	}
+	assert_int_equal(fclose(file), 0);
+	assert_int_equal(rename(daemon_path(&setup->daemon, "vsockd.yaml~"),
+				daemon_path(&setup->daemon, "vsockd.yaml")),
+			 0);
+}
+
+static size_t add_file(struct setup *setup, const char *options, const char **arguments)
+{
+	setup_write_file(setup, (1u << setup->n_vms) - 1, options);
+	arguments[0] = "--config";
+	arguments[1] = "@/vsockd.yaml";
+	return 2;
+}
+
 static size_t add_vms(struct setup *setup, const char *options, const char **arguments)
 {
 	static char vms[SETUP_VMS_MAX][256];
 	size_t n = 0;
 
 	for (size_t i = 0; i < setup->n_vms; i++) {
-		snprintf(setup->sockets[i], sizeof(setup->sockets[i]), "%s/vm%zu",
-			 setup->daemon.directory, i);
-		snprintf(setup->uds_paths[i], sizeof(setup->uds_paths[i]), "%s/host%zu",
-			 setup->daemon.directory, i);
 		snprintf(vms[i], sizeof(vms[i]),
 			 "guest-cid=%zu,socket=@/vm%zu,uds-path=@/host%zu%s%s", i + 3, i, i,
 			 options ? "," : "", options ? options : "");
@@ -170,11 +224,17 @@ void setup_start(struct setup *setup, size_t n_vms, const char *vm_options,
 	pid_t spare[DAEMON_PIDS_MAX];
 	size_t n;
 
-	*setup = (struct setup){.n_vms = n_vms, .user = setup->user};
+	*setup = (struct setup){
+		.n_vms = n_vms,
+		.user = setup->user,
+		.has_file = setup->has_file,
+	};
 	assert_in_range(n_vms, 1, SETUP_VMS_MAX);
 	assert_int_equal(daemon_prepare(&setup->daemon), 0);
 	n = add_program(setup, all);
-	n += add_vms(setup, vm_options, all + n);
+	name_sockets(setup);
+	n += setup->has_file ? add_file(setup, vm_options, all + n)
+			     : add_vms(setup, vm_options, all + n);
 	if (worker) {
 		all[n++] = "--worker";
 		all[n++] = worker;

@@ -38,6 +38,7 @@ struct setup {
 	bool has_guest[SETUP_VMS_MAX];
 	pid_t workers[SETUP_VMS_MAX]; /* private: as setup_worker() last found them */
 	uid_t user;		      /* private: setup_choose_user() */
+	bool has_file;		      /* private: setup_choose_file() */
 	int exit_code;		      /* writable, 0: how vsockd is to end */
 	bool expects_report;	      /* writable: a sanitizer takes what is meant for a mistake */
 	bool expects_violations;      /* writable: the test looks at them itself */
@@ -61,6 +62,12 @@ void setup_start(struct setup *setup, size_t n_vms, const char *vm_options,
  * to whom the directory then belongs. For others it does nothing.
  */
 void setup_choose_user(struct setup *setup, uid_t user);
+
+/* Before setup_start(), in the same way: the VMs stand in "vsockd.yaml", not in options. */
+void setup_choose_file(struct setup *setup);
+
+/* Write such a file, with those VMs of SETUP_VMS_MAX for which vms has a bit. */
+void setup_write_file(struct setup *setup, uint32_t vms, const char *vm_options);
 
 /*
  * Ends the guests (no violations, unless expected), waits until vsockd has as many

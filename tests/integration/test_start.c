@@ -313,8 +313,7 @@ static bool may_others_run_it(void)
 	char path[4096];
 
 	snprintf(path, sizeof(path), "%s", getenv("VSOCKD"));
-	for (char *slash = strrchr(path, '/'); slash && slash != path;
-	     slash = strrchr(path, '/')) {
+	for (char *slash = strrchr(path, '/'); slash && slash != path; slash = strrchr(path, '/')) {
 		struct stat directory;
 
 		*slash = '\0';
@@ -545,13 +544,11 @@ static void test_the_log_level_chooses_what_is_said(void **state)
 
 /* ---- the whole ---- */
 
-static void run_whole(const char *vm_options, size_t n_vms, uid_t user)
+/* And end what was chosen. */
+static void run_chosen(struct setup *setup, const char *vm_options, size_t n_vms)
 {
-	struct setup *setup = calloc(1, sizeof(*setup));
 	struct transfer transfers[SETUP_VMS_MAX];
 
-	assert_non_null(setup);
-	setup_choose_user(setup, user);
 	setup_start(setup, n_vms, vm_options, NULL);
 	for (size_t i = 0; i < n_vms; i++) {
 		setup_guest(setup, i, (struct guest_options){.style = (enum guest_style)(i % 3)});
@@ -564,6 +561,88 @@ static void run_whole(const char *vm_options, size_t n_vms, uid_t user)
 		transfer_finish(&transfers[i]);
 	setup_stop(setup);
 	free(setup);
+}
+
+static void run_whole(const char *vm_options, size_t n_vms, uid_t user)
+{
+	struct setup *setup = calloc(1, sizeof(*setup));
+
+	assert_non_null(setup);
+	setup_choose_user(setup, user);
+	run_chosen(setup, vm_options, n_vms);
+}
+
+static void test_a_file_starts_the_vms_that_stand_in_it(void **state)
+{
+	struct setup *setup = calloc(1, sizeof(*setup));
+
+	(void)state;
+	assert_non_null(setup);
+	setup_choose_file(setup);
+	run_chosen(setup, "tx_buffer_size=65536,max-connections=8", 2);
+}
+
+/* ---- a file that is checked only ---- */
+
+#define CONFIG_ERROR 78
+
+static void write_config(struct daemon *home, const char *text)
+{
+	FILE *file = fopen(daemon_path(home, "vsockd.yaml"), "w");
+
+	assert_non_null(file);
+	for (; *text; text++) {
+		if (*text == '@')
+			fputs(home->directory, file);
+		else
+			fputc(*text, file);
+	}
+	assert_int_equal(fclose(file), 0);
+}
+
+static void test_check_config_says_what_would_be_served_and_makes_nothing(void **state)
+{
+	struct daemon *home = *state;
+	char path[128], text[8192], expected[512];
+	const char *const arguments[] = {getenv("VSOCKD"), "--check-config", path, NULL};
+
+	snprintf(path, sizeof(path), "%s", daemon_path(home, "vsockd.yaml"));
+	write_config(home, "vms:\n- {socket: @/vm, uds-path: @/host, uds-mode: 660}\n"
+			   "control: @/control\n");
+	assert_int_equal(run(arguments, text), 0);
+	snprintf(expected, sizeof(expected),
+		 "control %s/control (mode 600)\n"
+		 "vm 3: socket %s/vm (mode 600), uds-path %s/host (mode 660), groups default, "
+		 "tx-buffer-size 262144, max-connections 4096, max-handshakes 512\n",
+		 home->directory, home->directory, home->directory);
+	assert_string_equal(text, expected);
+	assert_false(is_there(home, "vm"));
+	assert_false(is_there(home, "host"));
+	assert_false(is_there(home, "control"));
+}
+
+static void test_check_config_finds_what_a_start_would_find(void **state)
+{
+	static const struct {
+		const char *file;
+		const char *text;
+	} wrong_files[] = {
+		{"vms:\n- {socket: @/vm}\n", "vsockd.yaml:2: vm 3: no uds-path"},
+		{"vms:\n- {socket: @/vm, uds-path: @/vm}\n", "vsockd.yaml:2: vm 3: uds-path"},
+		{"vms:\n- {socket: @/none/vm, uds-path: @/host}\n", "vsockd.yaml:2: vm 3: socket"},
+		{"vms:\n- {socket: @/vm, uds-path: @/vsockd.yaml}\n", "regular file is in the way"},
+		{"vms:\n- {socket: @/vm, uds-path: @/x/../vm}\n", "x/.."},
+		{"vms:\n- {socket: @/vm, uds-path: @/./vm}\n", "it is also the socket of vm 3"},
+		{"vms:\n- {socket: @/vm, uds-path: @/host}\nworker: /none\n", "/none"},
+	};
+	struct daemon *home = *state;
+
+	for (size_t i = 0; i < sizeof(wrong_files) / sizeof(wrong_files[0]); i++) {
+		static const char *const options[] = {"--check-config", "@/vsockd.yaml", NULL};
+
+		write_config(home, wrong_files[i].file);
+		expect_failure(home, options, CONFIG_ERROR, wrong_files[i].text);
+	}
 }
 
 static void test_several_vms_work_side_by_side(void **state)
@@ -674,6 +753,9 @@ int main(void)
 		IN_HOME(test_an_fd_that_is_no_unix_socket_is_refused),
 		cmocka_unit_test(test_capabilities_help_and_version_are_printed),
 		IN_HOME(test_the_log_level_chooses_what_is_said),
+		cmocka_unit_test(test_a_file_starts_the_vms_that_stand_in_it),
+		IN_HOME(test_check_config_says_what_would_be_served_and_makes_nothing),
+		IN_HOME(test_check_config_finds_what_a_start_would_find),
 		cmocka_unit_test(test_several_vms_work_side_by_side),
 		cmocka_unit_test(test_the_worker_is_found_in_the_build_tree),
 		cmocka_unit_test(test_an_ordinary_user_gets_all_walls),
