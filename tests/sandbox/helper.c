@@ -3,6 +3,7 @@
  * A worker that does no work: it starts up as vsockd-worker does, says "READY"
  * and then does what one-byte orders on its channel say, until that ends.
  */
+#include <errno.h>
 #include <fcntl.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -47,6 +48,9 @@ static void obey(char order, char *buffer, size_t len)
 	case 'o':
 		(void)open("/", O_RDONLY);
 		say("no");
+		break;
+	case 'f': /* a file that everybody may read */
+		say(open("/proc/self/status", O_RDONLY) < 0 && errno == EACCES ? "yes" : "no");
 		break;
 	case 's':
 		(void)socket(AF_UNIX, SOCK_STREAM, 0);

@@ -13,6 +13,7 @@
 #include <sys/mman.h>
 #include <sys/prctl.h>
 #include <sys/socket.h>
+#include <sys/syscall.h>
 #include <sys/time.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -280,11 +281,15 @@ static void test_a_worker_holds_nothing_and_sees_nothing(void **state)
 	char environment[64], target[PATH_MAX], process[16], byte;
 	struct confined worker;
 	pid_t pid;
-	int fd;
+	int fd, stray;
 
 	(void)state;
 	need_namespaces();
+	/* One that exec would not close. */
+	stray = fcntl(STDIN_FILENO, F_DUPFD, 100);
+	assert_true(stray >= 100);
 	start_worker(0, &worker);
+	close(stray);
 	pid = worker.process.pid;
 	expect_no_privileges(pid);
 	expect_line(pid, "status", "CapBnd:", "0000000000000000");
@@ -366,6 +371,21 @@ static void test_without_a_filter_the_other_walls_stand(void **state)
 	expect_line(worker.process.pid, "status", "Seccomp:", "0");
 	expect_line(worker.process.pid, "status", "CapBnd:", "0000000000000000");
 	expect_empty_inside(worker.process.pid);
+	stop(&worker);
+}
+
+/* Landlock is the only wall between this worker and its files. */
+static void test_without_namespaces_and_filter_no_file_opens(void **state)
+{
+	struct confined worker;
+
+	(void)state;
+	/* LANDLOCK_CREATE_RULESET_VERSION */
+	if (syscall(SYS_landlock_create_ruleset, NULL, 0, 1u) < 1)
+		sandbox_skip("this kernel has no Landlock");
+	start_worker(POLICY_INSECURE_NO_NAMESPACES | POLICY_INSECURE_NO_SECCOMP, &worker);
+	assert_int_equal(send(worker.channel, "f", 1, 0), 1);
+	expect(worker.channel, "yes");
 	stop(&worker);
 }
 
@@ -537,6 +557,7 @@ static int run(void)
 		cmocka_unit_test(test_the_front_holds_no_privilege_and_sees_no_file),
 		cmocka_unit_test(test_without_namespaces_no_privilege_is_left_either),
 		cmocka_unit_test(test_without_a_filter_the_other_walls_stand),
+		cmocka_unit_test(test_without_namespaces_and_filter_no_file_opens),
 		cmocka_unit_test(test_a_worker_uses_its_buffer_and_ends_with_its_channel),
 		cmocka_unit_test(test_a_worker_that_opens_or_connects_dies),
 		cmocka_unit_test(test_a_worker_dies_with_its_starter),

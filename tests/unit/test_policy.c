@@ -125,6 +125,17 @@ static void test_the_empty_path_lies_in_memory_that_cannot_be_written(void **sta
 	assert_int_equal(permissions[1], '-');
 }
 
+static void test_the_front_writes_its_log_and_no_other_file(void **state)
+{
+	const struct policy_rule *rule = find(POLICY_FRONT, SYS_writev);
+
+	(void)state;
+	assert_non_null(rule);
+	assert_int_equal(rule->comparisons[0].kind, POLICY_EQUAL);
+	assert_int_equal(rule->comparisons[0].argument, 0);
+	assert_int_equal(rule->comparisons[0].value, STDERR_FILENO);
+}
+
 static void test_each_comparison_says_what_it_compares_with(void **state)
 {
 	size_t n_rules;
@@ -205,6 +216,7 @@ int main(void)
 		cmocka_unit_test(test_a_worker_maps_shared_memory_and_nothing_else),
 		cmocka_unit_test(test_the_front_asks_for_the_state_of_an_fd_and_never_of_a_path),
 		cmocka_unit_test(test_the_empty_path_lies_in_memory_that_cannot_be_written),
+		cmocka_unit_test(test_the_front_writes_its_log_and_no_other_file),
 		cmocka_unit_test(test_each_comparison_says_what_it_compares_with),
 		cmocka_unit_test(test_no_process_opens_makes_or_becomes_anything),
 	};
