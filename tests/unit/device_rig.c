@@ -49,6 +49,9 @@ static void start_device(const struct rig_options *options)
 	assert_true(rig.epoll >= 0);
 	assert_true(device_init(&rig.device, channel[1], rig.epoll));
 	rig.is_attached = true;
+	rig.device.state.capacity = transfer_len(rig.device.connections.n_max) + 1;
+	rig.device.state.bytes = malloc(rig.device.state.capacity);
+	assert_non_null(rig.device.state.bytes);
 }
 
 static void assign(const struct rig_options *options)
@@ -167,6 +170,7 @@ void rig_end(void)
 	guest_memory_commit(&device->memory);
 	munmap(device->pool.start, (size_t)device->pool.n_chunks * BUFFER_CHUNK_LEN);
 	free(device->pool.next);
+	free(device->state.bytes);
 	free(device->connections.all);
 	free(device->connections.buckets);
 	for (size_t i = 0; i < RIG_ENDPOINTS; i++)
@@ -284,6 +288,23 @@ static void note_told(const Vsockd__Envelope *envelope)
 		told.values[1] = envelope->report->first;
 		told.values[2] = envelope->report->second;
 		told.values[3] = envelope->report->third;
+		break;
+	case VSOCKD__ENVELOPE__BODY_STATE_CONNECTION:
+		told.values[0] = envelope->state_connection->guest_port;
+		told.values[1] = envelope->state_connection->host_port;
+		told.values[2] = envelope->state_connection->type;
+		break;
+	case VSOCKD__ENVELOPE__BODY_STATE_INFO:
+		told.values[0] = envelope->state_info->guest_cid;
+		told.values[1] = envelope->state_info->features;
+		told.values[2] = envelope->state_info->flags;
+		break;
+	case VSOCKD__ENVELOPE__BODY_STATE_DONE:
+		told.values[0] = envelope->state_done->is_good ? 1 : 0;
+		told.values[1] = envelope->state_done->reason;
+		break;
+	case VSOCKD__ENVELOPE__BODY_RESET_SENT:
+	case VSOCKD__ENVELOPE__BODY_RESET_HANDLED:
 		break;
 	default:
 		fail_msg("the worker says %s", message_name(envelope->body_case));
