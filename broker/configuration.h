@@ -42,7 +42,7 @@ struct vm_configuration {
 	int socket_fd;	/* --fd: connected or listening socket, the caller's; -1 otherwise */
 	char *uds_path; /* hybrid vsock: listen here, connect to uds_path_PORT */
 	struct listener_access socket_access, uds_access;
-	char **groups; /* at least "default" */
+	char **groups; /* at least "default"; guests of a common one reach each other */
 	size_t n_groups;
 	uint32_t tx_buffer_size; /* bytes a guest may have unread on one connection: buf_alloc */
 	uint32_t queue_size;	 /* accepted for compatibility; any ring up to 32768 works */
@@ -96,6 +96,10 @@ int configuration_check_paths(const struct configuration *configuration,
 void configuration_print(FILE *stream, const struct configuration *configuration);
 
 void configuration_free(struct configuration *configuration);
+
+/* May guests of the two VMs reach each other? */
+bool configuration_shares_group(const struct vm_configuration *first,
+				const struct vm_configuration *second);
 
 /* The fds that the front needs at most: what RLIMIT_NOFILE has to allow. */
 uint64_t configuration_n_files(const struct configuration *configuration);

@@ -164,6 +164,16 @@ static int read_groups(const struct vm_arguments *arguments, struct vm_configura
 	return 0;
 }
 
+bool configuration_shares_group(const struct vm_configuration *first,
+				const struct vm_configuration *second)
+{
+	for (size_t i = 0; i < first->n_groups; i++)
+		for (size_t k = 0; k < second->n_groups; k++)
+			if (strcmp(first->groups[i], second->groups[k]) == 0)
+				return true;
+	return false;
+}
+
 int configuration_read_vm(struct vm_arguments *arguments, struct vm_configuration *vm,
 			  struct configuration_error *ret_error)
 {

@@ -97,6 +97,7 @@ bool device_init(struct device *device, struct front *front, uint32_t index,
 		.listens_to_host = true,
 		.listens_to_frontend = true,
 	};
+	siblings_init(device);
 	if (!endpoints_init(&device->endpoints, device->configuration->max_connections))
 		return false;
 	if (device->host_listener >= 0 &&
@@ -186,6 +187,7 @@ static void close_session(struct device *device, const char *why)
 		worker_dismiss(device->worker, device->front);
 	device->worker = NULL;
 	restore_cancel(device);
+	siblings_lose(device);
 	endpoints_clear(&device->endpoints);
 	frontend_end(&device->frontend);
 	session_end(&device->session);
@@ -208,8 +210,10 @@ static void fail(struct device *device)
 void device_worker_died(struct device *device)
 {
 	uint64_t now = device->front->now;
-	uint32_t n_open = endpoints_lose(&device->endpoints);
+	uint32_t n_open;
 
+	siblings_lose(device);
+	n_open = endpoints_lose(&device->endpoints);
 	device->worker = NULL;
 	device->n_lost++;
 	device->told_quarantine = false;
@@ -390,6 +394,12 @@ bool device_rings_run(const struct device *device)
 	       rings[1].is_started && rings[1].is_enabled;
 }
 
+bool device_is_running(const struct device *device)
+{
+	return device_rings_run(device) && device->worker && sync_is_idle(device) &&
+	       !restore_holds(device);
+}
+
 /*
  * Host programs are accepted while the guest can be asked, and sent away while
  * it has no driver. In between - its rings are stopped, or its worker is being
@@ -401,20 +411,23 @@ static bool listens_to_host(const struct device *device)
 		return false;
 	if (!device->has_driver || device->has_failed)
 		return true;
-	return device_rings_run(device) && device->worker && sync_is_idle(device) &&
-	       endpoints_untold(&device->endpoints) == ENDPOINT_NONE;
+	return device_is_running(device) && endpoints_untold(&device->endpoints) == ENDPOINT_NONE;
 }
 
 static int send_accepted(struct device *device, uint32_t index)
 {
+	const struct endpoint *endpoint = &device->endpoints.all[index];
 	Vsockd__Accepted accepted = VSOCKD__ACCEPTED__INIT;
 	Vsockd__Envelope envelope = VSOCKD__ENVELOPE__INIT;
 
 	accepted.endpoint = index;
+	accepted.cid = endpoint->cid;
+	accepted.port = endpoint->port;
+	accepted.guest_port = endpoint->guest_port;
+	accepted.type = endpoint->type;
 	envelope.body_case = VSOCKD__ENVELOPE__BODY_ACCEPTED;
 	envelope.accepted = &accepted;
-	return worker_send(device->front, device->worker, &envelope,
-			   device->endpoints.all[index].fd);
+	return worker_send(device->front, device->worker, &envelope, endpoint->fd);
 }
 
 static int send_connected(struct device *device, uint32_t index)
@@ -439,10 +452,27 @@ static int send_lost(struct device *device, uint32_t index)
 
 	lost.guest_port = endpoint->guest_port;
 	lost.host_port = endpoint->port;
-	lost.type = 1;
+	lost.type = endpoint->type;
 	lost.endpoint = index;
+	lost.cid = endpoint->cid;
 	envelope.body_case = VSOCKD__ENVELOPE__BODY_LOST;
 	envelope.lost = &lost;
+	return worker_send(device->front, device->worker, &envelope, -1);
+}
+
+static int send_peer_reset(struct device *device, uint32_t index)
+{
+	const struct endpoint *endpoint = &device->endpoints.all[index];
+	Vsockd__PeerReset reset = VSOCKD__PEER_RESET__INIT;
+	Vsockd__Envelope envelope = VSOCKD__ENVELOPE__INIT;
+
+	reset.endpoint = index;
+	reset.cid = endpoint->cid;
+	reset.port = endpoint->port;
+	reset.guest_port = endpoint->guest_port;
+	reset.type = endpoint->type;
+	envelope.body_case = VSOCKD__ENVELOPE__BODY_PEER_RESET;
+	envelope.peer_reset = &reset;
 	return worker_send(device->front, device->worker, &envelope, -1);
 }
 
@@ -452,11 +482,15 @@ static int send_endpoint(struct device *device, uint32_t index)
 
 	if (endpoint->state == ENDPOINT_LOST)
 		return send_lost(device, index);
+	if (endpoint->state == ENDPOINT_ENDING)
+		return send_peer_reset(device, index);
+	if (endpoint->state == ENDPOINT_GONE)
+		return 0;
 	return endpoint->is_accepted ? send_accepted(device, index) : send_connected(device, index);
 }
 
 /* Connections come after what the session holds. */
-static void tell_endpoints(struct device *device)
+void device_tell_endpoints(struct device *device)
 {
 	uint32_t index;
 
@@ -492,7 +526,8 @@ void device_update(struct device *device)
 		device->has_driver = true;
 	restore_update(device, device_rings_run(device) && device->worker && sync_is_idle(device));
 	sync_quarantine(device);
-	tell_endpoints(device);
+	siblings_update(device);
+	device_tell_endpoints(device);
 	listen_to(device, device->host_listener, FRONT_EVENT_HOST_LISTENER, listens_to_host(device),
 		  &device->listens_to_host);
 	/* One front-end a device: the next one waits in the backlog. */
@@ -527,7 +562,7 @@ static void take_host(struct device *device, int fd)
 	device->endpoints.all[index].fd = fd;
 	device->endpoints.all[index].is_accepted = true;
 	endpoints_tell(&device->endpoints, index);
-	tell_endpoints(device);
+	device_tell_endpoints(device);
 }
 
 void device_accept_host(struct device *device)
@@ -549,22 +584,28 @@ static const char *on_connect(struct device *device, const Vsockd__Connect *conn
 	struct endpoint *endpoint;
 	uint32_t index;
 
-	if (connect->request >= 2 * endpoints->n_max || endpoints->has_request[connect->request])
+	if (connect->request >= 2 * endpoints->n_max ||
+	    endpoints->requests[connect->request] != ENDPOINT_NONE)
 		return "Connect with a number that is in use or out of range";
 	if (connect->type != 1)
 		return "Connect of a type that was not offered";
-	endpoints->has_request[connect->request] = true;
 	index = endpoints_take(endpoints, ENDPOINT_CONNECTING);
 	if (index == ENDPOINT_NONE) {
 		/* Its own count is lower than ours for a moment only; it may ask again. */
 		return "Connect beyond the number of connections";
 	}
+	endpoints->requests[connect->request] = index;
 	endpoint = &endpoints->all[index];
 	endpoint->request = connect->request;
+	endpoint->type = (uint8_t)connect->type;
+	endpoint->cid = connect->cid;
 	endpoint->port = connect->port;
 	endpoint->guest_port = connect->guest_port;
 	endpoint->has_ports = true;
-	front_request_connect(device->front, device, index);
+	if (endpoint->cid == ENDPOINT_HOST_CID)
+		front_request_connect(device->front, device, index);
+	else
+		siblings_connect(device, index);
 	return NULL;
 }
 
@@ -579,7 +620,7 @@ void device_connected(struct device *device, uint32_t index, int error, int fd)
 		device_log(device, LOG_INFO, "guest refused: host port %" PRIu32 ": %s",
 			   endpoint->port, strerror(error));
 	endpoints_tell(&device->endpoints, index);
-	tell_endpoints(device);
+	device_tell_endpoints(device);
 }
 
 static const char *ring_reason(uint64_t reason)
@@ -645,13 +686,14 @@ static const char *on_report(struct device *device, const Vsockd__Report *report
 	}
 }
 
-static const char *on_closed(struct device *device, uint32_t index)
+static const char *on_closed(struct device *device, const Vsockd__Closed *closed)
 {
-	if (!endpoints_find(&device->endpoints, index, ENDPOINT_OPEN) &&
-	    !endpoints_find(&device->endpoints, index, ENDPOINT_RESETTING))
-		return "Closed for a connection that is not open";
-	endpoints_release(&device->endpoints, index);
-	return NULL;
+	/* Its socket ends last: the other guest's worker knows by then how it ended. */
+	if (endpoints_find(&device->endpoints, closed->endpoint, ENDPOINT_OPEN))
+		siblings_closed(device, closed->endpoint, closed->is_reset);
+	return endpoints_closed(&device->endpoints, closed->endpoint)
+		       ? NULL
+		       : "Closed for a connection that is not open";
 }
 
 static const char *on_opened(struct device *device, const Vsockd__Opened *opened)
@@ -675,7 +717,11 @@ const char *device_message(struct device *device, const Vsockd__Envelope *envelo
 	case VSOCKD__ENVELOPE__BODY_CONNECT:
 		return on_connect(device, envelope->connect);
 	case VSOCKD__ENVELOPE__BODY_CLOSED:
-		return on_closed(device, envelope->closed->endpoint);
+		return on_closed(device, envelope->closed);
+	case VSOCKD__ENVELOPE__BODY_CANCEL:
+		return siblings_cancel(device, envelope->cancel->request);
+	case VSOCKD__ENVELOPE__BODY_ANSWERED:
+		return siblings_answered(device, envelope->answered->endpoint);
 	case VSOCKD__ENVELOPE__BODY_REPORT:
 		return on_report(device, envelope->report);
 	case VSOCKD__ENVELOPE__BODY_OPENED:

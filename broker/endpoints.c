@@ -1,8 +1,17 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include "broker/endpoints.h"
 
+#include <errno.h>
 #include <stdlib.h>
 #include <unistd.h>
+
+static void forget_queues(struct endpoints *endpoints)
+{
+	for (size_t i = 0; i < 2 * (size_t)endpoints->n_max; i++)
+		endpoints->requests[i] = ENDPOINT_NONE;
+	endpoints->first_untold = ENDPOINT_NONE;
+	endpoints->last_untold = ENDPOINT_NONE;
+}
 
 bool endpoints_init(struct endpoints *endpoints, uint32_t n_max)
 {
@@ -11,10 +20,11 @@ bool endpoints_init(struct endpoints *endpoints, uint32_t n_max)
 		.n_max = n_max,
 		.first_untold = ENDPOINT_NONE,
 		.last_untold = ENDPOINT_NONE,
-		.has_request = calloc(2 * (size_t)n_max, sizeof(bool)),
+		.requests = calloc(2 * (size_t)n_max, sizeof(uint32_t)),
 	};
-	if (!endpoints->all || !endpoints->has_request)
+	if (!endpoints->all || !endpoints->requests)
 		return false;
+	forget_queues(endpoints);
 	for (uint32_t i = 0; i < n_max; i++) {
 		endpoints->all[i].fd = -1;
 		endpoints->all[i].next = i + 1 < n_max ? i + 1 : ENDPOINT_NONE;
@@ -35,19 +45,27 @@ uint32_t endpoints_take(struct endpoints *endpoints, enum endpoint_state state)
 	*endpoint = (struct endpoint){
 		.state = (uint8_t)state,
 		.generation = (uint16_t)(endpoint->generation + 1),
+		.type = 1,
 		.fd = -1,
+		.cid = ENDPOINT_HOST_CID,
+		.other = ENDPOINT_NONE,
 		.next = ENDPOINT_NONE,
 	};
 	return index;
+}
+
+static void close_fd(struct endpoint *endpoint)
+{
+	if (endpoint->fd >= 0)
+		close(endpoint->fd);
+	endpoint->fd = -1;
 }
 
 void endpoints_release(struct endpoints *endpoints, uint32_t index)
 {
 	struct endpoint *endpoint = &endpoints->all[index];
 
-	if (endpoint->fd >= 0)
-		close(endpoint->fd);
-	endpoint->fd = -1;
+	close_fd(endpoint);
 	endpoint->state = ENDPOINT_FREE;
 	endpoint->next = endpoints->first_free;
 	endpoints->first_free = index;
@@ -77,12 +95,21 @@ void endpoints_told(struct endpoints *endpoints)
 	endpoints->first_untold = endpoint->next;
 	if (endpoints->first_untold == ENDPOINT_NONE)
 		endpoints->last_untold = ENDPOINT_NONE;
-	if (endpoint->state == ENDPOINT_LOST) {
+	switch (endpoint->state) {
+	case ENDPOINT_LOST:
 		endpoint->state = ENDPOINT_RESETTING;
 		return;
+	case ENDPOINT_ENDING:
+		endpoint->state = ENDPOINT_OPEN;
+		return;
+	case ENDPOINT_GONE:
+		endpoints_release(endpoints, index);
+		return;
+	default:
+		break;
 	}
 	if (!endpoint->is_accepted)
-		endpoints->has_request[endpoint->request] = false;
+		endpoints->requests[endpoint->request] = ENDPOINT_NONE;
 	if (endpoint->state == ENDPOINT_REFUSED)
 		endpoints_release(endpoints, index);
 	else
@@ -97,12 +124,58 @@ struct endpoint *endpoints_find(struct endpoints *endpoints, uint32_t index,
 	return &endpoints->all[index];
 }
 
-static void forget_queues(struct endpoints *endpoints)
+bool endpoints_closed(struct endpoints *endpoints, uint32_t index)
 {
-	for (size_t i = 0; i < 2 * (size_t)endpoints->n_max; i++)
-		endpoints->has_request[i] = false;
-	endpoints->first_untold = ENDPOINT_NONE;
-	endpoints->last_untold = ENDPOINT_NONE;
+	struct endpoint *endpoint;
+
+	if (index >= endpoints->n_max)
+		return false;
+	endpoint = &endpoints->all[index];
+	switch (endpoint->state) {
+	case ENDPOINT_OPEN:
+	case ENDPOINT_RESETTING:
+		endpoints_release(endpoints, index);
+		return true;
+	case ENDPOINT_ENDING:
+		close_fd(endpoint);
+		endpoint->state = ENDPOINT_GONE;
+		return true;
+	default:
+		return false;
+	}
+}
+
+static void refuse(struct endpoint *endpoint, int status)
+{
+	close_fd(endpoint);
+	endpoint->status = status;
+	endpoint->state = ENDPOINT_REFUSED;
+}
+
+void endpoints_end(struct endpoints *endpoints, uint32_t index)
+{
+	struct endpoint *endpoint = &endpoints->all[index];
+
+	switch (endpoint->state) {
+	case ENDPOINT_OPEN:
+		endpoint->state = ENDPOINT_ENDING;
+		endpoints_tell(endpoints, index);
+		return;
+	case ENDPOINT_CONNECTING:
+		refuse(endpoint, -ECONNREFUSED);
+		endpoints_tell(endpoints, index);
+		return;
+	case ENDPOINT_WAITING: /* stands in the list */
+		if (!endpoint->is_accepted) {
+			refuse(endpoint, -ECONNRESET);
+			return;
+		}
+		close_fd(endpoint);
+		endpoint->state = ENDPOINT_GONE;
+		return;
+	default:
+		return;
+	}
 }
 
 uint32_t endpoints_lose(struct endpoints *endpoints)
@@ -113,16 +186,14 @@ uint32_t endpoints_lose(struct endpoints *endpoints)
 	for (uint32_t i = 0; i < endpoints->n_max; i++) {
 		struct endpoint *endpoint = &endpoints->all[i];
 
-		n_open += endpoint->state == ENDPOINT_OPEN;
+		n_open += endpoint->state == ENDPOINT_OPEN || endpoint->state == ENDPOINT_ENDING;
 		if (endpoint->state == ENDPOINT_FREE)
 			continue;
-		if (!endpoint->has_ports) {
+		if (!endpoint->has_ports || endpoint->state == ENDPOINT_GONE) {
 			endpoints_release(endpoints, i);
 			continue;
 		}
-		if (endpoint->fd >= 0)
-			close(endpoint->fd);
-		endpoint->fd = -1;
+		close_fd(endpoint);
 		endpoint->state = ENDPOINT_LOST;
 		endpoints_tell(endpoints, i);
 	}

@@ -2,11 +2,12 @@
 #pragma once
 
 /*
- * The host-side sockets of one device. The front keeps a duplicate of each
- * socket that it handed to the worker, under a number that the worker names when
- * it is done with it: so a crash ends exactly the connections that lived, and a
- * replacement can be given the same sockets. Pure book-keeping with a fixed
- * table; closes fds, makes none.
+ * The sockets of one device: host programs', and ends of pairs whose other end
+ * another guest's worker has. The front keeps a duplicate of each socket that it
+ * handed to the worker, under a number that the worker names when it is done with
+ * it: so a crash ends exactly the connections that lived, and a replacement can be
+ * given the same sockets. Pure book-keeping with a fixed table; closes fds, makes
+ * none.
  */
 
 #include <stdbool.h>
@@ -20,19 +21,32 @@ enum endpoint_state {
 	ENDPOINT_OPEN,	     /* the worker has the fd */
 	ENDPOINT_LOST,	     /* it died; its successor is to reset the guest's end */
 	ENDPOINT_RESETTING,  /* the successor knows, and has not done it yet */
+	ENDPOINT_ENDING,     /* the worker has the fd; it is to be told that the pair was reset */
+	ENDPOINT_GONE,	     /* nothing is to be told any more, but it stands in the list */
 };
+
+#define ENDPOINT_NONE	  UINT32_MAX
+#define ENDPOINT_HOST_CID 2u
 
 struct endpoint {
 	uint8_t state; /* enum endpoint_state */
+	uint8_t type;  /* VIRTIO_VSOCK_TYPE_... */
 	bool is_accepted;
+	bool is_cancelled;   /* the guest gave up a CONNECTING one */
+	bool is_held;	     /* a CONNECTING one waits for other_device */
+	bool is_answered;    /* an accepted one of a pair: this guest has accepted it, too */
 	uint16_t generation; /* a late answer of the spawner is told apart by it */
 	int fd;		     /* owned; -1: none */
 	uint32_t request;    /* the worker's name for a CONNECTING one */
-	bool has_ports;	     /* the guest knows of it, by these: */
+	uint32_t cid;	     /* who is at the other end: the host, or a guest */
+	uint16_t other_device;
+	uint32_t other; /* the other end of a pair, in other_device; ENDPOINT_NONE: cut off */
+	bool has_ports; /* the guest knows of it, by these: */
 	uint32_t guest_port, port;
-	int32_t status;	     /* of a REFUSED one: negative errno */
-	uint64_t give_up_at; /* ms: no further attempt to connect */
-	uint32_t next;	     /* in the free list or the list of those to be told */
+	int32_t status;			   /* of a REFUSED one: negative errno */
+	uint64_t give_up_at;		   /* ms: no further attempt to connect */
+	uint32_t next;			   /* in the free list or the list of those to be told */
+	uint64_t next_held, previous_held; /* siblings.c */
 };
 
 struct endpoints {
@@ -40,10 +54,8 @@ struct endpoints {
 	uint32_t n_max, n_used;
 	uint32_t first_free;
 	uint32_t first_untold, last_untold;
-	bool *has_request; /* by the worker's number; 2 * n_max of them */
+	uint32_t *requests; /* by the worker's number, 2 * n_max of them; ENDPOINT_NONE: free */
 };
-
-#define ENDPOINT_NONE UINT32_MAX
 
 /* Allocates the table. false when there is no memory. */
 bool endpoints_init(struct endpoints *endpoints, uint32_t n_max);
@@ -54,16 +66,25 @@ uint32_t endpoints_take(struct endpoints *endpoints, enum endpoint_state state);
 /* Close the fd, free the entry. */
 void endpoints_release(struct endpoints *endpoints, uint32_t index);
 
-/* Queue an entry for the worker: REFUSED or WAITING. */
+/* Queue an entry for the worker: REFUSED, WAITING, LOST or ENDING. */
 void endpoints_tell(struct endpoints *endpoints, uint32_t index);
 /* The first that is to be told; ENDPOINT_NONE when there is none. */
 uint32_t endpoints_untold(const struct endpoints *endpoints);
-/* It was told: REFUSED entries are freed, WAITING ones are OPEN, LOST ones RESETTING. */
+/* It was told: REFUSED and GONE entries are freed, LOST ones RESETTING, others OPEN. */
 void endpoints_told(struct endpoints *endpoints);
 
 /* The entry if it exists and is in that state; NULL otherwise. */
 struct endpoint *endpoints_find(struct endpoints *endpoints, uint32_t index,
 				enum endpoint_state state);
+
+/* The worker says that it has closed it. false when it had nothing to close. */
+bool endpoints_closed(struct endpoints *endpoints, uint32_t index);
+
+/*
+ * The other end of the pair was reset, or refused it: the fd is closed where the
+ * worker has no other, and the worker is told if it is to know.
+ */
+void endpoints_end(struct endpoints *endpoints, uint32_t index);
 
 /*
  * The worker died. Every fd is closed; what the guest knows of is LOST and

@@ -98,14 +98,16 @@ static void send_connects(struct front *front)
 		uint64_t token = front->connects[front->first_connect];
 		const struct endpoint *endpoint = token_endpoint(front, token);
 		struct spawner_request request = {
-			.kind = SPAWNER_CONNECT,
 			.device = (uint32_t)(token >> 48),
-			.type = 1,
 			.token = token,
 		};
 
 		if (endpoint) {
-			request.number = endpoint->port;
+			bool is_to_host = endpoint->cid == ENDPOINT_HOST_CID;
+
+			request.kind = is_to_host ? SPAWNER_CONNECT : SPAWNER_PAIR;
+			request.number = is_to_host ? endpoint->port : endpoint->other_device;
+			request.type = endpoint->type;
 			if (!send_request(front, &request))
 				return;
 			front->n_connects_sent++;
@@ -164,6 +166,19 @@ static void on_connected(struct front *front, const struct spawner_reply *reply,
 	send_connects(front);
 }
 
+static void on_paired(struct front *front, const struct spawner_reply *reply, const int *fds)
+{
+	front->n_connects_sent--;
+	if (token_endpoint(front, reply->token)) {
+		siblings_paired(token_device(front, reply->token), (uint32_t)reply->token,
+				reply->error, fds);
+	} else if (reply->error == 0) {
+		close(fds[0]);
+		close(fds[1]);
+	}
+	send_connects(front);
+}
+
 static void on_spawned(struct front *front, const struct spawner_reply *reply, int fd)
 {
 	if (reply->error == 0 && fd >= 0) {
@@ -173,11 +188,37 @@ static void on_spawned(struct front *front, const struct spawner_reply *reply, i
 	workers_not_spawned(front, reply->error);
 }
 
-/* One reply: 1, 0 when there is none, -1 when the spawner is gone. The fd is the caller's. */
-static int receive_reply(struct front *front, struct spawner_reply *ret_reply, int *ret_fd)
+#define REPLY_FDS_MAX 2
+
+/*
+ * The fds of a reply: all that belong to it, and error 0, or none and -1 each.
+ * Some may have found no number here: the limit on open files is reached.
+ */
+static void take_fds(struct msghdr *message, struct spawner_reply *reply, int ret_fds[])
+{
+	size_t n_wanted = reply->kind == SPAWNER_PAIRED ? 2 : 1, n = 0;
+	struct cmsghdr *cmsg = CMSG_FIRSTHDR(message);
+
+	ret_fds[0] = -1;
+	ret_fds[1] = -1;
+	if (cmsg && cmsg->cmsg_level == SOL_SOCKET && cmsg->cmsg_type == SCM_RIGHTS) {
+		n = (cmsg->cmsg_len - CMSG_LEN(0)) / sizeof(int);
+		memcpy(ret_fds, CMSG_DATA(cmsg), n * sizeof(int));
+	}
+	if (reply->error != 0 || reply->kind == SPAWNER_EXITED || n == n_wanted)
+		return;
+	reply->error = EMFILE;
+	for (size_t i = 0; i < n; i++) {
+		close(ret_fds[i]);
+		ret_fds[i] = -1;
+	}
+}
+
+/* One reply: 1, 0 when there is none, -1 when the spawner is gone. The fds are the caller's. */
+static int receive_reply(struct front *front, struct spawner_reply *ret_reply, int ret_fds[])
 {
 	union {
-		char bytes[CMSG_SPACE(sizeof(int))];
+		char bytes[CMSG_SPACE(REPLY_FDS_MAX * sizeof(int))];
 		struct cmsghdr alignment;
 	} control;
 	struct iovec part = {ret_reply, sizeof(*ret_reply)};
@@ -187,32 +228,27 @@ static int receive_reply(struct front *front, struct spawner_reply *ret_reply, i
 		.msg_control = control.bytes,
 		.msg_controllen = sizeof(control.bytes),
 	};
-	struct cmsghdr *cmsg;
 	ssize_t n = recvmsg(front->spawner, &message, MSG_CMSG_CLOEXEC | MSG_DONTWAIT);
 
 	if (n < 0)
 		return errno == EAGAIN || errno == EINTR ? 0 : -1;
 	if (n != (ssize_t)sizeof(*ret_reply))
 		return -1;
-	*ret_fd = -1;
-	cmsg = CMSG_FIRSTHDR(&message);
-	if (cmsg && cmsg->cmsg_level == SOL_SOCKET && cmsg->cmsg_type == SCM_RIGHTS &&
-	    cmsg->cmsg_len == CMSG_LEN(sizeof(int)))
-		memcpy(ret_fd, CMSG_DATA(cmsg), sizeof(int));
-	/* The fd found no number here: the limit on open files is reached. */
-	if ((message.msg_flags & MSG_CTRUNC) && ret_reply->error == 0)
-		ret_reply->error = EMFILE;
+	take_fds(&message, ret_reply, ret_fds);
 	return 1;
 }
 
-static void on_reply(struct front *front, const struct spawner_reply *reply, int fd)
+static void on_reply(struct front *front, const struct spawner_reply *reply, const int *fds)
 {
 	switch (reply->kind) {
 	case SPAWNER_SPAWNED:
-		on_spawned(front, reply, fd);
+		on_spawned(front, reply, fds[0]);
 		return;
 	case SPAWNER_CONNECTED:
-		on_connected(front, reply, fd);
+		on_connected(front, reply, fds[0]);
+		return;
+	case SPAWNER_PAIRED:
+		on_paired(front, reply, fds);
 		return;
 	case SPAWNER_EXITED:
 		workers_exited(front, reply->number, reply->error);
@@ -226,7 +262,7 @@ static void on_spawner(struct front *front)
 {
 	for (int i = 0; i < EVENTS_MAX; i++) {
 		struct spawner_reply reply;
-		int fd, r = receive_reply(front, &reply, &fd);
+		int fds[REPLY_FDS_MAX], r = receive_reply(front, &reply, fds);
 
 		if (r == 0)
 			return;
@@ -234,7 +270,7 @@ static void on_spawner(struct front *front)
 			front->exit_code = EX_SOFTWARE;
 			return;
 		}
-		on_reply(front, &reply, fd);
+		on_reply(front, &reply, fds);
 	}
 }
 

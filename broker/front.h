@@ -13,6 +13,7 @@
  *   sync.c     what a device tells its worker, step by step
  *   restore.c  device states, the transport reset, the quarantine after a load
  *   control.c  the control socket (control.h)
+ *   siblings.c connections between guests
  */
 
 #include <stdbool.h>
@@ -157,6 +158,9 @@ struct device {
 	uint32_t log_tokens;
 	uint64_t log_refill; /* ms */
 	uint64_t n_unlogged;
+	/* Other guests' requests: held until this one can be asked, and asked of it. */
+	uint64_t first_held, last_held;
+	uint32_t n_unanswered;
 	uint32_t n_kept; /* fds of its front-ends that could not be closed, see disposal.h */
 };
 
@@ -262,6 +266,27 @@ void device_log(struct device *device, int priority, const char *format, ...)
 
 /* Dismiss the worker; another one is told everything. */
 void device_replace_worker(struct device *device);
+
+/* Can the guest be asked now? */
+bool device_is_running(const struct device *device);
+/* Tell its worker of its endpoints, as far as that can be done now. */
+void device_tell_endpoints(struct device *device);
+
+/* siblings.c */
+void siblings_init(struct device *device);
+/* The guest's worker asks for a port of another guest: a CONNECTING endpoint. */
+void siblings_connect(struct device *device, uint32_t endpoint);
+/* Owns the fds; error 0: there are two. */
+void siblings_paired(struct device *device, uint32_t endpoint, int error, const int *fds);
+/* Messages of the worker; the reason when they are not believed, or NULL. */
+const char *siblings_answered(struct device *device, uint32_t endpoint);
+const char *siblings_cancel(struct device *device, uint32_t request);
+/* Before the endpoint is released: its worker has closed it. */
+void siblings_closed(struct device *device, uint32_t endpoint, bool is_reset);
+/* Before its endpoints are lost or cleared: the other ends are reset. */
+void siblings_lose(struct device *device);
+/* What was held for this device goes on, or is refused. */
+void siblings_update(struct device *device);
 
 /* restore.c */
 bool restore_is_transferring(const struct device *device);

@@ -122,6 +122,8 @@ const char *restore_state_connection(struct device *device,
 		return NULL;
 	endpoint = &device->endpoints.all[index];
 	endpoint->guest_port = connection->guest_port;
+	endpoint->type = (uint8_t)connection->type;
+	endpoint->cid = connection->cid;
 	endpoint->port = connection->host_port;
 	endpoint->has_ports = true;
 	endpoints_tell(&device->endpoints, index);
@@ -197,6 +199,7 @@ const char *restore_state_done(struct device *device, const Vsockd__StateDone *d
 			   restore->phase == RESTORE_NONE ? "no driver lived then"
 							  : "the driver is to be reset");
 		/* Connections that lived belong to another time, like those of the state. */
+		siblings_lose(device);
 		endpoints_lose(&device->endpoints);
 		memset(device->was_stopped, 0, sizeof(device->was_stopped));
 		/* Another process serves the guest than the one that read the stream. */

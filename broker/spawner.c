@@ -76,23 +76,26 @@ static int front_ended(const struct spawner *spawner)
 	return EX_SOFTWARE;
 }
 
+#define REPLY_FDS_MAX 2
+
 /* 0, or the errno of one attempt to send. */
-static int try_send(const struct spawner *spawner, const struct spawner_reply *reply, int fd)
+static int try_send(const struct spawner *spawner, const struct spawner_reply *reply,
+		    const int *fds, size_t n_fds)
 {
 	union {
 		struct cmsghdr header;
-		char room[CMSG_SPACE(sizeof(int))];
+		char room[CMSG_SPACE(REPLY_FDS_MAX * sizeof(int))];
 	} control = {0};
 	struct iovec part = {(void *)(uintptr_t)reply, sizeof(*reply)};
 	struct msghdr message = {.msg_iov = &part, .msg_iovlen = 1};
 
-	if (fd >= 0) {
+	if (n_fds > 0) {
 		message.msg_control = &control;
-		message.msg_controllen = sizeof(control.room);
+		message.msg_controllen = CMSG_SPACE(n_fds * sizeof(int));
 		control.header.cmsg_level = SOL_SOCKET;
 		control.header.cmsg_type = SCM_RIGHTS;
-		control.header.cmsg_len = CMSG_LEN(sizeof(int));
-		memcpy(CMSG_DATA(&control.header), &fd, sizeof(fd));
+		control.header.cmsg_len = CMSG_LEN(n_fds * sizeof(int));
+		memcpy(CMSG_DATA(&control.header), fds, n_fds * sizeof(int));
 	}
 	if (sendmsg(spawner->setup->front_channel, &message, MSG_DONTWAIT | MSG_NOSIGNAL) < 0)
 		return errno;
@@ -123,22 +126,23 @@ static int await_room(const struct spawner *spawner)
 	return GO_ON;
 }
 
-/* Send a reply, with fd unless it is -1; fd stays the caller's. GO_ON or exit code. */
-static int send_reply(const struct spawner *spawner, const struct spawner_reply *reply, int fd)
+/* Send a reply with fds, which stay the caller's. GO_ON or exit code. */
+static int send_reply(const struct spawner *spawner, const struct spawner_reply *reply,
+		      const int *fds, size_t n_fds)
 {
 	struct spawner_reply bare;
 	int step, error;
 
 	for (;;) {
-		error = try_send(spawner, reply, fd);
+		error = try_send(spawner, reply, fds, n_fds);
 		if (!error)
 			return GO_ON;
-		if (error == ETOOMANYREFS && fd >= 0) {
+		if (error == ETOOMANYREFS && n_fds > 0) {
 			/* More fds of this user are in flight than RLIMIT_NOFILE allows. */
 			bare = *reply;
 			bare.error = error;
 			reply = &bare;
-			fd = -1;
+			n_fds = 0;
 			continue;
 		}
 		if (error == EPIPE || error == ECONNRESET)
@@ -157,7 +161,7 @@ static int send_reply(const struct spawner *spawner, const struct spawner_reply 
 static int refuse(const struct spawner *spawner, struct spawner_reply reply, int error)
 {
 	reply.error = error;
-	return send_reply(spawner, &reply, -1);
+	return send_reply(spawner, &reply, NULL, 0);
 }
 
 static int watch(const struct spawner *spawner, int fd, uint64_t tag)
@@ -192,7 +196,7 @@ static int on_spawn(struct spawner *spawner, const struct spawner_request *reque
 		  (int)slot->process.pid);
 	reply.number = slot->number;
 	reply.device = (uint32_t)slot->process.pid;
-	return send_reply(spawner, &reply, front_end);
+	return send_reply(spawner, &reply, &front_end, 1);
 }
 
 static int worker_ended(const struct spawner *spawner, struct processes_slot *worker)
@@ -208,7 +212,7 @@ static int worker_ended(const struct spawner *spawner, struct processes_slot *wo
 	log_event(LOG_DEBUG, LOG_NO_VM, "worker %" PRIu32 ", process %d, ended: wait status 0x%x",
 		  worker->number, (int)worker->process.pid, (unsigned int)status);
 	reply.error = status;
-	return send_reply(spawner, &reply, -1);
+	return send_reply(spawner, &reply, NULL, 0);
 }
 
 /* The connected socket of host port `port` as the VM sees it, or negative errno. */
@@ -251,7 +255,27 @@ static int on_connect(const struct spawner *spawner, const struct spawner_reques
 		connect_host(&spawner->setup->configuration->vms[request->device], request->number);
 	if (fd < 0)
 		return refuse(spawner, reply, -fd);
-	return send_reply(spawner, &reply, fd);
+	return send_reply(spawner, &reply, &fd, 1);
+}
+
+static int on_pair(const struct spawner *spawner, const struct spawner_request *request)
+{
+	struct spawner_reply reply = {
+		.kind = SPAWNER_PAIRED,
+		.device = request->device,
+		.number = request->number,
+		.token = request->token,
+	};
+	int pair[2], step;
+
+	if (request->type != TYPE_STREAM)
+		return refuse(spawner, reply, EPROTONOSUPPORT);
+	if (socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0, pair))
+		return refuse(spawner, reply, errno);
+	step = send_reply(spawner, &reply, pair, 2);
+	close(pair[0]);
+	close(pair[1]);
+	return step;
 }
 
 /*
@@ -260,6 +284,8 @@ static int on_connect(const struct spawner *spawner, const struct spawner_reques
  */
 static bool is_permitted(const struct spawner *spawner, const struct spawner_request *request)
 {
+	const struct configuration *configuration = spawner->setup->configuration;
+
 	switch (request->kind) {
 	case SPAWNER_SPAWN:
 		return !request->device && !request->number && !request->type;
@@ -267,7 +293,14 @@ static bool is_permitted(const struct spawner *spawner, const struct spawner_req
 		return !request->device && !request->type &&
 		       request->number < spawner->workers.next_number;
 	case SPAWNER_CONNECT:
-		return request->device < spawner->setup->configuration->n_vms &&
+		return request->device < configuration->n_vms &&
+		       (request->type == TYPE_STREAM || request->type == TYPE_SEQPACKET);
+	case SPAWNER_PAIR:
+		return request->device < configuration->n_vms &&
+		       request->number < configuration->n_vms &&
+		       request->device != request->number &&
+		       configuration_shares_group(&configuration->vms[request->device],
+						  &configuration->vms[request->number]) &&
 		       (request->type == TYPE_STREAM || request->type == TYPE_SEQPACKET);
 	default:
 		return false;
@@ -309,6 +342,8 @@ static int answer(struct spawner *spawner, const struct spawner_request *request
 		/* Unknown: it has ended by itself, and the front hasn't read EXITED yet. */
 		processes_kill(&spawner->workers, request->number);
 		return GO_ON;
+	case SPAWNER_PAIR:
+		return on_pair(spawner, request);
 	default:
 		return on_connect(spawner, request);
 	}

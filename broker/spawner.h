@@ -3,12 +3,12 @@
 
 /*
  * The spawner: the one process that keeps privileges. It starts and confines
- * workers, stops them, and connects host sockets, on requests of fixed size
- * from the front. A request names a configured device and a number, never a
+ * workers, stops them, and connects host sockets and guests with each other, on
+ * requests of fixed size from the front. A request names a configured device and a number, never a
  * path or an address; anything else ends the spawner, and with it vsockd.
  *
  * Front and spawner talk over one SOCK_SEQPACKET pair. Each message is one of
- * the two structs below and nothing else; replies carry at most one fd.
+ * the two structs below and nothing else; replies carry at most two fds.
  */
 
 #include <stdint.h>
@@ -19,6 +19,7 @@ enum spawner_request_kind {
 	SPAWNER_SPAWN = 1,   /* start a worker; token comes back in the reply */
 	SPAWNER_STOP = 2,    /* kill worker `number`; EXITED follows, or is on its way already */
 	SPAWNER_CONNECT = 3, /* connect device `device` to host port `number` */
+	SPAWNER_PAIR = 4,    /* a pair for devices `device` and `number`, which share a group */
 };
 
 /*
@@ -28,8 +29,8 @@ enum spawner_request_kind {
 struct spawner_request {
 	uint32_t kind;
 	uint32_t device; /* index of the VM in the configuration */
-	uint32_t number; /* STOP: worker number; CONNECT: port */
-	uint32_t type;	 /* CONNECT: 1 = stream (VIRTIO_VSOCK_TYPE_STREAM) */
+	uint32_t number; /* STOP: worker number; CONNECT: port; PAIR: index of the other VM */
+	uint32_t type;	 /* CONNECT, PAIR: 1 = stream (VIRTIO_VSOCK_TYPE_STREAM) */
 	uint64_t token;	 /* chosen by the front, repeated in the reply */
 };
 
@@ -37,6 +38,7 @@ enum spawner_reply_kind {
 	SPAWNER_SPAWNED = 1,   /* error 0: number = worker number; fd: the front's channel end */
 	SPAWNER_CONNECTED = 2, /* error 0: fd is the connected, non-blocking socket */
 	SPAWNER_EXITED = 3,    /* worker `number` is gone; error = its wait status */
+	SPAWNER_PAIRED = 4,    /* error 0: two fds, both ends of a non-blocking socket pair */
 };
 
 struct spawner_reply {

@@ -20,6 +20,8 @@ const struct message_rule message_rules[] = {
 	RULE(STATE_INFO, "StateInfo", MESSAGE_TO_FRONT, MESSAGE_ASSIGNED, 0, 0),
 	RULE(STATE_DONE, "StateDone", MESSAGE_TO_FRONT, MESSAGE_ASSIGNED, 0, 0),
 	RULE(OPENED, "Opened", MESSAGE_TO_FRONT, MESSAGE_ASSIGNED, 0, 0),
+	RULE(CANCEL, "Cancel", MESSAGE_TO_FRONT, MESSAGE_ASSIGNED, 0, 0),
+	RULE(ANSWERED, "Answered", MESSAGE_TO_FRONT, MESSAGE_ASSIGNED, 0, 0),
 
 	RULE(ASSIGN, "Assign", MESSAGE_TO_WORKER, MESSAGE_SPARE, 0, 0),
 	RULE(FEATURES, "Features", MESSAGE_TO_WORKER, MESSAGE_ASSIGNED, 0, 0),
@@ -42,6 +44,7 @@ const struct message_rule message_rules[] = {
 	RULE(ACCEPTED, "Accepted", MESSAGE_TO_WORKER, MESSAGE_ASSIGNED, 1, 1),
 	RULE(CONNECTED, "Connected", MESSAGE_TO_WORKER, MESSAGE_ASSIGNED, 0, 1),
 	RULE(LOST, "Lost", MESSAGE_TO_WORKER, MESSAGE_ASSIGNED, 0, 0),
+	RULE(PEER_RESET, "PeerReset", MESSAGE_TO_WORKER, MESSAGE_ASSIGNED, 0, 0),
 };
 const size_t n_message_rules = sizeof(message_rules) / sizeof(message_rules[0]);
 

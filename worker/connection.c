@@ -3,6 +3,8 @@
 
 #include <stdlib.h>
 
+#include "worker/packet.h"
+
 #define FIRST_PORT (UINT32_C(1) << 30)
 #define LAST_PORT  ((UINT32_C(1) << 31) - 1)
 
@@ -103,6 +105,7 @@ struct connection *connection_take(struct connections *connections, enum connect
 		.timer = CONNECTION_TIMERS,
 		.read_ahead = 1,
 		.fd = -1,
+		.peer_cid = PACKET_HOST_CID,
 		.generation = connection->generation + 1,
 	};
 	link_init(&connection->ready_link);
@@ -131,29 +134,31 @@ uint32_t connection_index(const struct connections *connections,
 }
 
 /* A guest may choose its ports to collide; it slows nobody down but itself. */
-static struct connection **bucket(const struct connections *connections, uint32_t guest_port,
-				  uint32_t host_port)
+static struct connection **bucket(const struct connections *connections, uint32_t peer_cid,
+				  uint32_t guest_port, uint32_t host_port)
 {
-	uint64_t key = ((uint64_t)guest_port << 32 | host_port) * UINT64_C(0x9e3779b97f4a7c15);
+	uint64_t key = (((uint64_t)guest_port << 32 | host_port) ^ peer_cid) *
+		       UINT64_C(0x9e3779b97f4a7c15);
 
 	return &connections->buckets[(key >> 32) & (connections->n_buckets - 1)];
 }
 
-struct connection *connection_find(const struct connections *connections, uint32_t guest_port,
-				   uint32_t host_port)
+struct connection *connection_find(const struct connections *connections, uint32_t peer_cid,
+				   uint32_t guest_port, uint32_t host_port)
 {
-	struct connection *connection = *bucket(connections, guest_port, host_port);
+	struct connection *connection = *bucket(connections, peer_cid, guest_port, host_port);
 
 	while (connection &&
-	       (connection->guest_port != guest_port || connection->host_port != host_port))
+	       (connection->guest_port != guest_port || connection->host_port != host_port ||
+		connection->peer_cid != peer_cid))
 		connection = connection->next_in_bucket;
 	return connection;
 }
 
 void connection_hash(struct connections *connections, struct connection *connection)
 {
-	struct connection **place =
-		bucket(connections, connection->guest_port, connection->host_port);
+	struct connection **place = bucket(connections, connection->peer_cid,
+					   connection->guest_port, connection->host_port);
 
 	connection->next_in_bucket = *place;
 	*place = connection;
@@ -162,8 +167,8 @@ void connection_hash(struct connections *connections, struct connection *connect
 
 void connection_unhash(struct connections *connections, struct connection *connection)
 {
-	struct connection **place =
-		bucket(connections, connection->guest_port, connection->host_port);
+	struct connection **place = bucket(connections, connection->peer_cid,
+					   connection->guest_port, connection->host_port);
 
 	if (!connection->is_hashed)
 		return;
@@ -173,6 +178,11 @@ void connection_unhash(struct connections *connections, struct connection *conne
 	connection->is_hashed = false;
 }
 
+bool connection_has_sibling(const struct connection *connection)
+{
+	return connection->peer_cid != PACKET_HOST_CID;
+}
+
 uint32_t connection_next_port(struct connections *connections, uint32_t guest_port)
 {
 	uint32_t port;
@@ -180,7 +190,7 @@ uint32_t connection_next_port(struct connections *connections, uint32_t guest_po
 	do {
 		port = connections->next_port;
 		connections->next_port = port == LAST_PORT ? FIRST_PORT : port + 1;
-	} while (connection_find(connections, guest_port, port));
+	} while (connection_find(connections, PACKET_HOST_CID, guest_port, port));
 	return port;
 }
 

@@ -2,11 +2,14 @@
 #pragma once
 
 /*
- * The connections of one guest: a fixed table, found by the pair of ports, with
- * lists for those that have something to do. What a connection may be in:
+ * The connections of one guest: a fixed table, found by the pair of ports and
+ * the CID at the other end, with lists for those that have something to do. That
+ * end is a socket in any case: a host program's, or one of a pair whose other end
+ * another guest's worker has. What a connection may be in:
  *
  *   guest asks:  REQUESTED -> ESTABLISHED -> ... ABANDONED when the guest gave up
- *   host asks:   HANDSHAKE -> CONNECTING -> ESTABLISHED -> ...
+ *   host asks:   HANDSHAKE -> CONNECTING -> ESTABLISHED -> ... no HANDSHAKE
+ *                where the port is known
  *   the end:     CLOSING (we said SHUTDOWN, the guest's RST is due),
  *                DRAINING (the guest is gone, the host program still reads),
  *                DEAD (no socket any more; a last packet or message is due)
@@ -52,6 +55,8 @@ enum {
 	CONNECTION_TELL_CONNECT = 1 << 0,
 	CONNECTION_TELL_OPENED = 1 << 1,
 	CONNECTION_TELL_CLOSED = 1 << 2,
+	CONNECTION_TELL_CANCEL = 1 << 3,
+	CONNECTION_TELL_ANSWERED = 1 << 4,
 };
 
 /* Each kind has one duration, so a list in order of arming is in order of time. */
@@ -85,13 +90,16 @@ struct connection {
 	bool has_ended;		       /* the host program's stream was read to its end */
 	bool is_deaf;		       /* the host program reads no more */
 	bool has_shut_write;	       /* shutdown(SHUT_WR) was done */
+	bool is_reset;		       /* the guest's end was, see Closed in vsockd.proto */
+	bool ends_in_rst;	       /* the other guest's end was: RST behind its last byte */
 	bool has_asked_credit;	       /* CREDIT_REQUEST is out, nothing new since */
 	uint8_t n_unanswered;	       /* CREDIT_REQUESTs in a row that nothing answered */
 	uint16_t type;
 	int fd;
-	uint32_t generation; /* tells events of a former life apart */
-	uint32_t endpoint;   /* the front's name for fd */
-	uint32_t guest_port, host_port;
+	uint32_t generation;		/* tells events of a former life apart */
+	uint32_t endpoint;		/* the front's name for fd */
+	uint32_t guest_port, host_port; /* host_port: of the other end, whose CID is: */
+	uint32_t peer_cid;
 	uint8_t early_len, early_skip;
 	uint8_t early[HANDSHAKE_LINE_MAX]; /* the handshake, then stream bytes read with it */
 	uint64_t deadline;		   /* ms, monotonic */
@@ -143,10 +151,13 @@ void connection_free(struct connections *connections, struct connection *connect
 uint32_t connection_index(const struct connections *connections,
 			  const struct connection *connection);
 
-struct connection *connection_find(const struct connections *connections, uint32_t guest_port,
-				   uint32_t host_port);
+struct connection *connection_find(const struct connections *connections, uint32_t peer_cid,
+				   uint32_t guest_port, uint32_t host_port);
 void connection_hash(struct connections *connections, struct connection *connection);
 void connection_unhash(struct connections *connections, struct connection *connection);
+
+/* Is another guest at the other end? */
+bool connection_has_sibling(const struct connection *connection);
 
 /* A host-side port that no connection to this guest port uses. */
 uint32_t connection_next_port(struct connections *connections, uint32_t guest_port);

@@ -51,8 +51,31 @@ static int send_connect(struct device *device, const struct connection *connecti
 	connect.port = connection->host_port;
 	connect.type = connection->type;
 	connect.guest_port = connection->guest_port;
+	connect.cid = connection->peer_cid;
 	envelope.body_case = VSOCKD__ENVELOPE__BODY_CONNECT;
 	envelope.connect = &connect;
+	return send_envelope(device, &envelope);
+}
+
+static int send_cancel(struct device *device, const struct connection *connection)
+{
+	Vsockd__Cancel cancel = VSOCKD__CANCEL__INIT;
+	Vsockd__Envelope envelope = VSOCKD__ENVELOPE__INIT;
+
+	cancel.request = connection_index(&device->connections, connection);
+	envelope.body_case = VSOCKD__ENVELOPE__BODY_CANCEL;
+	envelope.cancel = &cancel;
+	return send_envelope(device, &envelope);
+}
+
+static int send_answered(struct device *device, const struct connection *connection)
+{
+	Vsockd__Answered answered = VSOCKD__ANSWERED__INIT;
+	Vsockd__Envelope envelope = VSOCKD__ENVELOPE__INIT;
+
+	answered.endpoint = connection->endpoint;
+	envelope.body_case = VSOCKD__ENVELOPE__BODY_ANSWERED;
+	envelope.answered = &answered;
 	return send_envelope(device, &envelope);
 }
 
@@ -75,6 +98,7 @@ static int send_closed(struct device *device, const struct connection *connectio
 	Vsockd__Envelope envelope = VSOCKD__ENVELOPE__INIT;
 
 	closed.endpoint = connection->endpoint;
+	closed.is_reset = connection->is_reset;
 	envelope.body_case = VSOCKD__ENVELOPE__BODY_CLOSED;
 	envelope.closed = &closed;
 	return send_envelope(device, &envelope);
@@ -96,8 +120,8 @@ static int tell_front(struct device *device, struct connection *connection)
 		uint8_t what;
 		int (*send)(struct device *device, const struct connection *connection);
 	} messages[] = {
-		{CONNECTION_TELL_CONNECT, send_connect},
-		{CONNECTION_TELL_OPENED, send_opened},
+		{CONNECTION_TELL_CONNECT, send_connect}, {CONNECTION_TELL_CANCEL, send_cancel},
+		{CONNECTION_TELL_OPENED, send_opened},	 {CONNECTION_TELL_ANSWERED, send_answered},
 		{CONNECTION_TELL_CLOSED, send_closed},
 	};
 
@@ -155,6 +179,7 @@ static int send_state_connection(struct device *device, uint32_t index)
 	connection.guest_port = saved.guest_port;
 	connection.host_port = saved.host_port;
 	connection.type = saved.type;
+	connection.cid = saved.peer_cid;
 	envelope.body_case = VSOCKD__ENVELOPE__BODY_STATE_CONNECTION;
 	envelope.state_connection = &connection;
 	return send_envelope(device, &envelope);
@@ -409,10 +434,12 @@ static void forget_connection(struct device *device, struct connection *connecti
 		host_free_when_done(device, connection);
 		return;
 	case CONNECTION_REQUESTED:
-		connection_unhash(&device->connections, connection);
-		connection->state = CONNECTION_ABANDONED;
+		host_abandon(device, connection);
 		return;
 	case CONNECTION_ESTABLISHED:
+		connection->is_reset = true;
+		host_drain(device, connection, false);
+		return;
 	case CONNECTION_CLOSING:
 		host_drain(device, connection, false);
 		return;
@@ -482,6 +509,7 @@ static void on_lost(struct device *device, const Vsockd__Lost *lost)
 		__builtin_trap(); /* the front counts endpoints; so many were not promised */
 	connection->guest_port = lost->guest_port;
 	connection->host_port = lost->host_port;
+	connection->peer_cid = lost->cid;
 	connection->type = (uint16_t)lost->type;
 	connection->endpoint = lost->endpoint;
 	connection->tell = CONNECTION_TELL_CLOSED;
@@ -582,7 +610,13 @@ static bool dispatch(struct device *device, const Vsockd__Envelope *envelope, in
 		done(device, envelope->fail->sequence, on_fail(device), 0);
 		return true;
 	case VSOCKD__ENVELOPE__BODY_ACCEPTED:
-		host_accepted(device, envelope->accepted->endpoint, fd);
+		if (envelope->accepted->cid == PACKET_HOST_CID)
+			host_accepted(device, envelope->accepted->endpoint, fd);
+		else
+			host_accepted_sibling(device, envelope->accepted, fd);
+		return true;
+	case VSOCKD__ENVELOPE__BODY_PEER_RESET:
+		host_peer_reset(device, envelope->peer_reset);
 		return true;
 	case VSOCKD__ENVELOPE__BODY_LOST:
 		on_lost(device, envelope->lost);

@@ -182,11 +182,17 @@ void to_guest_send_orphan_rst(struct device *device, const struct packet_header 
 
 /* host.c */
 void host_accepted(struct device *device, uint32_t endpoint, int fd);
+/* Another guest's connection: its ports are known. */
+void host_accepted_sibling(struct device *device, const Vsockd__Accepted *accepted, int fd);
+/* The other guest's end was reset. */
+void host_peer_reset(struct device *device, const Vsockd__PeerReset *reset);
+/* The guest gave up; the front's answer is still to come, what it brings is closed then. */
+void host_abandon(struct device *device, struct connection *connection);
 void host_connected(struct device *device, struct connection *connection, uint32_t endpoint,
 		    int fd);
 void host_refused(struct device *device, struct connection *connection);
 void host_read_handshake(struct device *device, struct connection *connection);
-/* The guest accepted: tell the host program. */
+/* The guest accepted: tell the host program, or the front. */
 void host_answer(struct device *device, struct connection *connection);
 void host_handshake_failed(struct device *device, struct connection *connection,
 			   enum report_handshake_reason reason);

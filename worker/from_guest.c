@@ -86,13 +86,6 @@ static void misbehaved(struct device *device, struct connection *connection, uin
 	host_reset(device, connection);
 }
 
-/* The front's answer is still to come; what it brings is closed then. */
-static void abandon(struct device *device, struct connection *connection)
-{
-	connection_unhash(&device->connections, connection);
-	connection->state = CONNECTION_ABANDONED;
-}
-
 static void on_request(struct device *device, const struct packet_header *header)
 {
 	struct connection *connection;
@@ -110,6 +103,7 @@ static void on_request(struct device *device, const struct packet_header *header
 	connection->type = header->type;
 	connection->guest_port = header->src_port;
 	connection->host_port = header->dst_port;
+	connection->peer_cid = (uint32_t)header->dst_cid; /* is_ours() */
 	credit_init(&connection->credit, device->buffer_size);
 	credit_update(&connection->credit, header->buf_alloc, header->fwd_cnt);
 	connection_hash(&device->connections, connection);
@@ -131,7 +125,7 @@ static void on_request_again(struct device *device, struct connection *connectio
 		on_request(device, header);
 		return;
 	case CONNECTION_REQUESTED:
-		abandon(device, connection);
+		host_abandon(device, connection);
 		to_guest_send_orphan_rst(device, header);
 		return;
 	default:
@@ -143,12 +137,13 @@ static void on_rst(struct device *device, struct connection *connection)
 {
 	switch (connection->state) {
 	case CONNECTION_REQUESTED:
-		abandon(device, connection);
+		host_abandon(device, connection);
 		return;
 	case CONNECTION_CONNECTING:
 		host_handshake_failed(device, connection, REPORT_HANDSHAKE_REFUSED);
 		return;
 	default:
+		connection->is_reset |= connection->state == CONNECTION_ESTABLISHED;
 		host_drain(device, connection, false);
 	}
 }
@@ -217,7 +212,7 @@ static void on_control(struct device *device, struct connection *connection,
 	}
 	if (connection->state == CONNECTION_REQUESTED) {
 		/* The guest gave up (SHUTDOWN), or speaks before it was answered. */
-		abandon(device, connection);
+		host_abandon(device, connection);
 		to_guest_send_orphan_rst(device, header);
 		return;
 	}
@@ -282,6 +277,13 @@ static void on_rw(struct device *device, struct connection *connection, const st
 		add_payload(connection, chain, header->len);
 }
 
+/* May a guest live there? The front knows which do. */
+static bool is_sibling(const struct device *device, uint64_t cid)
+{
+	return cid >= PACKET_GUEST_CID_MIN && cid <= PACKET_GUEST_CID_MAX &&
+	       cid != device->guest_cid;
+}
+
 /* Whose packet is it? false: nobody's, and it deserves no answer beyond what was sent. */
 static bool is_ours(struct device *device, const struct packet_header *header)
 {
@@ -289,7 +291,7 @@ static bool is_ours(struct device *device, const struct packet_header *header)
 		drop(device, header->op);
 		return false;
 	}
-	if (header->dst_cid != PACKET_HOST_CID) {
+	if (header->dst_cid != PACKET_HOST_CID && !is_sibling(device, header->dst_cid)) {
 		/* Nobody lives there: the guest's program is told at once. */
 		if (header->op == PACKET_OP_REQUEST)
 			to_guest_send_orphan_rst(device, header);
@@ -312,7 +314,8 @@ static void on_packet(struct device *device, const struct chain *chain,
 
 	if (!is_ours(device, header))
 		return;
-	connection = connection_find(&device->connections, header->src_port, header->dst_port);
+	connection = connection_find(&device->connections, (uint32_t)header->dst_cid,
+				     header->src_port, header->dst_port);
 	if (header->len > PACKET_PAYLOAD_MAX ||
 	    header->len > chain->readable_len - PACKET_HEADER_LEN) {
 		/* Where the next byte of this stream belongs is unknown from here on. */

@@ -39,14 +39,16 @@ void host_free_when_done(struct device *device, struct connection *connection)
 
 /*
  * The front keeps a duplicate of the socket, so closing ours neither takes it
- * out of epoll nor ends the stream: both are done by hand.
+ * out of epoll nor ends the stream: both are done by hand. Another guest's worker
+ * would take that end for an orderly one; after a reset the front tells it first.
  */
 static void release_socket(struct device *device, struct connection *connection)
 {
 	if (connection->fd < 0)
 		return;
 	epoll_ctl(device->epoll, EPOLL_CTL_DEL, connection->fd, NULL);
-	shutdown(connection->fd, SHUT_RDWR);
+	if (!connection_has_sibling(connection) || !connection->is_reset)
+		shutdown(connection->fd, SHUT_RDWR);
 	close(connection->fd);
 	connection->fd = -1;
 	if (connection->buffer.len > 0)
@@ -74,6 +76,7 @@ void host_close(struct device *device, struct connection *connection)
 
 void host_reset(struct device *device, struct connection *connection)
 {
+	connection->is_reset |= connection->state == CONNECTION_ESTABLISHED;
 	/* A guest that never saw the REQUEST has nothing to forget. */
 	if (connection->due & CONNECTION_SEND_REQUEST)
 		connection->due = 0;
@@ -120,6 +123,90 @@ void host_accepted(struct device *device, uint32_t endpoint, int fd)
 		return;
 	}
 	device_arm(device, connection, CONNECTION_TIMER_HANDSHAKE);
+}
+
+/*
+ * The other guest's worker names a port pair that is still in use here when its
+ * guest has forgotten what this one has not; a connection of this guest's own is
+ * not given up for it.
+ */
+static bool make_way(struct device *device, const Vsockd__Accepted *accepted)
+{
+	struct connection *old = connection_find(&device->connections, accepted->cid,
+						 accepted->guest_port, accepted->port);
+
+	if (!old)
+		return true;
+	if (old->state == CONNECTION_CLOSING) {
+		host_drain(device, old, false);
+		return true;
+	}
+	if (!old->ends_in_rst)
+		return false;
+	host_reset(device, old);
+	return true;
+}
+
+void host_accepted_sibling(struct device *device, const Vsockd__Accepted *accepted, int fd)
+{
+	bool has_way = make_way(device, accepted);
+	struct connection *connection = connection_take(&device->connections, CONNECTION_CONNECTING,
+							device->connections.n_max);
+
+	if (!connection)
+		__builtin_trap(); /* the front counts endpoints; so many were not promised */
+	connection->fd = fd;
+	connection->endpoint = accepted->endpoint;
+	connection->is_from_host = true;
+	connection->type = (uint16_t)accepted->type;
+	connection->peer_cid = accepted->cid;
+	connection->guest_port = accepted->guest_port;
+	connection->host_port = accepted->port;
+	if (!has_way || !watch(device, connection)) {
+		host_close(device, connection);
+		return;
+	}
+	credit_init(&connection->credit, device->buffer_size);
+	connection_hash(&device->connections, connection);
+	to_guest_send(device, connection, CONNECTION_SEND_REQUEST);
+}
+
+void host_peer_reset(struct device *device, const Vsockd__PeerReset *reset)
+{
+	struct connection *connection =
+		connection_find(&device->connections, reset->cid, reset->guest_port, reset->port);
+
+	/* It may have ended meanwhile, and another one have its name. */
+	if (!connection || connection->fd < 0 || connection->endpoint != reset->endpoint)
+		return;
+	if (connection->state == CONNECTION_CONNECTING) {
+		host_reset(device, connection);
+		return;
+	}
+	if (connection->state != CONNECTION_ESTABLISHED)
+		return;
+	connection->ends_in_rst = true;
+	if (connection->has_ended)
+		host_reset(device, connection);
+	else
+		to_guest_notice(device, connection);
+}
+
+void host_abandon(struct device *device, struct connection *connection)
+{
+	connection_unhash(&device->connections, connection);
+	connection->state = CONNECTION_ABANDONED;
+	if (connection->tell & CONNECTION_TELL_CONNECT) {
+		/* The front has not been asked: nobody will answer. */
+		connection->tell = 0;
+		connection_free(&device->connections, connection);
+		return;
+	}
+	/* The host's answer comes soon in any case; another guest's may take its time. */
+	if (!connection_has_sibling(connection))
+		return;
+	connection->tell |= CONNECTION_TELL_CANCEL;
+	link_append(&device->connections.tell, &connection->tell_link);
 }
 
 void host_handshake_failed(struct device *device, struct connection *connection,
@@ -179,8 +266,11 @@ void host_answer(struct device *device, struct connection *connection)
 	char line[HANDSHAKE_ANSWER_MAX];
 	struct iovec iov = {line, handshake_answer(connection->host_port, line)};
 
-	/* Nothing was written before: a socket without room for a line is gone. */
-	if (writev(connection->fd, &iov, 1) != (ssize_t)iov.iov_len) {
+	if (connection_has_sibling(connection)) {
+		connection->tell |= CONNECTION_TELL_ANSWERED;
+		link_append(&device->connections.tell, &connection->tell_link);
+	} else if (writev(connection->fd, &iov, 1) != (ssize_t)iov.iov_len) {
+		/* Nothing was written before: a socket without room for a line is gone. */
 		host_reset(device, connection);
 		return;
 	}
@@ -193,6 +283,7 @@ void host_connected(struct device *device, struct connection *connection, uint32
 {
 	connection->fd = fd;
 	connection->endpoint = endpoint;
+	connection->tell &= (uint8_t)~CONNECTION_TELL_CANCEL;
 	if (connection->state == CONNECTION_ABANDONED) {
 		host_close(device, connection);
 		return;
@@ -208,6 +299,7 @@ void host_connected(struct device *device, struct connection *connection, uint32
 
 void host_refused(struct device *device, struct connection *connection)
 {
+	connection->tell &= (uint8_t)~CONNECTION_TELL_CANCEL;
 	if (connection->state == CONNECTION_ABANDONED)
 		host_close(device, connection);
 	else

@@ -17,6 +17,10 @@
 
 #define PACKET_HOST_CID 2
 
+/* virtio 1.3, 5.10.4: 0, 1 and 2 are reserved, as is 0xffffffff; 64 bits on the wire. */
+#define PACKET_GUEST_CID_MIN 3u
+#define PACKET_GUEST_CID_MAX (UINT32_MAX - 1)
+
 enum packet_type {
 	PACKET_TYPE_STREAM = 1,
 	PACKET_TYPE_SEQPACKET = 2,

@@ -42,6 +42,7 @@ static void compose(struct device *device, uint32_t flags)
 			connection->guest_port,
 			connection->host_port,
 			connection->type,
+			connection->peer_cid,
 		};
 
 		if (connection->state != CONNECTION_FREE && connection->is_hashed)

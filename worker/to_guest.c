@@ -85,7 +85,7 @@ static struct packet_header make_header(struct device *device, struct connection
 	credit_announced(&connection->credit);
 	connection->due &= (uint8_t)~CONNECTION_SEND_CREDIT_UPDATE;
 	return (struct packet_header){
-		.src_cid = PACKET_HOST_CID,
+		.src_cid = connection->peer_cid,
 		.dst_cid = device->guest_cid,
 		.src_port = connection->host_port,
 		.dst_port = connection->guest_port,
@@ -338,7 +338,7 @@ static void learn_read_ahead(struct connection *connection, bool was_filled)
 static void end_stream(struct device *device, struct connection *connection, bool is_reset)
 {
 	connection->is_readable = false;
-	if (is_reset) {
+	if (is_reset || connection->ends_in_rst) {
 		host_reset(device, connection);
 		return;
 	}

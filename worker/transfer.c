@@ -85,6 +85,7 @@ void transfer_put_connection(uint8_t *bytes, uint32_t index,
 	put32(place, connection->guest_port);
 	put32(place + 4, connection->host_port);
 	put32(place + 8, connection->type);
+	put32(place + 12, connection->peer_cid);
 }
 
 void transfer_put_checksum(uint8_t *bytes, uint32_t n_connections)
@@ -136,5 +137,6 @@ void transfer_get_connection(const uint8_t *bytes, uint32_t index,
 		.guest_port = get32(place),
 		.host_port = get32(place + 4),
 		.type = get32(place + 8),
+		.peer_cid = get32(place + 12),
 	};
 }

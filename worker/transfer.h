@@ -17,7 +17,7 @@
 
 #define TRANSFER_VERSION	1
 #define TRANSFER_HEADER_LEN	40
-#define TRANSFER_CONNECTION_LEN 12
+#define TRANSFER_CONNECTION_LEN 16
 #define TRANSFER_CHECKSUM_LEN	4
 
 struct transfer_header {
@@ -30,6 +30,7 @@ struct transfer_header {
 struct transfer_connection {
 	uint32_t guest_port, host_port;
 	uint32_t type;
+	uint32_t peer_cid; /* whose host_port is */
 };
 
 /* Bytes of a state with so many connections. */

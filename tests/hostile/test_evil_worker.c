@@ -78,7 +78,7 @@ static void add_message(const Vsockd__Envelope *envelope)
 	memcpy(add_packet(encoded.len, 0)->bytes, encoded.bytes, encoded.len);
 }
 
-static void add_connect(uint32_t request, uint32_t port, uint32_t type)
+static void add_connect_to(uint32_t request, uint32_t cid, uint32_t port, uint32_t type)
 {
 	Vsockd__Connect connect = VSOCKD__CONNECT__INIT;
 	Vsockd__Envelope envelope = VSOCKD__ENVELOPE__INIT;
@@ -86,8 +86,36 @@ static void add_connect(uint32_t request, uint32_t port, uint32_t type)
 	connect.request = request;
 	connect.port = port;
 	connect.type = type;
+	connect.cid = cid;
 	envelope.body_case = VSOCKD__ENVELOPE__BODY_CONNECT;
 	envelope.connect = &connect;
+	add_message(&envelope);
+}
+
+static void add_connect(uint32_t request, uint32_t port, uint32_t type)
+{
+	add_connect_to(request, PACKET_HOST_CID, port, type);
+}
+
+static void add_cancel(uint32_t request)
+{
+	Vsockd__Cancel cancel = VSOCKD__CANCEL__INIT;
+	Vsockd__Envelope envelope = VSOCKD__ENVELOPE__INIT;
+
+	cancel.request = request;
+	envelope.body_case = VSOCKD__ENVELOPE__BODY_CANCEL;
+	envelope.cancel = &cancel;
+	add_message(&envelope);
+}
+
+static void add_answered(uint32_t endpoint)
+{
+	Vsockd__Answered answered = VSOCKD__ANSWERED__INIT;
+	Vsockd__Envelope envelope = VSOCKD__ENVELOPE__INIT;
+
+	answered.endpoint = endpoint;
+	envelope.body_case = VSOCKD__ENVELOPE__BODY_ANSWERED;
+	envelope.answered = &answered;
 	add_message(&envelope);
 }
 
@@ -311,7 +339,7 @@ static void try_message(enum orders_when when, uint32_t command, uint32_t field,
  */
 static bool is_harmless(enum orders_when when, const char *name)
 {
-	if (strcmp(name, "ResetHandled") == 0)
+	if (strcmp(name, "ResetHandled") == 0 || strcmp(name, "Cancel") == 0)
 		return true;
 	return when == ORDERS_AT_ACCEPTED &&
 	       (strcmp(name, "Opened") == 0 || strcmp(name, "Closed") == 0);
@@ -326,7 +354,7 @@ static void try_messages(enum orders_when when, uint32_t command)
 #endif
 
 	for (size_t i = 0; i <= n_message_rules; i++) {
-		uint32_t field = i < n_message_rules ? (uint32_t)message_rules[i].type : 99;
+		uint32_t field = i < n_message_rules ? (uint32_t)message_rules[i].type : 2047;
 		const char *name = i < n_message_rules ? message_rules[i].name : "unknown";
 
 		for (int shape = 0; shape < SHAPES; shape++) {
@@ -481,6 +509,54 @@ static void test_closed_and_opened_name_only_what_is_open(void **state)
 	add_opened(0);
 	expect_disbelief("Opened for a connection that is not in its handshake", "Opened twice");
 	rig_check(&rig, "endpoints");
+}
+
+static int set_up_apart(void **state)
+{
+	(void)state;
+	rig_start_evil(&rig, "max-connections=16,groups=apart");
+	return 0;
+}
+
+/* CIDs that are nobody's, reserved, its own, or of a guest that it may not reach. */
+static void test_a_worker_reaches_no_guest_outside_its_groups(void **state)
+{
+	static const uint32_t cids[] = {3, 3, 0, 1, 4, RIG_CID, UINT32_MAX};
+	static const uint32_t n = sizeof(cids) / sizeof(cids[0]);
+
+	(void)state;
+	order(ORDERS_AT_ACCEPTED, 0, ORDERS_GO_ON);
+	for (uint32_t i = 0; i < n; i++)
+		add_connect_to(i, cids[i], PORT, PACKET_STREAM);
+	add_closed(UINT32_MAX);
+	expect_disbelief("Closed for a connection that is not open", "groups");
+	assert_int_equal(rig_count_log(&rig, "CID 3, port 7000: that guest is in none of its"), 2);
+	assert_int_equal(rig_count_log(&rig, ": no guest has that CID"), n - 2);
+	rig_check(&rig, "groups");
+}
+
+static void test_what_a_worker_says_of_other_guests_is_checked(void **state)
+{
+	(void)state;
+	order(ORDERS_AT_ACCEPTED, 0, ORDERS_GO_ON);
+	add_answered(0);
+	expect_disbelief("Answered for a connection that no guest asked for", "a host program's");
+	order(ORDERS_AT_ACCEPTED, 0, ORDERS_GO_ON);
+	add_answered(UINT32_MAX);
+	expect_disbelief("Answered for a connection that no guest asked for", "nobody's");
+	order(ORDERS_AT_ACCEPTED, 0, ORDERS_GO_ON);
+	add_cancel(2 * CONNECTIONS);
+	expect_disbelief("Cancel with a number out of range", "Cancel");
+	/* Asked, taken back, asked again, and gone while the pair is made. */
+	order(ORDERS_AT_ACCEPTED, 0, ORDERS_GO_ON);
+	for (uint32_t i = 0; i < CONNECTIONS - 1; i++) {
+		add_connect_to(i, 3, PORT, PACKET_STREAM);
+		add_cancel(i);
+		add_cancel(i);
+	}
+	add_answered(1);
+	expect_disbelief("Answered for a connection that no guest asked for", "its own request");
+	rig_check(&rig, "other guests");
 }
 
 /* A host program whose backlog is full: connecting to it takes seconds. */
@@ -744,6 +820,9 @@ int main(void)
 		WITH_RIG(test_done_is_believed_once_in_order_and_in_range),
 		WITH_RIG(test_closed_and_opened_name_only_what_is_open),
 		WITH_RIG(test_connects_are_bounded_by_number_and_count),
+		cmocka_unit_test_setup_teardown(test_a_worker_reaches_no_guest_outside_its_groups,
+						set_up_apart, tear_down),
+		WITH_RIG(test_what_a_worker_says_of_other_guests_is_checked),
 		WITH_RIG(test_a_flood_of_connects_whose_answers_nobody_reads_ends_the_worker),
 		WITH_RIG(test_a_flood_of_reports_is_limited_in_the_log),
 		WITH_RIG(test_a_worker_that_ends_at_any_command_is_replaced),

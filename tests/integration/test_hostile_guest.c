@@ -234,14 +234,16 @@ static void test_packets_of_others_are_dropped_and_requests_to_nobody_refused(vo
 		{RIGHT, 0, PACKET_REQUEST, true},
 		{RIGHT, 1, PACKET_REQUEST, true},
 		{RIGHT, 3, PACKET_REQUEST, true},
-		{RIGHT, 4, PACKET_REQUEST, true}, /* the neighbour: guests do not meet yet */
+		{RIGHT, 4, PACKET_REQUEST, true}, /* the neighbour, who is not there */
 		{RIGHT, 99, PACKET_REQUEST, true},
 		{RIGHT, UINT32_MAX, PACKET_REQUEST, true},
 		{RIGHT, UINT64_C(1) << 32 | 2, PACKET_REQUEST, true},
 		{RIGHT, UINT64_MAX, PACKET_REQUEST, true},
 		{RIGHT, 0, PACKET_RST, false},
 		{RIGHT, 99, PACKET_RST, false},
-		{RIGHT, 99, PACKET_RW, false},
+		{RIGHT, 99, PACKET_RW, true},
+		{RIGHT, 99, PACKET_SHUTDOWN, true},
+		{RIGHT, 0, PACKET_RW, false},
 		{RIGHT, UINT64_C(1) << 32 | 2, PACKET_CREDIT_REQUEST, false},
 	};
 	struct setup *setup = *state;
@@ -263,6 +265,9 @@ static void test_packets_of_others_are_dropped_and_requests_to_nobody_refused(vo
 		listen_in(guest, &ear, ODD_PORT);
 		send_odd(guest, &packet, 0);
 		fence(alive, &stream);
+		/* Whether a guest has that CID is asked of the front. */
+		if (rows[i].has_rst)
+			assert_int_equal(guest_wait_until(guest, has_heard, &ear, LIMIT), 0);
 		if (rows[i].has_rst)
 			check_rst(&ear, &packet);
 		else

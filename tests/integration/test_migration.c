@@ -444,7 +444,7 @@ static void test_a_state_says_what_its_source_was(void **state)
 	connection = setup_connect(setup, 0, PORT, &stream);
 	assert_int_equal(guest_stop(guest), 0);
 	len = save(&guest->vhost, false);
-	assert_int_equal(len, EMPTY_LEN + 12);
+	assert_int_equal(len, EMPTY_LEN + 16);
 	assert_int_equal(get32(state_bytes + AT_COUNT), 1);
 	assert_int_equal(get32(state_bytes + 40), connection->port);
 	assert_int_equal(get32(state_bytes + 44), PORT);
@@ -492,7 +492,7 @@ static void test_a_source_that_was_saved_goes_on(void **state)
 			assert_int_equal(guest_stop(guest), 0);
 			assert_int_equal(
 				save(&guest->vhost, styles[i] == GUEST_LIKE_CLOUD_HYPERVISOR),
-				EMPTY_LEN + 12);
+				EMPTY_LEN + 16);
 			resume(guest);
 			exchange(connection, &stream, 30000);
 		}
@@ -585,7 +585,7 @@ static void test_a_reader_that_does_not_read_stops_nobody_else(void **state)
 	fd = begin_tight_save(&guest->vhost);
 	assert_connects(setup, 1);
 	assert_int_equal(vhost_get_u64(&guest->vhost, VHOST_GET_FEATURES, &features), 0);
-	assert_int_equal(read_to_end(fd), EMPTY_LEN + 12 * MANY);
+	assert_int_equal(read_to_end(fd), EMPTY_LEN + 16 * MANY);
 	assert_int_equal(check_state(&guest->vhost), GOOD);
 
 	/* And one that never will. */
@@ -626,7 +626,7 @@ static void test_a_reader_that_leaves_makes_the_saving_fail(void **state)
 	close(begin_tight_save(&guest->vhost));
 	assert_int_equal(check_state(&guest->vhost), BAD);
 	assert_true(daemon_log_has(&setup->daemon, "the pipe broke"));
-	assert_int_equal(save(&guest->vhost, false), EMPTY_LEN + 12 * MANY);
+	assert_int_equal(save(&guest->vhost, false), EMPTY_LEN + 16 * MANY);
 	close_many(fds);
 }
 
@@ -1205,7 +1205,7 @@ static size_t make_state(struct setup *setup, struct guest *guest)
 		setup_connect(setup, 0, PORT + i, &streams[i]);
 	assert_int_equal(guest_stop(guest), 0);
 	len = save(&guest->vhost, false);
-	assert_int_equal(len, EMPTY_LEN + 24);
+	assert_int_equal(len, EMPTY_LEN + 32);
 	for (uint32_t i = 0; i < 2; i++)
 		setup_end_stream(setup, 0, &streams[i]);
 	guest_detach(guest);

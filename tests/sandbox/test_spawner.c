@@ -30,7 +30,7 @@
 #include "policy/start.h"
 #include "tests/sandbox/sandbox.h"
 
-#define N_VMS	      1
+#define N_VMS	      3 /* the first two share a group */
 #define N_WORKERS_MAX (N_VMS * SPAWNER_WORKERS_PER_VM + SPAWNER_WORKERS_SPARE)
 #define STREAM	      1
 
@@ -54,14 +54,19 @@ static void limit_wait(int fd)
 /* In its own process, like the spawner's part of vsockd's main(). */
 static _Noreturn void be_spawner(int channel, int report, char *path)
 {
+	static char common[] = "common", apart[] = "apart", alone[] = "alone";
+	char *groups[N_VMS][2] = {{apart, common}, {common}, {alone}};
 	struct vm_configuration vm = {
 		.guest_cid = 3,
 		.uds_path = path,
 		.tx_buffer_size = 65536,
 		.max_connections = 8,
+		.groups = groups[0],
+		.n_groups = 2,
 	};
+	struct vm_configuration vms[N_VMS] = {vm, vm, vm};
 	struct configuration configuration = {
-		.vms = &vm,
+		.vms = vms,
 		.n_vms = N_VMS,
 		.insecure = sandbox_has_namespaces() ? 0 : POLICY_INSECURE_NO_NAMESPACES,
 	};
@@ -73,6 +78,10 @@ static _Noreturn void be_spawner(int channel, int report, char *path)
 	sigset_t signals;
 	pid_t front;
 
+	for (size_t i = 1; i < N_VMS; i++) {
+		vms[i].groups = groups[i];
+		vms[i].n_groups = 1;
+	}
 	(void)alarm(2 * SANDBOX_SECONDS);
 	(void)sigemptyset(&signals);
 	(void)sigaddset(&signals, SIGTERM);
@@ -138,11 +147,14 @@ static void ask(const struct bench *bench, struct spawner_request request)
 	assert_int_equal(send(bench->channel, &request, sizeof(request), 0), sizeof(request));
 }
 
-static struct spawner_reply await_reply(const struct bench *bench, int *ret_fd)
+#define REPLY_FDS_MAX 2
+
+/* The fds that a reply has not are -1. */
+static struct spawner_reply await_reply_with(const struct bench *bench, int ret_fds[])
 {
 	union {
 		struct cmsghdr header;
-		char room[CMSG_SPACE(sizeof(int))];
+		char room[CMSG_SPACE(REPLY_FDS_MAX * sizeof(int))];
 	} control;
 	struct spawner_reply reply;
 	struct iovec part = {&reply, sizeof(reply)};
@@ -154,14 +166,26 @@ static struct spawner_reply await_reply(const struct bench *bench, int *ret_fd)
 	};
 
 	assert_int_equal(recvmsg(bench->channel, &message, MSG_CMSG_CLOEXEC), sizeof(reply));
-	*ret_fd = -1;
-	if (message.msg_controllen) {
-		memcpy(ret_fd, CMSG_DATA(&control.header), sizeof(*ret_fd));
-		limit_wait(*ret_fd);
+	ret_fds[0] = -1;
+	ret_fds[1] = -1;
+	if (message.msg_controllen)
+		memcpy(ret_fds, CMSG_DATA(&control.header), control.header.cmsg_len - CMSG_LEN(0));
+	for (size_t i = 0; i < REPLY_FDS_MAX && ret_fds[i] >= 0; i++) {
+		limit_wait(ret_fds[i]);
 		/* Created non-blocking for an event loop; these tests rather wait. */
-		assert_true(fcntl(*ret_fd, F_GETFL) & O_NONBLOCK);
-		assert_int_equal(fcntl(*ret_fd, F_SETFL, 0), 0);
+		assert_true(fcntl(ret_fds[i], F_GETFL) & O_NONBLOCK);
+		assert_int_equal(fcntl(ret_fds[i], F_SETFL, 0), 0);
 	}
+	return reply;
+}
+
+static struct spawner_reply await_reply(const struct bench *bench, int *ret_fd)
+{
+	int fds[REPLY_FDS_MAX];
+	struct spawner_reply reply = await_reply_with(bench, fds);
+
+	assert_int_equal(fds[1], -1);
+	*ret_fd = fds[0];
 	return reply;
 }
 
@@ -306,6 +330,38 @@ static void test_a_host_socket_is_connected_by_its_port(void **state)
 	bench_stop(&bench);
 }
 
+static void test_two_vms_of_a_group_get_a_pair(void **state)
+{
+	struct bench bench;
+	char byte;
+
+	(void)state;
+	bench_start(&bench);
+	for (uint32_t from = 0; from < 2; from++) {
+		struct spawner_reply reply;
+		int fds[REPLY_FDS_MAX];
+
+		ask(&bench, (struct spawner_request){.kind = SPAWNER_PAIR,
+						     .device = from,
+						     .number = 1 - from,
+						     .type = STREAM,
+						     .token = 7});
+		reply = await_reply_with(&bench, fds);
+		assert_int_equal(reply.kind, SPAWNER_PAIRED);
+		assert_int_equal(reply.error, 0);
+		assert_int_equal(reply.device, from);
+		assert_int_equal(reply.number, 1 - from);
+		assert_int_equal(reply.token, 7);
+		assert_int_equal(send(fds[0], "x", 1, 0), 1);
+		assert_int_equal(recv(fds[1], &byte, 1, 0), 1);
+		/* The spawner has kept neither end. */
+		close(fds[0]);
+		assert_int_equal(recv(fds[1], &byte, 1, 0), 0);
+		close(fds[1]);
+	}
+	bench_stop(&bench);
+}
+
 static void test_a_full_backlog_is_told(void **state)
 {
 	struct sockaddr_un address = {.sun_family = AF_UNIX};
@@ -335,7 +391,7 @@ static void test_whatever_is_not_permitted_ends_everything(void **state)
 {
 	static const struct spawner_request requests[] = {
 		{.kind = 0},
-		{.kind = 4},
+		{.kind = 5},
 		{.kind = UINT32_MAX},
 		{.kind = SPAWNER_SPAWN, .device = 1},
 		{.kind = SPAWNER_SPAWN, .number = 1},
@@ -346,6 +402,13 @@ static void test_whatever_is_not_permitted_ends_everything(void **state)
 		{.kind = SPAWNER_CONNECT, .device = UINT32_MAX, .type = STREAM},
 		{.kind = SPAWNER_CONNECT, .type = 0},
 		{.kind = SPAWNER_CONNECT, .type = 3},
+		{.kind = SPAWNER_PAIR, .number = 1, .type = 0},
+		{.kind = SPAWNER_PAIR, .number = 1, .type = 3},
+		{.kind = SPAWNER_PAIR, .number = 0, .type = STREAM}, /* itself */
+		{.kind = SPAWNER_PAIR, .number = 2, .type = STREAM}, /* of other groups */
+		{.kind = SPAWNER_PAIR, .device = 2, .number = 1, .type = STREAM},
+		{.kind = SPAWNER_PAIR, .number = N_VMS, .type = STREAM},
+		{.kind = SPAWNER_PAIR, .device = N_VMS, .type = STREAM},
 	};
 
 	(void)state;
@@ -458,6 +521,7 @@ static int run(void)
 		cmocka_unit_test(test_the_exit_code_of_a_worker_is_told),
 		cmocka_unit_test(test_workers_beyond_the_limit_are_refused),
 		cmocka_unit_test(test_a_host_socket_is_connected_by_its_port),
+		cmocka_unit_test(test_two_vms_of_a_group_get_a_pair),
 		cmocka_unit_test(test_a_full_backlog_is_told),
 		cmocka_unit_test(test_whatever_is_not_permitted_ends_everything),
 		cmocka_unit_test(test_a_request_of_a_wrong_size_ends_everything),

@@ -273,6 +273,13 @@ static void note_told(const Vsockd__Envelope *envelope)
 		told.values[1] = envelope->connect->port;
 		told.values[2] = envelope->connect->type;
 		told.values[3] = envelope->connect->guest_port;
+		told.values[4] = envelope->connect->cid;
+		break;
+	case VSOCKD__ENVELOPE__BODY_CANCEL:
+		told.values[0] = envelope->cancel->request;
+		break;
+	case VSOCKD__ENVELOPE__BODY_ANSWERED:
+		told.values[0] = envelope->answered->endpoint;
 		break;
 	case VSOCKD__ENVELOPE__BODY_OPENED:
 		told.values[0] = envelope->opened->endpoint;
@@ -281,6 +288,7 @@ static void note_told(const Vsockd__Envelope *envelope)
 		break;
 	case VSOCKD__ENVELOPE__BODY_CLOSED:
 		told.values[0] = envelope->closed->endpoint;
+		told.values[1] = envelope->closed->is_reset != 0;
 		on_closed(envelope->closed->endpoint);
 		break;
 	case VSOCKD__ENVELOPE__BODY_REPORT:
@@ -477,10 +485,44 @@ uint32_t rig_accept(int *ret_host)
 	int worker;
 
 	accepted.endpoint = rig_endpoint(ret_host, &worker);
+	accepted.cid = PACKET_HOST_CID;
 	envelope.body_case = VSOCKD__ENVELOPE__BODY_ACCEPTED;
 	envelope.accepted = &accepted;
 	rig_post(&envelope, worker);
 	return accepted.endpoint;
+}
+
+void rig_sibling_asks(struct rig_peer *peer)
+{
+	Vsockd__Accepted accepted = VSOCKD__ACCEPTED__INIT;
+	Vsockd__Envelope envelope = VSOCKD__ENVELOPE__INIT;
+	int worker;
+
+	accepted.endpoint = rig_endpoint(&peer->host, &worker);
+	accepted.cid = peer->cid;
+	accepted.port = peer->host_port;
+	accepted.guest_port = peer->guest_port;
+	accepted.type = PACKET_TYPE_STREAM;
+	envelope.body_case = VSOCKD__ENVELOPE__BODY_ACCEPTED;
+	envelope.accepted = &accepted;
+	rig_post(&envelope, worker);
+	peer->endpoint = accepted.endpoint;
+	peer->buf_alloc = RIG_GUEST_BUFFER;
+}
+
+void rig_peer_reset(const struct rig_peer *peer)
+{
+	Vsockd__PeerReset reset = VSOCKD__PEER_RESET__INIT;
+	Vsockd__Envelope envelope = VSOCKD__ENVELOPE__INIT;
+
+	reset.endpoint = peer->endpoint;
+	reset.cid = peer->cid;
+	reset.port = peer->host_port;
+	reset.guest_port = peer->guest_port;
+	reset.type = PACKET_TYPE_STREAM;
+	envelope.body_case = VSOCKD__ENVELOPE__BODY_PEER_RESET;
+	envelope.peer_reset = &reset;
+	rig_post(&envelope, -1);
 }
 
 static void answer_connect(const struct rig_peer *peer, int status, int fd)
@@ -670,6 +712,11 @@ bool rig_take(struct rig_packet *ret)
 	return true;
 }
 
+static uint32_t cid_of(const struct rig_peer *peer)
+{
+	return peer->cid ? peer->cid : PACKET_HOST_CID;
+}
+
 const struct rig_packet *rig_expect(const struct rig_peer *peer, enum packet_op op)
 {
 	static struct rig_packet packet;
@@ -677,7 +724,7 @@ const struct rig_packet *rig_expect(const struct rig_peer *peer, enum packet_op 
 	if (!rig_take(&packet))
 		fail_msg("no packet, and %d was to come", (int)op);
 	assert_int_equal(packet.header.op, op);
-	assert_int_equal(packet.header.src_cid, PACKET_HOST_CID);
+	assert_int_equal(packet.header.src_cid, cid_of(peer));
 	assert_int_equal(packet.header.src_port, peer->host_port);
 	assert_int_equal(packet.header.dst_port, peer->guest_port);
 	assert_int_equal(packet.header.type, PACKET_TYPE_STREAM);
@@ -720,7 +767,7 @@ struct packet_header rig_header(const struct rig_peer *peer, enum packet_op op)
 {
 	return (struct packet_header){
 		.src_cid = RIG_CID,
-		.dst_cid = PACKET_HOST_CID,
+		.dst_cid = cid_of(peer),
 		.src_port = peer->guest_port,
 		.dst_port = peer->host_port,
 		.type = PACKET_TYPE_STREAM,
@@ -748,8 +795,14 @@ void rig_rw(const struct rig_peer *peer, const void *bytes, uint32_t len)
 
 struct rig_peer rig_ask(uint32_t guest_port, uint32_t host_port)
 {
+	return rig_ask_sibling(guest_port, PACKET_HOST_CID, host_port);
+}
+
+struct rig_peer rig_ask_sibling(uint32_t guest_port, uint32_t cid, uint32_t host_port)
+{
 	struct rig_peer peer = {
 		.host = -1,
+		.cid = cid,
 		.guest_port = guest_port,
 		.host_port = host_port,
 		.buf_alloc = RIG_GUEST_BUFFER,
@@ -762,6 +815,7 @@ struct rig_peer rig_ask(uint32_t guest_port, uint32_t host_port)
 	assert_int_equal(told.values[1], host_port);
 	assert_int_equal(told.values[2], PACKET_TYPE_STREAM);
 	assert_int_equal(told.values[3], guest_port);
+	assert_int_equal(told.values[4], cid);
 	return peer;
 }
 
@@ -869,7 +923,8 @@ uint32_t rig_n_chunks(void)
 
 static const struct connection *connection_of(const struct rig_peer *peer)
 {
-	return connection_find(&rig.device.connections, peer->guest_port, peer->host_port);
+	return connection_find(&rig.device.connections, cid_of(peer), peer->guest_port,
+			       peer->host_port);
 }
 
 uint32_t rig_choke(const struct rig_peer *peer, uint32_t stream, uint32_t len)

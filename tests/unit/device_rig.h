@@ -47,7 +47,7 @@ struct rig_ring {
 /* A message of the worker, its numbers in the order of its fields. */
 struct rig_told {
 	Vsockd__Envelope__BodyCase type;
-	uint64_t values[4];
+	uint64_t values[5];
 };
 
 struct rig_packet {
@@ -61,6 +61,7 @@ struct rig_peer {
 	int host; /* the host program's socket */
 	uint32_t request, endpoint;
 	uint32_t guest_port, host_port;
+	uint32_t cid;		     /* whose host_port is; 0: the host's */
 	uint32_t buf_alloc, fwd_cnt; /* the guest's */
 };
 
@@ -132,6 +133,9 @@ void rig_reset(void);
 /* An endpoint of the front: the worker's end of a new socketpair; the other in *ret_host. */
 uint32_t rig_endpoint(int *ret_host, int *ret_worker);
 uint32_t rig_accept(int *ret_host);
+/* Another guest's connection, to be named by cid and both ports of peer. */
+void rig_sibling_asks(struct rig_peer *peer);
+void rig_peer_reset(const struct rig_peer *peer);
 void rig_connected(struct rig_peer *peer);	     /* the front's answer to Connect */
 void rig_refused(struct rig_peer *peer, int status); /* negative errno */
 
@@ -168,6 +172,7 @@ void rig_rw(const struct rig_peer *peer, const void *bytes, uint32_t len);
 
 /* Open to the end; needs rx buffers for one packet each. */
 struct rig_peer rig_ask(uint32_t guest_port, uint32_t host_port); /* REQUEST, up to Connect */
+struct rig_peer rig_ask_sibling(uint32_t guest_port, uint32_t cid, uint32_t host_port);
 struct rig_peer rig_guest_connects(uint32_t guest_port, uint32_t host_port);
 struct rig_peer rig_host_asks(uint32_t guest_port); /* CONNECT, up to REQUEST */
 struct rig_peer rig_host_connects(uint32_t guest_port);

@@ -9,6 +9,7 @@
 #include <cmocka.h>
 
 #include "worker/connection.h"
+#include "worker/packet.h"
 
 #define ALL_TIMERS (CONNECTION_TIMERS_GUEST | CONNECTION_TIMERS_DRAINING)
 
@@ -68,7 +69,7 @@ static void test_a_taken_connection_is_fresh(void **state)
 	assert_true(link_is_empty(&table.flush));
 	assert_true(link_is_empty(&table.tell));
 	assert_int_equal(connections_deadline(&table, ALL_TIMERS), UINT64_MAX);
-	assert_null(connection_find(&table, 1, 2));
+	assert_null(connection_find(&table, PACKET_HOST_CID, 1, 2));
 
 	assert_ptr_equal(connection_take(&table, CONNECTION_HANDSHAKE, N), connection);
 	assert_int_equal(connection->state, CONNECTION_HANDSHAKE);
@@ -144,12 +145,12 @@ static void test_both_ports_make_the_pair(void **state)
 	first = take(1, 2);
 	second = take(2, 1);
 	third = take(1, 3);
-	assert_ptr_equal(connection_find(&table, 1, 2), first);
-	assert_ptr_equal(connection_find(&table, 2, 1), second);
-	assert_ptr_equal(connection_find(&table, 1, 3), third);
-	assert_null(connection_find(&table, 3, 1));
-	assert_null(connection_find(&table, 0, 0));
-	assert_null(connection_find(&table, UINT32_MAX, UINT32_MAX));
+	assert_ptr_equal(connection_find(&table, PACKET_HOST_CID, 1, 2), first);
+	assert_ptr_equal(connection_find(&table, PACKET_HOST_CID, 2, 1), second);
+	assert_ptr_equal(connection_find(&table, PACKET_HOST_CID, 1, 3), third);
+	assert_null(connection_find(&table, PACKET_HOST_CID, 3, 1));
+	assert_null(connection_find(&table, PACKET_HOST_CID, 0, 0));
+	assert_null(connection_find(&table, PACKET_HOST_CID, UINT32_MAX, UINT32_MAX));
 }
 
 /* Pairs that fall into one bucket, found by trying. */
@@ -191,10 +192,11 @@ static void test_connections_of_one_bucket_are_found_and_removed_in_any_order(vo
 			for (uint32_t m = 0; m < 4; m++) {
 				uint32_t number = orders[i][m];
 
-				assert_ptr_equal(connection_find(&table, 7, ports[number]),
-						 m <= k ? NULL : connections[number]);
+				assert_ptr_equal(
+					connection_find(&table, PACKET_HOST_CID, 7, ports[number]),
+					m <= k ? NULL : connections[number]);
 			}
-			assert_null(connection_find(&table, 7, ports[4]));
+			assert_null(connection_find(&table, PACKET_HOST_CID, 7, ports[4]));
 		}
 		for (uint32_t k = 0; k < 4; k++)
 			connection_free(&table, connections[k]);
@@ -209,9 +211,9 @@ static void test_an_unhashed_connection_makes_way_for_its_successor(void **state
 	old = take(1, 2);
 	connection_unhash(&table, old);
 	successor = take(1, 2);
-	assert_ptr_equal(connection_find(&table, 1, 2), successor);
+	assert_ptr_equal(connection_find(&table, PACKET_HOST_CID, 1, 2), successor);
 	connection_free(&table, old);
-	assert_ptr_equal(connection_find(&table, 1, 2), successor);
+	assert_ptr_equal(connection_find(&table, PACKET_HOST_CID, 1, 2), successor);
 }
 
 static void test_ports_for_host_programs_are_in_their_range_and_wrap_inside(void **state)

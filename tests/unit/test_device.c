@@ -859,9 +859,10 @@ static void test_packets_of_another_source_are_dropped(void **state)
 	assert_int_equal(rig.device.connections.n_used, 0);
 }
 
-static void test_a_request_to_an_unknown_cid_is_refused_in_its_name(void **state)
+static void test_a_request_to_a_cid_that_no_guest_can_have_is_refused_in_its_name(void **state)
 {
-	static const uint64_t cids[] = {0, 1, RIG_CID, 77, UINT64_C(0x100000002), UINT64_MAX};
+	static const uint64_t cids[] = {0,	    1,		RIG_CID,
+					UINT32_MAX, UINT64_MAX, UINT64_C(0x100000002)};
 	struct rig_peer peer = {.guest_port = 1000, .host_port = 80};
 
 	(void)state;
@@ -1240,7 +1241,7 @@ int main(void)
 		TEST(test_the_guest_learns_of_room_when_the_host_program_reads_on),
 		TEST_NARROW(test_a_guest_may_fill_our_buffer_to_the_last_byte_and_no_further),
 		TEST(test_packets_of_another_source_are_dropped),
-		TEST(test_a_request_to_an_unknown_cid_is_refused_in_its_name),
+		TEST(test_a_request_to_a_cid_that_no_guest_can_have_is_refused_in_its_name),
 		TEST(test_a_packet_of_an_unknown_type_gets_rst_of_its_type),
 		TEST(test_a_packet_of_no_connection_gets_rst),
 		TEST(test_rst_is_never_answered),

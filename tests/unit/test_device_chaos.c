@@ -54,7 +54,11 @@ static void hear_the_worker(void)
 	struct rig_told told;
 
 	while (rig_take_told(VSOCKD__ENVELOPE__BODY_CONNECT, &told)) {
-		struct rig_peer peer = {.host = -1, .request = (uint32_t)told.values[0]};
+		struct rig_peer peer = {.host = -1,
+					.request = (uint32_t)told.values[0],
+					.guest_port = (uint32_t)told.values[3],
+					.host_port = (uint32_t)told.values[1],
+					.cid = (uint32_t)told.values[4]};
 
 		if (n_sockets() < SOCKETS) {
 			f.asked[f.n_asked++] = peer;
@@ -98,6 +102,34 @@ static void accept_a_host_program(void)
 	f.hosts[f.n_hosts++] = peer;
 }
 
+static void accept_a_sibling(void)
+{
+	struct rig_peer peer = {
+		.guest_port = 1 + rig_random() % 4,
+		.host_port = 80 + rig_random() % 2,
+		.cid = 3 + rig_random() % 2,
+	};
+
+	if (n_sockets() >= SOCKETS)
+		return;
+	rig_sibling_asks(&peer);
+	f.hosts[f.n_hosts++] = peer;
+}
+
+/* As the front does it: of one that the worker did not close, and only once. */
+static void reset_a_sibling(void)
+{
+	struct rig_peer *peer;
+
+	if (f.n_hosts == 0)
+		return;
+	peer = &f.hosts[f.n_hosts - 1 - rig_random() % (f.n_hosts < 12 ? f.n_hosts : 12)];
+	if (peer->cid <= PACKET_HOST_CID || peer->host < 0 || rig_is_closed(peer->endpoint))
+		return;
+	rig_peer_reset(peer);
+	rig_close_host(peer);
+}
+
 static void toggle_rings(void)
 {
 	if (f.are_rings_stopped)
@@ -122,6 +154,8 @@ static void choose_ports(struct packet_header *header)
 	connection = &all->all[rig_random() % all->n_touched];
 	header->src_port = connection->guest_port;
 	header->dst_port = connection->host_port;
+	if (rig_random() % 30)
+		header->dst_cid = connection->peer_cid;
 }
 
 static void send_a_packet(void)
@@ -130,7 +164,7 @@ static void send_a_packet(void)
 	static const uint32_t fwd_cnts[] = {0, 1, 1000, UINT32_MAX};
 	struct packet_header header = {
 		.src_cid = rig_random() % 30 ? RIG_CID : rig_random() % 50,
-		.dst_cid = rig_random() % 30 ? PACKET_HOST_CID : rig_random() % 50,
+		.dst_cid = rig_random() % 8 ? PACKET_HOST_CID : rig_random() % 5,
 		.type = rig_random() % 30 ? PACKET_TYPE_STREAM : (uint16_t)(rig_random() % 4),
 		.op = (uint16_t)(rig_random() % 9),
 		.flags = rig_random() % 5,
@@ -190,7 +224,7 @@ static void take_packets(void)
 		if (packet.header.op != PACKET_OP_RW)
 			assert_int_equal(packet.header.len, 0);
 		if (packet.header.op != PACKET_OP_RST) {
-			assert_int_equal(packet.header.src_cid, PACKET_HOST_CID);
+			assert_in_range(packet.header.src_cid, PACKET_HOST_CID, 4);
 			assert_int_equal(packet.header.type, PACKET_TYPE_STREAM);
 		}
 		f.n_packets[packet.header.op]++;
@@ -233,7 +267,10 @@ static void step(void)
 {
 	switch (rig_random() % 24) {
 	case 0:
-		accept_a_host_program();
+		if (rig_random() % 2)
+			accept_a_host_program();
+		else
+			accept_a_sibling();
 		return;
 	case 1:
 	case 2:
@@ -246,6 +283,8 @@ static void step(void)
 	case 4:
 		if (rig_random() % 40 == 0)
 			rig_reset();
+		else if (rig_random() % 4 == 0)
+			reset_a_sibling();
 		return;
 	case 5:
 	case 6:

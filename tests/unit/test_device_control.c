@@ -665,6 +665,7 @@ static void test_lost_connections_of_a_former_worker_get_rst(void **state)
 
 	(void)state;
 	lost.type = PACKET_TYPE_STREAM;
+	lost.cid = PACKET_HOST_CID;
 	lost.host_port = 80;
 	envelope.body_case = VSOCKD__ENVELOPE__BODY_LOST;
 	envelope.lost = &lost;
@@ -930,12 +931,13 @@ static void test_an_event_of_a_former_life_is_not_noted(void **state)
 	(void)state;
 	rig_offer(8, 4096);
 	old = rig_guest_connects(1000, 80);
-	connection = connection_find(&rig.device.connections, 1000, 80);
+	connection = connection_find(&rig.device.connections, PACKET_HOST_CID, 1000, 80);
 	event = device_event(DEVICE_EVENT_CONNECTION, 0, connection->generation);
 	assert_ptr_equal(connection, &rig.device.connections.all[0]);
 	rig_say(&old, PACKET_OP_RST, 0);
 	peer = rig_guest_connects(1001, 80);
-	assert_ptr_equal(connection_find(&rig.device.connections, 1001, 80), connection);
+	assert_ptr_equal(connection_find(&rig.device.connections, PACKET_HOST_CID, 1001, 80),
+			 connection);
 	assert_true(device_note_event(&rig.device, event, EPOLLIN | EPOLLHUP));
 	assert_false(connection->has_hung_up);
 	assert_false(connection->is_readable);

@@ -1,4 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
+#include <errno.h>
 #include <fcntl.h>
 #include <setjmp.h>
 #include <stdarg.h>
@@ -29,7 +30,7 @@ static int tear_down(void **state)
 	(void)state;
 	endpoints_clear(&table);
 	free(table.all);
-	free(table.has_request);
+	free(table.requests);
 	return 0;
 }
 
@@ -61,7 +62,7 @@ static uint32_t connecting(uint32_t request, uint32_t guest_port)
 	table.all[index].request = request;
 	table.all[index].has_ports = true;
 	table.all[index].guest_port = guest_port;
-	table.has_request[request] = true;
+	table.requests[request] = index;
 	return index;
 }
 
@@ -144,10 +145,10 @@ static void test_the_worker_is_told_in_order(void **state)
 		}
 		for (uint32_t i = 0; i < 3; i++) {
 			assert_int_equal(endpoints_untold(&table), order[i]);
-			assert_true(table.has_request[i]);
+			assert_int_not_equal(table.requests[i], ENDPOINT_NONE);
 			endpoints_told(&table);
 			/* From here on the worker may use the number again. */
-			assert_false(table.has_request[i]);
+			assert_int_equal(table.requests[i], ENDPOINT_NONE);
 			assert_non_null(endpoints_find(&table, order[i], ENDPOINT_OPEN));
 		}
 		assert_int_equal(endpoints_untold(&table), ENDPOINT_NONE);
@@ -169,8 +170,8 @@ static void test_a_refused_entry_ends_with_being_told(void **state)
 	endpoints_tell(&table, waiting);
 	endpoints_told(&table);
 	assert_int_equal(table.all[refused].state, ENDPOINT_FREE);
-	assert_false(table.has_request[5]);
-	assert_true(table.has_request[6]);
+	assert_int_equal(table.requests[5], ENDPOINT_NONE);
+	assert_int_not_equal(table.requests[6], ENDPOINT_NONE);
 	/* The list goes on behind it, though its entry is in the list of the free. */
 	assert_int_equal(endpoints_untold(&table), waiting);
 	assert_int_equal(table.n_used, 1);
@@ -182,10 +183,10 @@ static void test_an_accepted_entry_clears_no_request(void **state)
 
 	(void)state;
 	table.all[accepted].is_accepted = true;
-	table.has_request[0] = true; /* another's, whose number is 0 */
+	table.requests[0] = 3; /* another's, whose number is 0 */
 	endpoints_tell(&table, accepted);
 	endpoints_told(&table);
-	assert_true(table.has_request[0]);
+	assert_int_not_equal(table.requests[0], ENDPOINT_NONE);
 	assert_int_equal(table.all[accepted].state, ENDPOINT_OPEN);
 }
 
@@ -231,7 +232,7 @@ static void test_what_a_dead_worker_held_is_lost_if_the_guest_knows_of_it(void *
 	for (size_t i = 0; i < 3; i++)
 		assert_false(is_open(fds[i]));
 	for (uint32_t i = 0; i < 2 * N; i++)
-		assert_false(table.has_request[i]);
+		assert_int_equal(table.requests[i], ENDPOINT_NONE);
 	assert_int_equal(table.n_used, 2);
 	assert_non_null(endpoints_find(&table, open, ENDPOINT_LOST));
 	assert_non_null(endpoints_find(&table, asked, ENDPOINT_LOST));
@@ -272,6 +273,104 @@ static void test_a_reset_is_owed_until_a_worker_lived_to_send_it(void **state)
 	assert_int_equal(table.n_used, 0);
 }
 
+/* ---- pairs ---- */
+
+static uint32_t accepted_sibling(void)
+{
+	uint32_t index = take(ENDPOINT_WAITING);
+
+	table.all[index].is_accepted = true;
+	table.all[index].has_ports = true;
+	give_fd(index);
+	endpoints_tell(&table, index);
+	return index;
+}
+
+static void test_the_worker_is_told_that_the_other_end_was_reset(void **state)
+{
+	uint32_t index = accepted_sibling();
+	int fd = table.all[index].fd;
+
+	(void)state;
+	endpoints_told(&table);
+	endpoints_end(&table, index);
+	assert_non_null(endpoints_find(&table, index, ENDPOINT_ENDING));
+	assert_int_equal(endpoints_untold(&table), index);
+	endpoints_told(&table);
+	/* Its own end is the worker's to close. */
+	assert_non_null(endpoints_find(&table, index, ENDPOINT_OPEN));
+	assert_true(is_open(fd));
+	assert_true(endpoints_closed(&table, index));
+	assert_false(is_open(fd));
+	assert_int_equal(table.n_used, 0);
+	assert_false(endpoints_closed(&table, index));
+}
+
+static void test_what_the_worker_closed_meanwhile_it_is_not_told_of(void **state)
+{
+	uint32_t index = accepted_sibling();
+	int fd = table.all[index].fd;
+
+	(void)state;
+	endpoints_told(&table);
+	endpoints_end(&table, index);
+	assert_true(endpoints_closed(&table, index));
+	assert_false(is_open(fd));
+	assert_false(endpoints_closed(&table, index));
+	/* It stands in the list, and its place is not given to anybody before its turn. */
+	assert_non_null(endpoints_find(&table, index, ENDPOINT_GONE));
+	assert_int_equal(endpoints_untold(&table), index);
+	endpoints_told(&table);
+	assert_int_equal(table.n_used, 0);
+	assert_int_equal(endpoints_untold(&table), ENDPOINT_NONE);
+}
+
+static void test_an_end_that_the_worker_has_not_got_is_closed(void **state)
+{
+	uint32_t asked = accepted_sibling(), asking, answered;
+	int fds[3] = {table.all[asked].fd};
+
+	(void)state;
+	asking = connecting(1, 1001); /* the other guest refuses */
+	fds[1] = give_fd(asking);
+	answered = connecting(2, 1002); /* it accepted, and then reset it */
+	fds[2] = give_fd(answered);
+	table.all[answered].state = ENDPOINT_WAITING;
+	endpoints_tell(&table, answered);
+
+	endpoints_end(&table, asked);
+	endpoints_end(&table, asking);
+	endpoints_end(&table, answered);
+	for (size_t i = 0; i < 3; i++)
+		assert_false(is_open(fds[i]));
+	assert_non_null(endpoints_find(&table, asked, ENDPOINT_GONE));
+	assert_non_null(endpoints_find(&table, asking, ENDPOINT_REFUSED));
+	assert_int_equal(table.all[asking].status, -ECONNREFUSED);
+	assert_non_null(endpoints_find(&table, answered, ENDPOINT_REFUSED));
+	assert_int_equal(table.all[answered].status, -ECONNRESET);
+	for (size_t i = 0; i < 3; i++)
+		endpoints_told(&table);
+	assert_int_equal(endpoints_untold(&table), ENDPOINT_NONE);
+	assert_int_equal(table.n_used, 0);
+	assert_int_equal(table.requests[1], ENDPOINT_NONE);
+	assert_int_equal(table.requests[2], ENDPOINT_NONE);
+}
+
+static void test_a_dead_worker_owes_no_reset_of_what_is_gone(void **state)
+{
+	uint32_t ending = accepted_sibling(), gone;
+
+	(void)state;
+	endpoints_told(&table);
+	endpoints_end(&table, ending);
+	gone = accepted_sibling();
+	endpoints_end(&table, gone);
+	assert_int_equal(endpoints_lose(&table), 1);
+	assert_int_equal(table.n_used, 1);
+	assert_non_null(endpoints_find(&table, ending, ENDPOINT_LOST));
+	assert_int_equal(endpoints_untold(&table), ending);
+}
+
 static void test_clear_leaves_nothing(void **state)
 {
 	int fd;
@@ -285,7 +384,7 @@ static void test_clear_leaves_nothing(void **state)
 	assert_int_equal(table.n_used, 0);
 	assert_int_equal(endpoints_untold(&table), ENDPOINT_NONE);
 	for (uint32_t i = 0; i < 2 * N; i++)
-		assert_false(table.has_request[i]);
+		assert_int_equal(table.requests[i], ENDPOINT_NONE);
 	for (uint32_t i = 0; i < N; i++)
 		take(ENDPOINT_OPEN);
 	assert_int_equal(endpoints_take(&table, ENDPOINT_OPEN), ENDPOINT_NONE);
@@ -305,6 +404,10 @@ int main(void)
 		TEST(test_only_an_entry_in_that_state_is_found),
 		TEST(test_what_a_dead_worker_held_is_lost_if_the_guest_knows_of_it),
 		TEST(test_a_reset_is_owed_until_a_worker_lived_to_send_it),
+		TEST(test_the_worker_is_told_that_the_other_end_was_reset),
+		TEST(test_what_the_worker_closed_meanwhile_it_is_not_told_of),
+		TEST(test_an_end_that_the_worker_has_not_got_is_closed),
+		TEST(test_a_dead_worker_owes_no_reset_of_what_is_gone),
 		TEST(test_clear_leaves_nothing),
 	};
 

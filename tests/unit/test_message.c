@@ -32,6 +32,8 @@ static const struct expected {
 	{9, "StateConnection", FRONT, ASSIGNED, 0, 0},
 	{10, "StateInfo", FRONT, ASSIGNED, 0, 0},
 	{11, "StateDone", FRONT, ASSIGNED, 0, 0},
+	{95, "Cancel", FRONT, ASSIGNED, 0, 0},
+	{96, "Answered", FRONT, ASSIGNED, 0, 0},
 	{16, "Assign", WORKER, MESSAGE_SPARE, 0, 0},
 	{17, "Features", WORKER, ASSIGNED, 0, 0},
 	{18, "MemoryAdd", WORKER, ASSIGNED, 1, 1},
@@ -53,6 +55,7 @@ static const struct expected {
 	{48, "Accepted", WORKER, ASSIGNED, 1, 1},
 	{49, "Connected", WORKER, ASSIGNED, 0, 1},
 	{50, "Lost", WORKER, ASSIGNED, 0, 0},
+	{97, "PeerReset", WORKER, ASSIGNED, 0, 0},
 };
 #define N_TABLE (sizeof(table) / sizeof(table[0]))
 

@@ -11,7 +11,7 @@
 #include "worker/transfer.h"
 
 #define N   5
-#define LEN (40 + 12 * N + 4)
+#define LEN (40 + 16 * N + 4)
 
 static const struct transfer_header source = {
 	.guest_cid = UINT64_C(0x1122334455667788),
@@ -27,7 +27,7 @@ static uint8_t *compose(void)
 
 	assert_non_null(bytes);
 	for (uint32_t i = 0; i < N; i++) {
-		struct transfer_connection connection = {0xffff0000 + i, i, i % 2 + 1};
+		struct transfer_connection connection = {0xffff0000 + i, i, i % 2 + 1, 2 + i};
 
 		transfer_put_connection(bytes, i, &connection);
 	}
@@ -73,6 +73,7 @@ static void test_what_is_written_is_read(void **state)
 		assert_int_equal(connection.guest_port, 0xffff0000 + i);
 		assert_int_equal(connection.host_port, i);
 		assert_int_equal(connection.type, i % 2 + 1);
+		assert_int_equal(connection.peer_cid, 2 + i);
 	}
 	free(bytes);
 }
@@ -81,14 +82,14 @@ static void test_what_is_written_is_read(void **state)
 static void test_the_format_stands(void **state)
 {
 	static const uint8_t expected[] = {
-		'v', 's', 'o', 'c', 'k',  'd',	0x1a, '\n', 1,	0,    0, 0, 56, 0, 0, 0, 3, 0,
-		0,   0,	  0,   0,   0,	  0,	0,    0,    0,	0x70, 1, 0, 0,	0, 1, 0, 0, 0,
-		1,   0,	  0,   0,   0x39, 0x30, 0,    0,    22, 0,    0, 0, 1,	0, 0, 0,
+		'v', 's', 'o',	'c',  'k', 'd', 0x1a, '\n', 1,	  0, 0, 0, 60, 0, 0, 0, 3, 0, 0,
+		0,   0,	  0,	0,    0,   0,	0,    0,    0x70, 1, 0, 0, 0,  1, 0, 0, 0, 1, 0,
+		0,   0,	  0x39, 0x30, 0,   0,	22,   0,    0,	  0, 1, 0, 0,  0, 2, 0, 0, 0,
 	};
-	struct transfer_connection connection = {12345, 22, 1};
+	struct transfer_connection connection = {12345, 22, 1, 2};
 	struct transfer_header header = {3, 0x170000000, STATE_FLAG_DRIVER, 1};
 	uint32_t crc = UINT32_MAX, got;
-	uint8_t bytes[56];
+	uint8_t bytes[60];
 
 	(void)state;
 	transfer_put_header(bytes, &header);
@@ -180,12 +181,12 @@ static void test_every_flipped_bit_is_refused(void **state)
 
 static void test_bytes_behind_the_end_are_refused(void **state)
 {
-	uint8_t bytes[LEN + 12] = {0}, *good = compose();
+	uint8_t bytes[LEN + 16] = {0}, *good = compose();
 
 	(void)state;
 	memcpy(bytes, good, LEN);
 	free(good);
-	for (size_t n = 1; n <= 12; n++)
+	for (size_t n = 1; n <= 16; n++)
 		assert_int_equal(check(bytes, LEN + n), STATE_WRONG_LENGTH);
 }
 
@@ -206,7 +207,7 @@ static void test_a_state_that_is_sealed_anew_is_still_looked_at(void **state)
 		{12, UINT32_MAX, STATE_WRONG_LENGTH},
 		{36, 0, STATE_WRONG_LENGTH},
 		{36, N + 1, STATE_WRONG_LENGTH},
-		/* times 12 it is N * 12 again, in 32 bits */
+		/* times 16 it is N * 16 again, in 32 bits */
 		{36, N + UINT32_C(0x40000000), STATE_WRONG_LENGTH},
 		{36, UINT32_MAX, STATE_WRONG_LENGTH},
 		{32, STATE_FLAG_UNKNOWN, STATE_OTHER_VERSION},
