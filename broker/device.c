@@ -732,6 +732,8 @@ const char *device_message(struct device *device, const Vsockd__Envelope *envelo
 		return restore_state_info(device, envelope->state_info);
 	case VSOCKD__ENVELOPE__BODY_STATE_DONE:
 		return restore_state_done(device, envelope->state_done);
+	case VSOCKD__ENVELOPE__BODY_RESET_ANNOUNCED:
+		return restore_reset_announced(device, envelope->reset_announced);
 	case VSOCKD__ENVELOPE__BODY_RESET_SENT:
 		return restore_reset_sent(device);
 	case VSOCKD__ENVELOPE__BODY_RESET_HANDLED:

@@ -114,6 +114,8 @@ struct restore {
 	enum restore_phase phase;
 	enum restore_owner owner;
 	bool sends_reset;   /* owed, and not sent yet: once a load */
+	bool was_announced; /* it is about to be, behind so much of ring 2: */
+	uint32_t announced_used;
 	bool was_sent;	    /* and the worker has not said that it was handled */
 	uint64_t decide_at; /* ms: no ring 2 by then, no wait; 0: rings 0 and 1 don't run yet */
 	/* the transfer of a state */
@@ -301,6 +303,7 @@ const char *restore_state_connection(struct device *device,
 				     const Vsockd__StateConnection *connection);
 const char *restore_state_info(struct device *device, const Vsockd__StateInfo *info);
 const char *restore_state_done(struct device *device, const Vsockd__StateDone *done);
+const char *restore_reset_announced(struct device *device, const Vsockd__ResetAnnounced *announced);
 const char *restore_reset_sent(struct device *device);
 const char *restore_reset_handled(struct device *device);
 void restore_config_read(struct device *device);

@@ -103,6 +103,7 @@ static void take_over(struct device *device)
 			 : restore->flags & STATE_FLAG_EVENT_RING ? OWNER_BACKEND
 								  : OWNER_FRONTEND;
 	restore->phase = RESTORE_WAITING;
+	restore->was_announced = false;
 	restore->decide_at = 0;
 }
 
@@ -208,6 +209,16 @@ const char *restore_state_done(struct device *device, const Vsockd__StateDone *d
 		forget_saved(&device->endpoints);
 	}
 	restore_end_transfer(device, result);
+	return NULL;
+}
+
+/* Should the worker die now, its successor sees in ring 2 whether the driver got it. */
+const char *restore_reset_announced(struct device *device, const Vsockd__ResetAnnounced *announced)
+{
+	if (device->restore.phase != RESTORE_WAITING || !device->restore.sends_reset)
+		return "ResetAnnounced that was not ordered";
+	device->restore.was_announced = true;
+	device->restore.announced_used = announced->used;
 	return NULL;
 }
 

@@ -192,6 +192,8 @@ static int send_quarantine(struct device *device, uint32_t sequence)
 	quarantine.is_on = restore_holds(device);
 	quarantine.sends_reset =
 		device->restore.phase == RESTORE_WAITING && device->restore.sends_reset;
+	quarantine.was_announced = quarantine.sends_reset && device->restore.was_announced;
+	quarantine.used = device->restore.announced_used;
 	envelope.body_case = VSOCKD__ENVELOPE__BODY_QUARANTINE;
 	envelope.quarantine = &quarantine;
 	device->told_quarantine = quarantine.is_on;

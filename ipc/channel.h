@@ -13,7 +13,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
-/* The longest message, MemoryAdd, packs into fewer than 80 bytes. */
+/* The longest message, HandoverConnection, fills it but for a few bytes. */
 #define CHANNEL_MESSAGE_MAX 256
 #define CHANNEL_FDS_MAX	    1
 

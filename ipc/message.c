@@ -8,9 +8,13 @@
 		VSOCKD__ENVELOPE__BODY_##upper, lower, direction, states, fds_min, fds_max         \
 	}
 
+#define CONFIGURED (MESSAGE_ASSIGNED | MESSAGE_TAKING)
+#define ANSWERING  (MESSAGE_ASSIGNED | MESSAGE_FROZEN | MESSAGE_TAKING)
+#define HANDING	   (MESSAGE_FROZEN | MESSAGE_TAKING)
+
 const struct message_rule message_rules[] = {
 	RULE(READY, "Ready", MESSAGE_TO_FRONT, MESSAGE_BEFORE_READY, 0, 0),
-	RULE(DONE, "Done", MESSAGE_TO_FRONT, MESSAGE_ASSIGNED, 0, 0),
+	RULE(DONE, "Done", MESSAGE_TO_FRONT, ANSWERING, 0, 0),
 	RULE(CONNECT, "Connect", MESSAGE_TO_FRONT, MESSAGE_ASSIGNED, 0, 0),
 	RULE(CLOSED, "Closed", MESSAGE_TO_FRONT, MESSAGE_ASSIGNED, 0, 0),
 	RULE(REPORT, "Report", MESSAGE_TO_FRONT, MESSAGE_ASSIGNED, 0, 0),
@@ -24,18 +28,18 @@ const struct message_rule message_rules[] = {
 	RULE(ANSWERED, "Answered", MESSAGE_TO_FRONT, MESSAGE_ASSIGNED, 0, 0),
 
 	RULE(ASSIGN, "Assign", MESSAGE_TO_WORKER, MESSAGE_SPARE, 0, 0),
-	RULE(FEATURES, "Features", MESSAGE_TO_WORKER, MESSAGE_ASSIGNED, 0, 0),
-	RULE(MEMORY_ADD, "MemoryAdd", MESSAGE_TO_WORKER, MESSAGE_ASSIGNED, 1, 1),
+	RULE(FEATURES, "Features", MESSAGE_TO_WORKER, CONFIGURED, 0, 0),
+	RULE(MEMORY_ADD, "MemoryAdd", MESSAGE_TO_WORKER, CONFIGURED, 1, 1),
 	RULE(MEMORY_REMOVE, "MemoryRemove", MESSAGE_TO_WORKER, MESSAGE_ASSIGNED, 0, 0),
-	RULE(MEMORY_COMMIT, "MemoryCommit", MESSAGE_TO_WORKER, MESSAGE_ASSIGNED, 0, 0),
-	RULE(RING_START, "RingStart", MESSAGE_TO_WORKER, MESSAGE_ASSIGNED, 0, 1),
-	RULE(RING_ENABLE, "RingEnable", MESSAGE_TO_WORKER, MESSAGE_ASSIGNED, 0, 0),
+	RULE(MEMORY_COMMIT, "MemoryCommit", MESSAGE_TO_WORKER, CONFIGURED, 0, 0),
+	RULE(RING_START, "RingStart", MESSAGE_TO_WORKER, CONFIGURED, 0, 1),
+	RULE(RING_ENABLE, "RingEnable", MESSAGE_TO_WORKER, CONFIGURED, 0, 0),
 	RULE(RING_STOP, "RingStop", MESSAGE_TO_WORKER, MESSAGE_ASSIGNED, 0, 0),
-	RULE(RING_CALL, "RingCall", MESSAGE_TO_WORKER, MESSAGE_ASSIGNED, 0, 1),
-	RULE(RING_ERROR, "RingError", MESSAGE_TO_WORKER, MESSAGE_ASSIGNED, 0, 1),
+	RULE(RING_CALL, "RingCall", MESSAGE_TO_WORKER, CONFIGURED, 0, 1),
+	RULE(RING_ERROR, "RingError", MESSAGE_TO_WORKER, CONFIGURED, 0, 1),
 	RULE(RING_LOG, "RingLog", MESSAGE_TO_WORKER, MESSAGE_ASSIGNED, 0, 0),
-	RULE(LOG_SET, "LogSet", MESSAGE_TO_WORKER, MESSAGE_ASSIGNED, 1, 1),
-	RULE(LOG_FD, "LogFd", MESSAGE_TO_WORKER, MESSAGE_ASSIGNED, 0, 1),
+	RULE(LOG_SET, "LogSet", MESSAGE_TO_WORKER, CONFIGURED, 1, 1),
+	RULE(LOG_FD, "LogFd", MESSAGE_TO_WORKER, CONFIGURED, 0, 1),
 	RULE(QUARANTINE, "Quarantine", MESSAGE_TO_WORKER, MESSAGE_ASSIGNED, 0, 0),
 	RULE(STATE_SAVE, "StateSave", MESSAGE_TO_WORKER, MESSAGE_ASSIGNED, 1, 1),
 	RULE(STATE_LOAD, "StateLoad", MESSAGE_TO_WORKER, MESSAGE_ASSIGNED, 1, 1),
@@ -45,6 +49,19 @@ const struct message_rule message_rules[] = {
 	RULE(CONNECTED, "Connected", MESSAGE_TO_WORKER, MESSAGE_ASSIGNED, 0, 1),
 	RULE(LOST, "Lost", MESSAGE_TO_WORKER, MESSAGE_ASSIGNED, 0, 0),
 	RULE(PEER_RESET, "PeerReset", MESSAGE_TO_WORKER, MESSAGE_ASSIGNED, 0, 0),
+
+	RULE(HANDOVER_DEVICE, "HandoverDevice", MESSAGE_RELAYED, HANDING, 0, 0),
+	RULE(HANDOVER_RING, "HandoverRing", MESSAGE_RELAYED, HANDING, 0, 0),
+	RULE(HANDOVER_CONNECTION, "HandoverConnection", MESSAGE_RELAYED, HANDING, 0, 1),
+	RULE(HANDOVER_MORE, "HandoverMore", MESSAGE_RELAYED, HANDING, 0, 0),
+	RULE(HANDOVER_LIST, "HandoverList", MESSAGE_RELAYED, HANDING, 0, 0),
+	RULE(HANDOVER_ORPHAN, "HandoverOrphan", MESSAGE_RELAYED, HANDING, 0, 0),
+	RULE(RESET_ANNOUNCED, "ResetAnnounced", MESSAGE_TO_FRONT, MESSAGE_ASSIGNED, 0, 0),
+	RULE(HANDOVER, "Handover", MESSAGE_TO_WORKER, MESSAGE_ASSIGNED, 0, 0),
+	RULE(HANDOVER_RESUME, "HandoverResume", MESSAGE_TO_WORKER, MESSAGE_FROZEN, 0, 0),
+	RULE(HANDOVER_POOL, "HandoverPool", MESSAGE_TO_WORKER, MESSAGE_ASSIGNED, 1, 1),
+	RULE(HANDOVER_CHECK, "HandoverCheck", MESSAGE_TO_WORKER, MESSAGE_TAKING, 0, 0),
+	RULE(HANDOVER_COMMIT, "HandoverCommit", MESSAGE_TO_WORKER, MESSAGE_TAKING, 0, 0),
 };
 const size_t n_message_rules = sizeof(message_rules) / sizeof(message_rules[0]);
 
@@ -71,6 +88,19 @@ static bool has_unknown_fields(const Vsockd__Envelope *envelope)
 	return !body || arena_has_unknown_fields(&envelope->base, body);
 }
 
+static bool leads_to(const struct message_rule *rule, enum message_direction direction)
+{
+	return rule->direction == direction || rule->direction == MESSAGE_RELAYED;
+}
+
+/* The bits of a relayed message's two ways; any other message has one way. */
+static uint32_t states_of(const struct message_rule *rule, enum message_direction direction)
+{
+	if (rule->direction != MESSAGE_RELAYED)
+		return rule->states;
+	return direction == MESSAGE_TO_FRONT ? MESSAGE_FROZEN : MESSAGE_TAKING;
+}
+
 const Vsockd__Envelope *message_decode(const struct channel_packet *packet,
 				       enum message_direction direction, enum message_state state,
 				       const char **ret_reason)
@@ -90,15 +120,15 @@ const Vsockd__Envelope *message_decode(const struct channel_packet *packet,
 		*ret_reason = "unknown message or field";
 		return NULL;
 	}
-	if (rule->direction != direction) {
+	if (!leads_to(rule, direction)) {
 		*ret_reason = "message of the other direction";
 		return NULL;
 	}
-	if (!(rule->states & (uint32_t)state)) {
+	if (!(states_of(rule, direction) & (uint32_t)state)) {
 		*ret_reason = "message not permitted in this state";
 		return NULL;
 	}
-	if (n_fds < rule->fds_min || n_fds > rule->fds_max) {
+	if (n_fds < rule->fds_min || n_fds > (direction == MESSAGE_TO_FRONT ? 0 : rule->fds_max)) {
 		*ret_reason = "wrong number of fds";
 		return NULL;
 	}

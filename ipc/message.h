@@ -23,6 +23,7 @@
 enum message_direction {
 	MESSAGE_TO_FRONT,
 	MESSAGE_TO_WORKER,
+	MESSAGE_RELAYED, /* in the table: to the front without an fd, and by it to another worker */
 };
 
 /* What the two ends have agreed on; each end keeps its own copy. */
@@ -30,6 +31,8 @@ enum message_state {
 	MESSAGE_BEFORE_READY = 1 << 0,
 	MESSAGE_SPARE = 1 << 1,	   /* READY was sent, Assign was not */
 	MESSAGE_ASSIGNED = 1 << 2, /* Assign was sent */
+	MESSAGE_FROZEN = 1 << 3,   /* it obeyed Handover, and HandoverResume has not come */
+	MESSAGE_TAKING = 1 << 4,   /* HandoverPool was sent, HandoverCommit was not */
 };
 
 struct message_rule {
@@ -50,7 +53,8 @@ const struct message_rule *message_rule(Vsockd__Envelope__BodyCase type);
 const char *message_name(Vsockd__Envelope__BodyCase type);
 
 /*
- * Decode a packet received in `state` by the end that `direction` leads to.
+ * Decode a packet received in `state`, one or several of them, by the end that
+ * `direction` leads to.
  * Returns the message or NULL when it is malformed or not permitted;
  * *ret_reason then says why (a static string). The packet's fd stays in it.
  */

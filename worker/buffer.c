@@ -6,6 +6,8 @@
 #include <sys/mman.h>
 
 #define NO_CHUNK UINT32_MAX
+/* While a pool is taken over: in no queue so far. */
+#define UNNAMED_CHUNK (UINT32_MAX - 1)
 
 /* Chunks below this number keep their pages when free: 4 MiB that stay warm. */
 #define KEPT_CHUNKS 256
@@ -22,7 +24,7 @@ bool buffer_pool_init(struct buffer_pool *pool, void *start, uint64_t len)
 {
 	uint64_t n_chunks = len / BUFFER_CHUNK_LEN;
 
-	if (n_chunks >= NO_CHUNK)
+	if (n_chunks >= UNNAMED_CHUNK)
 		return false;
 	*pool = (struct buffer_pool){
 		.start = start,
@@ -170,5 +172,60 @@ void buffer_consume(struct buffer_pool *pool, struct buffer *buffer, uint32_t le
 			buffer->first = next;
 			buffer->skip = 0;
 		}
+	}
+}
+
+bool buffer_pool_adopt(struct buffer_pool *pool, void *start, uint64_t len)
+{
+	uint64_t n_chunks = len / BUFFER_CHUNK_LEN;
+
+	if (n_chunks > pool->n_chunks)
+		return false;
+	pool->start = start;
+	pool->n_chunks = (uint32_t)n_chunks;
+	pool->first_free = NO_CHUNK;
+	pool->n_touched = 0;
+	for (uint32_t i = 0; i < pool->n_chunks; i++)
+		pool->next[i] = UNNAMED_CHUNK;
+	return true;
+}
+
+uint32_t buffer_n_chunks(const struct buffer *buffer)
+{
+	if (buffer->len == 0)
+		return 0;
+	return (uint32_t)(((uint64_t)buffer->skip + buffer->len + BUFFER_CHUNK_LEN - 1) /
+			  BUFFER_CHUNK_LEN);
+}
+
+uint32_t buffer_chunk_behind(const struct buffer_pool *pool, uint32_t chunk)
+{
+	return pool->next[chunk];
+}
+
+bool buffer_adopt_chunk(struct buffer_pool *pool, struct buffer *buffer, bool is_first,
+			uint32_t chunk)
+{
+	if (chunk >= pool->n_chunks || pool->next[chunk] != UNNAMED_CHUNK)
+		return false;
+	if (is_first)
+		buffer->first = chunk;
+	else
+		pool->next[buffer->last] = chunk;
+	buffer->last = chunk;
+	pool->next[chunk] = NO_CHUNK;
+	if (chunk >= pool->n_touched)
+		pool->n_touched = chunk + 1;
+	return true;
+}
+
+void buffer_pool_settle(struct buffer_pool *pool)
+{
+	/* Downwards, so that those with warm pages are taken first. */
+	for (uint32_t i = pool->n_touched; i-- > 0;) {
+		if (pool->next[i] != UNNAMED_CHUNK)
+			continue;
+		pool->next[i] = pool->first_free;
+		pool->first_free = i;
 	}
 }

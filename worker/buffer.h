@@ -48,3 +48,20 @@ size_t buffer_peek(const struct buffer_pool *pool, const struct buffer *buffer,
 
 /* The first len bytes are gone; len is at most the buffer's. */
 void buffer_consume(struct buffer_pool *pool, struct buffer *buffer, uint32_t len);
+
+/*
+ * A worker takes over from another one, whose pool this is: the memory takes the
+ * place of the one before, with room for no more than that had, and no chunk is in
+ * use. false when it is larger. Then each chunk in which bytes wait is named, each
+ * buffer's in order, its skip and len being set; and at last the rest is free.
+ * What lies in the memory is bytes for host programs and nothing else.
+ */
+bool buffer_pool_adopt(struct buffer_pool *pool, void *start, uint64_t len);
+/* false: there is no such chunk, or it was named before. */
+bool buffer_adopt_chunk(struct buffer_pool *pool, struct buffer *buffer, bool is_first,
+			uint32_t chunk);
+void buffer_pool_settle(struct buffer_pool *pool);
+
+/* The chunks of a buffer for whoever comes next: how many, and from `first` on which. */
+uint32_t buffer_n_chunks(const struct buffer *buffer);
+uint32_t buffer_chunk_behind(const struct buffer_pool *pool, uint32_t chunk);

@@ -91,14 +91,9 @@ static struct connection *take_entry(struct connections *connections)
 	return &connections->all[connections->n_touched++];
 }
 
-struct connection *connection_take(struct connections *connections, enum connection_state state,
-				   uint32_t n_max)
+static void init_entry(struct connections *connections, struct connection *connection,
+		       enum connection_state state)
 {
-	struct connection *connection;
-
-	if (connections->n_used >= n_max)
-		return NULL;
-	connection = take_entry(connections);
 	connections->n_used++;
 	*connection = (struct connection){
 		.state = (uint8_t)state,
@@ -112,6 +107,34 @@ struct connection *connection_take(struct connections *connections, enum connect
 	link_init(&connection->flush_link);
 	link_init(&connection->tell_link);
 	link_init(&connection->timer_link);
+}
+
+struct connection *connection_take(struct connections *connections, enum connection_state state,
+				   uint32_t n_max)
+{
+	struct connection *connection;
+
+	if (connections->n_used >= n_max)
+		return NULL;
+	connection = take_entry(connections);
+	init_entry(connections, connection, state);
+	return connection;
+}
+
+struct connection *connection_take_at(struct connections *connections, uint32_t index,
+				      enum connection_state state)
+{
+	struct connection *connection;
+
+	if (index < connections->n_touched || index >= connections->n_max)
+		return NULL;
+	while (connections->n_touched < index) {
+		connection = &connections->all[connections->n_touched++];
+		link_init(&connection->timer_link);
+		link_append(&connections->free, &connection->timer_link);
+	}
+	connection = &connections->all[connections->n_touched++];
+	init_entry(connections, connection, state);
 	return connection;
 }
 
@@ -209,6 +232,25 @@ void connection_disarm(struct connection *connection)
 		return;
 	link_remove(&connection->timer_link);
 	connection->timer = CONNECTION_TIMERS;
+}
+
+uint32_t connection_timer_ms(enum connection_timer timer)
+{
+	return timer_ms[timer];
+}
+
+bool connection_rearm(struct connections *connections, struct connection *connection,
+		      enum connection_timer timer)
+{
+	const struct link *list = &connections->timers[timer];
+
+	if (connection->timer != timer || !link_is_empty(&connection->timer_link))
+		return false;
+	if (!link_is_empty(list) &&
+	    CONNECTION_OF(timer_link, list->previous)->deadline > connection->deadline)
+		return false;
+	link_append(&connections->timers[timer], &connection->timer_link);
+	return true;
 }
 
 static struct connection *first_of(const struct connections *connections, size_t timer)

@@ -145,6 +145,13 @@ void connections_assign(struct connections *connections, uint32_t n_allowed, uin
 struct connection *connection_take(struct connections *connections, enum connection_state state,
 				   uint32_t n_max);
 
+/*
+ * The entry of that index, of a table whose entries are taken by rising index and in
+ * no other way so far; the ones between are free. NULL when it can't be that one.
+ */
+struct connection *connection_take_at(struct connections *connections, uint32_t index,
+				      enum connection_state state);
+
 /* Forget it. The fd is closed, nothing is due any more. */
 void connection_free(struct connections *connections, struct connection *connection);
 
@@ -165,6 +172,11 @@ uint32_t connection_next_port(struct connections *connections, uint32_t guest_po
 void connection_arm(struct connections *connections, struct connection *connection,
 		    enum connection_timer timer, uint64_t now);
 void connection_disarm(struct connection *connection);
+/* How long a timer runs at most. */
+uint32_t connection_timer_ms(enum connection_timer timer);
+/* The timer that another process armed, in their order; false when it isn't. */
+bool connection_rearm(struct connections *connections, struct connection *connection,
+		      enum connection_timer timer);
 
 /* Timers that concern the guest stand still while its rings do; draining goes on. */
 #define CONNECTION_TIMERS_DRAINING (1u << CONNECTION_TIMER_DRAINING)

@@ -5,8 +5,9 @@
 
 #include "worker/device.h"
 
-/* Messages in one wake-up: the rings get their turn. */
-#define ROUND_MESSAGES 64
+/* Messages in one wake-up: the rings get their turn, where somebody waits for them. */
+#define ROUND_MESSAGES	      64
+#define ROUND_MESSAGES_TAKING 1024
 
 static bool set_wants_write(struct device *device, bool wants_write)
 {
@@ -18,7 +19,7 @@ static bool set_wants_write(struct device *device, bool wants_write)
 	return epoll_ctl(device->epoll, EPOLL_CTL_MOD, device->channel, &event) == 0;
 }
 
-static int send_envelope(struct device *device, const Vsockd__Envelope *envelope)
+int control_send(struct device *device, const Vsockd__Envelope *envelope)
 {
 	struct channel_packet packet;
 
@@ -39,7 +40,7 @@ void control_report(struct device *device, enum report_event event, uint64_t fir
 	report.third = third;
 	envelope.body_case = VSOCKD__ENVELOPE__BODY_REPORT;
 	envelope.report = &report;
-	(void)send_envelope(device, &envelope);
+	(void)control_send(device, &envelope);
 }
 
 static int send_connect(struct device *device, const struct connection *connection)
@@ -54,7 +55,7 @@ static int send_connect(struct device *device, const struct connection *connecti
 	connect.cid = connection->peer_cid;
 	envelope.body_case = VSOCKD__ENVELOPE__BODY_CONNECT;
 	envelope.connect = &connect;
-	return send_envelope(device, &envelope);
+	return control_send(device, &envelope);
 }
 
 static int send_cancel(struct device *device, const struct connection *connection)
@@ -65,7 +66,7 @@ static int send_cancel(struct device *device, const struct connection *connectio
 	cancel.request = connection_index(&device->connections, connection);
 	envelope.body_case = VSOCKD__ENVELOPE__BODY_CANCEL;
 	envelope.cancel = &cancel;
-	return send_envelope(device, &envelope);
+	return control_send(device, &envelope);
 }
 
 static int send_answered(struct device *device, const struct connection *connection)
@@ -76,7 +77,7 @@ static int send_answered(struct device *device, const struct connection *connect
 	answered.endpoint = connection->endpoint;
 	envelope.body_case = VSOCKD__ENVELOPE__BODY_ANSWERED;
 	envelope.answered = &answered;
-	return send_envelope(device, &envelope);
+	return control_send(device, &envelope);
 }
 
 static int send_opened(struct device *device, const struct connection *connection)
@@ -89,7 +90,7 @@ static int send_opened(struct device *device, const struct connection *connectio
 	opened.host_port = connection->host_port;
 	envelope.body_case = VSOCKD__ENVELOPE__BODY_OPENED;
 	envelope.opened = &opened;
-	return send_envelope(device, &envelope);
+	return control_send(device, &envelope);
 }
 
 static int send_closed(struct device *device, const struct connection *connection)
@@ -101,7 +102,7 @@ static int send_closed(struct device *device, const struct connection *connectio
 	closed.is_reset = connection->is_reset;
 	envelope.body_case = VSOCKD__ENVELOPE__BODY_CLOSED;
 	envelope.closed = &closed;
-	return send_envelope(device, &envelope);
+	return control_send(device, &envelope);
 }
 
 static int send_done(struct device *device)
@@ -110,7 +111,7 @@ static int send_done(struct device *device)
 
 	envelope.body_case = VSOCKD__ENVELOPE__BODY_DONE;
 	envelope.done = &device->done;
-	return send_envelope(device, &envelope);
+	return control_send(device, &envelope);
 }
 
 /* In the order in which things happened to the connection. */
@@ -151,7 +152,7 @@ static int send_bare(struct device *device, Vsockd__Envelope__BodyCase type)
 		envelope.reset_sent = &sent;
 	else
 		envelope.reset_handled = &handled;
-	return send_envelope(device, &envelope);
+	return control_send(device, &envelope);
 }
 
 static int tell_reset(struct device *device)
@@ -169,6 +170,18 @@ static int tell_reset(struct device *device)
 	return r;
 }
 
+bool control_announce_reset(struct device *device, uint32_t used)
+{
+	Vsockd__ResetAnnounced announced = VSOCKD__RESET_ANNOUNCED__INIT;
+	Vsockd__Envelope envelope = VSOCKD__ENVELOPE__INIT;
+
+	announced.used = used;
+	envelope.body_case = VSOCKD__ENVELOPE__BODY_RESET_ANNOUNCED;
+	envelope.reset_announced = &announced;
+	device->waits_to_announce = control_send(device, &envelope) != 0;
+	return !device->waits_to_announce;
+}
+
 static int send_state_connection(struct device *device, uint32_t index)
 {
 	Vsockd__StateConnection connection = VSOCKD__STATE_CONNECTION__INIT;
@@ -182,7 +195,7 @@ static int send_state_connection(struct device *device, uint32_t index)
 	connection.cid = saved.peer_cid;
 	envelope.body_case = VSOCKD__ENVELOPE__BODY_STATE_CONNECTION;
 	envelope.state_connection = &connection;
-	return send_envelope(device, &envelope);
+	return control_send(device, &envelope);
 }
 
 static int send_state_info(struct device *device)
@@ -195,7 +208,7 @@ static int send_state_info(struct device *device)
 	info.flags = device->state.header.flags;
 	envelope.body_case = VSOCKD__ENVELOPE__BODY_STATE_INFO;
 	envelope.state_info = &info;
-	return send_envelope(device, &envelope);
+	return control_send(device, &envelope);
 }
 
 static int send_state_done(struct device *device)
@@ -207,7 +220,7 @@ static int send_state_done(struct device *device)
 	done.reason = (uint32_t)device->state.reason;
 	envelope.body_case = VSOCKD__ENVELOPE__BODY_STATE_DONE;
 	envelope.state_done = &done;
-	return send_envelope(device, &envelope);
+	return control_send(device, &envelope);
 }
 
 /* Connections, then what else was read, then the end; goes on where there was no room. */
@@ -233,18 +246,49 @@ static int tell_state(struct device *device)
 	return r;
 }
 
-bool control_flush(struct device *device)
+static void done(struct device *device, uint32_t sequence, int status, uint32_t value)
 {
-	struct link *list = &device->connections.tell;
-	bool had_to_wait = device->waits_to_write;
+	device->done = (Vsockd__Done)VSOCKD__DONE__INIT;
+	device->done.sequence = sequence;
+	device->done.status = status;
+	device->done.value = value;
+	device->has_done = true;
+}
+
+static int flush_done(struct device *device)
+{
 	int r = 0;
 
 	if (device->has_done) {
 		r = send_done(device);
 		device->has_done = r == CHANNEL_E_AGAIN;
 	}
+	return r;
+}
+
+/* A device at rest says what its successor has to know, and nothing else. */
+static int flush_at_rest(struct device *device)
+{
+	int r = flush_done(device);
+
+	if (r != 0 || device->handover.phase != HANDOVER_TELLING)
+		return r;
+	r = handover_tell(device);
+	if (r != 0)
+		return r;
+	done(device, device->handover.sequence, 0, 0);
+	return flush_done(device);
+}
+
+static int flush(struct device *device)
+{
+	struct link *list = &device->connections.tell;
+	int r = flush_done(device);
+
 	if (r == 0)
 		r = tell_reset(device);
+	if (r == 0 && device->waits_to_announce)
+		r = CHANNEL_E_AGAIN; /* it is the pump that says it */
 	if (r == 0 && device->state.phase == STATE_TELLING)
 		r = tell_state(device);
 	while (r == 0 && !link_is_empty(list)) {
@@ -256,6 +300,14 @@ bool control_flush(struct device *device)
 		link_remove(&connection->tell_link);
 		host_free_when_done(device, connection);
 	}
+	return r;
+}
+
+bool control_flush(struct device *device)
+{
+	bool had_to_wait = device->waits_to_write;
+	int r = device_is_at_rest(device) ? flush_at_rest(device) : flush(device);
+
 	if (r != 0 && r != CHANNEL_E_AGAIN)
 		return false;
 	device->waits_to_write = r == CHANNEL_E_AGAIN;
@@ -358,7 +410,10 @@ static int on_ring_start(struct device *device, const Vsockd__RingStart *start, 
 	ring->log_address = start->log_address;
 	r = ring_start(ring, &device->memory, start->num, &addresses, start->ring_base,
 		       start->from_used_index);
-	if (r == 0 && ring->is_enabled)
+	/* It may have been broken where it was served before: that is told later. */
+	if (r == -EFAULT && device_is_at_rest(device))
+		return 0;
+	if (r == 0 && ring->is_enabled && !device_is_at_rest(device))
 		ring_enable_kicks(ring); /* avail_event may be stale since a former start */
 	return r;
 }
@@ -368,7 +423,7 @@ static int on_ring_enable(struct device *device, const Vsockd__RingEnable *enabl
 	struct ring *ring = &device->rings[enable->ring];
 
 	ring->is_enabled = enable->is_enabled;
-	if (ring_is_running(ring))
+	if (ring_is_running(ring) && !device_is_at_rest(device))
 		ring_enable_kicks(ring);
 	return 0;
 }
@@ -379,7 +434,7 @@ static int on_ring_call(struct device *device, const Vsockd__RingCall *call, int
 
 	replace_fd(&ring->call, fd);
 	/* What was used before the driver could be called through it. */
-	if (ring_is_running(ring))
+	if (ring_is_running(ring) && !device_is_at_rest(device))
 		ring_call(ring);
 	return 0;
 }
@@ -397,6 +452,8 @@ static int on_quarantine(struct device *device, const Vsockd__Quarantine *quaran
 {
 	device->is_quarantined = quarantine->is_on;
 	device->reset = quarantine->sends_reset ? RESET_DUE : RESET_NONE;
+	device->was_announced = quarantine->was_announced;
+	device->announced_used = quarantine->used;
 	if (quarantine->is_on)
 		return 0;
 	/* What the guest asked for meanwhile. */
@@ -473,15 +530,6 @@ static int on_fail(struct device *device)
 	return 0;
 }
 
-static void done(struct device *device, uint32_t sequence, int status, uint32_t value)
-{
-	device->done = (Vsockd__Done)VSOCKD__DONE__INIT;
-	device->done.sequence = sequence;
-	device->done.status = status;
-	device->done.value = value;
-	device->has_done = true;
-}
-
 static bool on_connected(struct device *device, const Vsockd__Connected *connected, int fd)
 {
 	struct connection *connection;
@@ -520,6 +568,37 @@ static void on_lost(struct device *device, const Vsockd__Lost *lost)
 static bool is_ring(uint32_t index)
 {
 	return index < RINGS;
+}
+
+static bool dispatch_handover(struct device *device, const Vsockd__Envelope *envelope, int fd)
+{
+	int r;
+
+	switch (envelope->body_case) {
+	case VSOCKD__ENVELOPE__BODY_HANDOVER:
+		r = handover_freeze(device, envelope->handover->sequence);
+		if (r < 0)
+			done(device, envelope->handover->sequence, r, 0);
+		return true;
+	case VSOCKD__ENVELOPE__BODY_HANDOVER_RESUME:
+		handover_resume(device);
+		done(device, envelope->handover_resume->sequence, 0, 0);
+		return true;
+	case VSOCKD__ENVELOPE__BODY_HANDOVER_POOL:
+		done(device, envelope->handover_pool->sequence,
+		     handover_begin_taking(device, envelope->handover_pool->size, fd), 0);
+		return true;
+	case VSOCKD__ENVELOPE__BODY_HANDOVER_CHECK:
+		done(device, envelope->handover_check->sequence, handover_check(device), 0);
+		return true;
+	case VSOCKD__ENVELOPE__BODY_HANDOVER_COMMIT:
+		done(device, envelope->handover_commit->sequence, 0, 0);
+		return handover_commit(device);
+	default:
+		/* The table of messages lets nothing else through. */
+		handover_take(device, envelope, fd);
+		return true;
+	}
 }
 
 /* false: the front does not keep to the protocol. Owns fd. */
@@ -624,13 +703,30 @@ static bool dispatch(struct device *device, const Vsockd__Envelope *envelope, in
 	case VSOCKD__ENVELOPE__BODY_CONNECTED:
 		return on_connected(device, envelope->connected, fd);
 	default:
-		return false;
+		return dispatch_handover(device, envelope, fd);
+	}
+}
+
+static enum message_state message_state(const struct device *device)
+{
+	if (!device->is_assigned)
+		return MESSAGE_SPARE;
+	switch (device->handover.phase) {
+	case HANDOVER_NONE:
+		return MESSAGE_ASSIGNED;
+	case HANDOVER_TAKING:
+		return MESSAGE_TAKING;
+	default:
+		return MESSAGE_FROZEN;
 	}
 }
 
 bool control_receive(struct device *device)
 {
-	for (uint32_t i = 0; i < ROUND_MESSAGES && !device->has_done; i++) {
+	uint32_t n_max =
+		device->handover.phase == HANDOVER_TAKING ? ROUND_MESSAGES_TAKING : ROUND_MESSAGES;
+
+	for (uint32_t i = 0; i < n_max && !device->has_done; i++) {
 		const Vsockd__Envelope *envelope;
 		struct channel_packet packet;
 		const char *reason;
@@ -641,9 +737,8 @@ bool control_receive(struct device *device)
 			return true;
 		if (r != 0)
 			return false;
-		envelope = message_decode(&packet, MESSAGE_TO_WORKER,
-					  device->is_assigned ? MESSAGE_ASSIGNED : MESSAGE_SPARE,
-					  &reason);
+		envelope =
+			message_decode(&packet, MESSAGE_TO_WORKER, message_state(device), &reason);
 		/* The process ends then, and with it every fd. */
 		if (!envelope || !dispatch(device, envelope, packet.fd))
 			return false;

@@ -119,3 +119,31 @@ void credit_announced(struct credit *credit)
 {
 	credit->announced = credit->fwd_cnt;
 }
+
+/* Unread packets: each group ends behind the one before, and the last where we are. */
+static bool are_groups_sound(const struct credit *credit)
+{
+	uint32_t in_flight = credit->tx_cnt - credit->peer_fwd_cnt, before = 0;
+	uint64_t n_packets = 0;
+
+	if (credit->n_groups > CREDIT_GROUPS || credit->first_group >= CREDIT_GROUPS)
+		return false;
+	for (uint32_t i = 0; i < credit->n_groups; i++) {
+		uint32_t at = (credit->first_group + i) % CREDIT_GROUPS;
+		uint32_t end = credit->groups[at].end - credit->peer_fwd_cnt;
+
+		if (end <= before || end > in_flight || credit->groups[at].n_packets == 0)
+			return false;
+		before = end;
+		n_packets += credit->groups[at].n_packets;
+	}
+	return before == in_flight && n_packets == credit->n_packets;
+}
+
+bool credit_is_sound(const struct credit *credit, uint32_t buf_alloc, uint32_t len)
+{
+	if (credit->buf_alloc != buf_alloc || len > buf_alloc ||
+	    credit->rx_cnt - credit->fwd_cnt != len)
+		return false;
+	return credit->tx_cnt - credit->peer_fwd_cnt <= INT32_MAX && are_groups_sound(credit);
+}

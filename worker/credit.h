@@ -76,3 +76,9 @@ bool credit_wants_update(const struct credit *credit);
 
 /* A packet with fwd_cnt went out. */
 void credit_announced(struct credit *credit);
+
+/*
+ * Can these counters have come about by the calls above, with unread bytes of the
+ * guest of which len are buffered here? Of a credit that another process tells.
+ */
+bool credit_is_sound(const struct credit *credit, uint32_t buf_alloc, uint32_t len);

@@ -74,9 +74,15 @@ bool device_note_event(struct device *device, uint64_t event, uint32_t epoll_eve
 	return true;
 }
 
+bool device_is_at_rest(const struct device *device)
+{
+	return device->handover.phase != HANDOVER_NONE;
+}
+
 static bool is_running(const struct device *device)
 {
-	return ring_is_running(&device->rings[RING_RX]) && ring_is_running(&device->rings[RING_TX]);
+	return !device_is_at_rest(device) && ring_is_running(&device->rings[RING_RX]) &&
+	       ring_is_running(&device->rings[RING_TX]);
 }
 
 static void expire(struct device *device, struct connection *connection,
@@ -196,6 +202,8 @@ bool device_pump(struct device *device)
 {
 	bool has_more = false;
 
+	if (device_is_at_rest(device))
+		return false;
 	run_timers(device);
 	flush_buffers(device);
 	if (ring_is_running(&device->rings[RING_TX]))
@@ -212,18 +220,25 @@ bool device_pump(struct device *device)
 
 void device_detach(struct device *device)
 {
+	if (device->handover.phase == HANDOVER_TAKING)
+		return;
+	/* Who stopped for a successor that did not come sends what it has. */
+	handover_resume(device);
 	control_detach(device);
 }
 
 bool device_is_drained(const struct device *device)
 {
-	return link_is_empty(&device->connections.timers[CONNECTION_TIMER_DRAINING]);
+	return device->handover.phase == HANDOVER_TAKING ||
+	       link_is_empty(&device->connections.timers[CONNECTION_TIMER_DRAINING]);
 }
 
 int device_timeout(const struct device *device)
 {
 	uint64_t wait = time_left(device, CONNECTION_TIMERS_DRAINING, device->now);
 
+	if (device_is_at_rest(device))
+		return -1;
 	for (size_t i = 0; i < RINGS; i++)
 		if (ring_is_running(&device->rings[i]) && device->rings[i].kick < 0 &&
 		    (i != RING_EVENT || device->reset != RESET_NONE))

@@ -11,6 +11,7 @@
  *   event.c       ring 2: the transport reset
  *   state.c       a device state, to a pipe or out of one
  *   control.c     messages of the front
+ *   handover*.c   the way into another worker, see handover.h
  *
  * Events only note what is possible; device_pump() does what can be done. While
  * the rings are stopped that is nothing but handing host programs what the guest
@@ -29,6 +30,7 @@
 #include "ipc/message.h"
 #include "worker/connection.h"
 #include "worker/guest_memory.h"
+#include "worker/handover.h"
 #include "worker/packet.h"
 #include "worker/ring.h"
 #include "worker/transfer.h"
@@ -104,7 +106,12 @@ struct device {
 	bool is_quarantined; /* requests of the guest wait */
 	enum reset reset;
 	uint16_t reset_index;
+	bool was_announced; /* by the worker before, when ring 2 had used so much: */
+	uint32_t announced_used;
+	bool waits_to_announce;			    /* for room in the channel */
 	bool tells_reset_sent, tells_reset_handled; /* messages that are due */
+
+	struct handover handover;
 
 	uint64_t n_dropped; /* packets that deserved no answer */
 	uint64_t n_refused; /* connections refused for want of a free entry */
@@ -138,7 +145,8 @@ bool device_pump(struct device *device);
 /*
  * The front is gone, or had no use for this worker any more: the guest is left
  * alone from here on. What it sent before is still delivered, until
- * device_is_drained().
+ * device_is_drained(). A device that was still being taken over is its
+ * predecessor's: nothing of it is touched.
  */
 void device_detach(struct device *device);
 bool device_is_drained(const struct device *device);
@@ -148,6 +156,9 @@ int device_timeout(const struct device *device);
 
 /* ---- between the parts ---- */
 
+/* device.c: another worker serves the guest, or may be about to. Nothing is touched. */
+bool device_is_at_rest(const struct device *device);
+
 /* device.c: a guest that was paused has the time that it had left. */
 void device_arm(struct device *device, struct connection *connection, enum connection_timer timer);
 
@@ -156,6 +167,9 @@ bool control_receive(struct device *device);
 void control_detach(struct device *device);
 /* Say what is due to the front; false when it is gone. */
 bool control_flush(struct device *device);
+int control_send(struct device *device, const Vsockd__Envelope *envelope);
+/* false: not now, there will be another pump. */
+bool control_announce_reset(struct device *device, uint32_t used);
 void control_report(struct device *device, enum report_event event, uint64_t first, uint64_t second,
 		    uint64_t third);
 
@@ -181,6 +195,7 @@ bool to_guest_has_orphan_room(const struct device *device);
 void to_guest_send_orphan_rst(struct device *device, const struct packet_header *header);
 
 /* host.c */
+bool host_watch(struct device *device, struct connection *connection);
 void host_accepted(struct device *device, uint32_t endpoint, int fd);
 /* Another guest's connection: its ports are known. */
 void host_accepted_sibling(struct device *device, const Vsockd__Accepted *accepted, int fd);

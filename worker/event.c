@@ -7,48 +7,87 @@
 #define EVENT_TRANSPORT_RESET 0u
 #define EVENT_LEN	      4u
 
-/* Into the first buffer that holds an event; others are given back empty. */
-static bool put_event(struct device *device, uint32_t id)
+static void write_event(struct device *device, const struct chain *chain, uint32_t id)
+{
+	size_t len = 0;
+
+	for (size_t i = 0; len < EVENT_LEN; i++) {
+		const struct iovec *part = &chain->parts[i];
+		size_t n = part->iov_len < EVENT_LEN - len ? part->iov_len : EVENT_LEN - len;
+
+		memcpy(part->iov_base, (const uint8_t *)&id + len, n);
+		len += n;
+	}
+	dirty_log_mark_parts(&device->log, &device->memory, chain->parts, chain->n_writable,
+			     EVENT_LEN);
+}
+
+/* The first buffer that holds an event; others are given back empty, and seen to be. */
+static bool pop_buffer(struct device *device, struct iovec *parts, struct chain *ret_chain)
+{
+	struct ring *ring = &device->rings[RING_EVENT];
+
+	while (ring_pop(ring, &device->memory, parts, RING_PARTS_MAX, ret_chain) == 1) {
+		if (!ret_chain->is_malformed && ret_chain->n_readable == 0 &&
+		    ret_chain->writable_len >= EVENT_LEN)
+			return true;
+		device->n_dropped++;
+		ring_push(ring, ret_chain->head, 0);
+		ring_publish(ring);
+	}
+	return false;
+}
+
+/*
+ * Told before it can be seen, with the place where it will be: whoever comes after a
+ * worker that died in between finds there whether the driver got it. Once is what
+ * the driver is owed, not about once.
+ */
+static void send_reset(struct device *device)
 {
 	static struct iovec parts[RING_PARTS_MAX];
 	struct ring *ring = &device->rings[RING_EVENT];
 	struct chain chain;
-	size_t len = 0;
 
-	while (ring_pop(ring, &device->memory, parts, RING_PARTS_MAX, &chain) == 1) {
-		if (chain.is_malformed || chain.n_readable > 0 || chain.writable_len < EVENT_LEN) {
-			device->n_dropped++;
-			ring_push(ring, chain.head, 0);
-			continue;
-		}
-		for (size_t i = 0; len < EVENT_LEN; i++) {
-			size_t n = parts[i].iov_len < EVENT_LEN - len ? parts[i].iov_len
-								      : EVENT_LEN - len;
-
-			memcpy(parts[i].iov_base, (const uint8_t *)&id + len, n);
-			len += n;
-		}
-		dirty_log_mark_parts(&device->log, &device->memory, parts, chain.n_writable,
-				     EVENT_LEN);
-		ring_push(ring, chain.head, EVENT_LEN);
-		return true;
+	if (!pop_buffer(device, parts, &chain))
+		return;
+	if (!control_announce_reset(device, ring_used_position(ring))) {
+		ring_unpop(ring, 1);
+		return;
 	}
-	return false;
+	write_event(device, &chain, EVENT_TRANSPORT_RESET);
+	ring_push(ring, chain.head, EVENT_LEN);
+	device->reset = RESET_SENT;
+	device->tells_reset_sent = true;
+	/* Read before the driver can know of the event. */
+	device->reset_index = ring_driver_index(ring);
+	ring_publish(ring);
+}
+
+/* The worker before this one said where; nobody can see any more when it is handled. */
+static bool was_sent_before(struct device *device)
+{
+	bool was_sent = device->was_announced &&
+			ring_used_position(&device->rings[RING_EVENT]) != device->announced_used;
+
+	device->was_announced = false;
+	if (!was_sent)
+		return false;
+	device->reset = RESET_NONE;
+	device->tells_reset_sent = true;
+	device->tells_reset_handled = true;
+	return true;
 }
 
 void event_run(struct device *device)
 {
 	struct ring *ring = &device->rings[RING_EVENT];
 
+	device->waits_to_announce = false;
 	if (!ring_is_running(ring))
 		return;
-	if (device->reset == RESET_DUE && put_event(device, EVENT_TRANSPORT_RESET)) {
-		device->reset = RESET_SENT;
-		device->tells_reset_sent = true;
-		/* Read before the driver can know of the event. */
-		device->reset_index = ring_driver_index(ring);
-	}
-	ring_publish(ring);
+	if (device->reset == RESET_DUE && !was_sent_before(device))
+		send_reset(device);
 	/* The driver gives the buffer back when it has closed its connections. */
 	if (device->reset == RESET_SENT && ring_driver_index(ring) != device->reset_index) {
 		device->reset = RESET_NONE;

@@ -11,7 +11,7 @@
  * Edge-triggered and set once: a socket that is stalled, or a connection without
  * credit, costs no system call and no wake-up until something changes.
  */
-static bool watch(struct device *device, struct connection *connection)
+bool host_watch(struct device *device, struct connection *connection)
 {
 	struct epoll_event event = {
 		.events = EPOLLIN | EPOLLOUT | EPOLLRDHUP | EPOLLET,
@@ -118,7 +118,7 @@ void host_accepted(struct device *device, uint32_t endpoint, int fd)
 		host_close(device, connection);
 		return;
 	}
-	if (!watch(device, connection)) {
+	if (!host_watch(device, connection)) {
 		host_close(device, connection);
 		return;
 	}
@@ -162,7 +162,7 @@ void host_accepted_sibling(struct device *device, const Vsockd__Accepted *accept
 	connection->peer_cid = accepted->cid;
 	connection->guest_port = accepted->guest_port;
 	connection->host_port = accepted->port;
-	if (!has_way || !watch(device, connection)) {
+	if (!has_way || !host_watch(device, connection)) {
 		host_close(device, connection);
 		return;
 	}
@@ -288,7 +288,7 @@ void host_connected(struct device *device, struct connection *connection, uint32
 		host_close(device, connection);
 		return;
 	}
-	if (!watch(device, connection)) {
+	if (!host_watch(device, connection)) {
 		host_reset(device, connection);
 		return;
 	}

@@ -134,6 +134,16 @@ int ring_resume(struct ring *ring, struct guest_memory *memory, uint32_t num,
 	return r;
 }
 
+void ring_rest(struct ring *ring, uint32_t base)
+{
+	ring->next_avail = (uint16_t)base;
+}
+
+uint32_t ring_used_position(const struct ring *ring)
+{
+	return ring->used_idx;
+}
+
 void ring_relocate(struct ring *ring, struct guest_memory *memory)
 {
 	if (ring->is_started && !ring->is_broken && !find_parts(ring, memory))

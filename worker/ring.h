@@ -97,6 +97,12 @@ struct ring_state ring_state(const struct ring *ring);
 int ring_resume(struct ring *ring, struct guest_memory *memory, uint32_t num,
 		const struct ring_addresses *addresses, const struct ring_state *state);
 
+/* For one that stood still there: what ring_stop() returns. */
+void ring_rest(struct ring *ring, uint32_t base);
+
+/* How much was used so far: to compare with what another process found in this ring. */
+uint32_t ring_used_position(const struct ring *ring);
+
 /* The memory table changed: find the ring again, or break it. */
 void ring_relocate(struct ring *ring, struct guest_memory *memory);
 

@@ -28,34 +28,40 @@
 #define ROUNDS_MAX 100000
 
 struct rig rig;
+void (*rig_after_run)(void);
 
 /* ---- start and end ---- */
 
-static void start_device(const struct rig_options *options)
+void rig_start_device(struct device *device, int *ret_front, int *ret_epoll, int *ret_pool)
 {
+	const struct rig_options *options = &rig.options;
 	uint64_t pool_len;
 	int channel[2];
 	void *pool;
 
+	memset(device, 0, sizeof(*device));
 	pool_len = buffer_pool_len(options->n_connections, options->buffer_size);
-	pool = mmap(NULL, pool_len, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+	*ret_pool = memfd_create("connections", MFD_CLOEXEC);
+	assert_true(*ret_pool >= 0);
+	assert_int_equal(ftruncate(*ret_pool, (off_t)pool_len), 0);
+	pool = mmap(NULL, pool_len, PROT_READ | PROT_WRITE, MAP_SHARED, *ret_pool, 0);
 	assert_ptr_not_equal(pool, MAP_FAILED);
-	assert_true(buffer_pool_init(&rig.device.pool, pool, pool_len));
-	assert_true(connections_init(&rig.device.connections, options->n_connections));
+	assert_true(buffer_pool_init(&device->pool, pool, pool_len));
+	assert_true(connections_init(&device->connections, options->n_connections));
 
 	assert_int_equal(socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, channel), 0);
-	rig.front = channel[0];
-	rig.epoll = epoll_create1(EPOLL_CLOEXEC);
-	assert_true(rig.epoll >= 0);
-	assert_true(device_init(&rig.device, channel[1], rig.epoll));
-	rig.is_attached = true;
-	rig.device.state.capacity = transfer_len(rig.device.connections.n_max) + 1;
-	rig.device.state.bytes = malloc(rig.device.state.capacity);
-	assert_non_null(rig.device.state.bytes);
+	*ret_front = channel[0];
+	*ret_epoll = epoll_create1(EPOLL_CLOEXEC);
+	assert_true(*ret_epoll >= 0);
+	assert_true(device_init(device, channel[1], *ret_epoll));
+	device->state.capacity = transfer_len(device->connections.n_max) + 1;
+	device->state.bytes = malloc(device->state.capacity);
+	assert_non_null(device->state.bytes);
 }
 
-static void assign(const struct rig_options *options)
+static void assign(void)
 {
+	const struct rig_options *options = &rig.options;
 	Vsockd__Assign assign = VSOCKD__ASSIGN__INIT;
 	Vsockd__Features features = VSOCKD__FEATURES__INIT;
 	Vsockd__Envelope envelope = VSOCKD__ENVELOPE__INIT;
@@ -130,18 +136,21 @@ void rig_start(const struct rig_options *options)
 		mmap(NULL, RIG_MEMORY_SIZE, PROT_READ | PROT_WRITE, MAP_SHARED, rig.memory_fd, 0);
 	assert_ptr_not_equal(rig.memory, MAP_FAILED);
 
+	rig.options = chosen;
+	rig.has_run = true;
 	make_rings(&chosen);
-	start_device(&chosen);
-	assign(&chosen);
+	rig_start_device(&rig.device, &rig.front, &rig.epoll, &rig.pool_fd);
+	rig.is_attached = true;
+	assign();
 	assert_int_equal(rig_memory_add(0, RIG_MEMORY_SIZE, false), 0);
 	for (uint32_t i = 0; i < RINGS; i++)
 		set_call_and_error(i);
-	if (chosen.is_idle)
-		return;
-	for (uint32_t i = 0; i < RING_EVENT; i++) {
+	for (uint32_t i = 0; i < RING_EVENT && !chosen.is_idle; i++) {
 		rig_ring_enable(i, true);
 		assert_int_equal(rig_ring_start(i, 0, false), 0);
 	}
+	rig.has_run = false;
+	rig.after_run = rig_after_run;
 }
 
 static void close_if_open(int *fd)
@@ -151,10 +160,8 @@ static void close_if_open(int *fd)
 	*fd = -1;
 }
 
-void rig_end(void)
+void rig_end_device(struct device *device, int *front, int *epoll, int *pool)
 {
-	struct device *device = &rig.device;
-
 	for (uint32_t i = 0; i < device->connections.n_touched; i++)
 		if (device->connections.all[i].state != CONNECTION_FREE)
 			close_if_open(&device->connections.all[i].fd);
@@ -162,10 +169,10 @@ void rig_end(void)
 		close_if_open(&device->rings[i].kick);
 		close_if_open(&device->rings[i].call);
 		close_if_open(&device->rings[i].error);
-		close_if_open(&rig.rings[i].kick);
-		close_if_open(&rig.rings[i].call);
-		close_if_open(&rig.rings[i].error);
 	}
+	if (device->log.bits)
+		munmap(device->log.mapping, device->log.mapping_len);
+	close_if_open(&device->log.fd);
 	guest_memory_commit(&device->memory); /* nothing staged: all go */
 	guest_memory_commit(&device->memory);
 	munmap(device->pool.start, (size_t)device->pool.n_chunks * BUFFER_CHUNK_LEN);
@@ -173,18 +180,29 @@ void rig_end(void)
 	free(device->state.bytes);
 	free(device->connections.all);
 	free(device->connections.buckets);
+	close_if_open(&device->channel);
+	close_if_open(front);
+	close_if_open(epoll);
+	close_if_open(pool);
+}
+
+void rig_end(void)
+{
+	rig_end_device(&rig.device, &rig.front, &rig.epoll, &rig.pool_fd);
+	for (size_t i = 0; i < RINGS; i++) {
+		close_if_open(&rig.rings[i].kick);
+		close_if_open(&rig.rings[i].call);
+		close_if_open(&rig.rings[i].error);
+	}
 	for (size_t i = 0; i < RIG_ENDPOINTS; i++)
 		close_if_open(&rig.copies[i]);
-	close_if_open(&rig.front);
-	close_if_open(&device->channel);
-	close_if_open(&rig.epoll);
 	munmap(rig.memory, RIG_MEMORY_SIZE);
 	close_if_open(&rig.memory_fd);
 }
 
 /* ---- the loop ---- */
 
-void rig_run(void)
+static void run_until_done(void)
 {
 	struct epoll_event events[EVENTS_MAX];
 	bool has_more = true;
@@ -205,6 +223,16 @@ void rig_run(void)
 			return;
 	}
 	fail_msg("the worker spins");
+}
+
+void rig_run(void)
+{
+	run_until_done();
+	if (rig.after_run && rig.is_attached && !rig.has_run) {
+		rig.has_run = true;
+		rig.after_run();
+		rig.has_run = false;
+	}
 }
 
 void rig_sleep(uint64_t ms)
@@ -256,7 +284,7 @@ static void on_closed(uint32_t endpoint)
 	close_if_open(&rig.copies[endpoint]);
 }
 
-static void note_told(const Vsockd__Envelope *envelope)
+void rig_note_told(const Vsockd__Envelope *envelope)
 {
 	struct rig_told told = {.type = envelope->body_case};
 
@@ -311,6 +339,9 @@ static void note_told(const Vsockd__Envelope *envelope)
 		told.values[0] = envelope->state_done->is_good ? 1 : 0;
 		told.values[1] = envelope->state_done->reason;
 		break;
+	case VSOCKD__ENVELOPE__BODY_RESET_ANNOUNCED:
+		told.values[0] = envelope->reset_announced->used;
+		break;
 	case VSOCKD__ENVELOPE__BODY_RESET_SENT:
 	case VSOCKD__ENVELOPE__BODY_RESET_HANDLED:
 		break;
@@ -332,7 +363,7 @@ void rig_collect(void)
 
 		if (!envelope)
 			fail_msg("%s", reason);
-		note_told(envelope);
+		rig_note_told(envelope);
 	}
 }
 

@@ -77,6 +77,7 @@ struct rig_buffer {
 #define RIG_ENDPOINTS 4096
 
 struct rig {
+	struct rig_options options; /* as chosen */
 	struct device device;
 	int memory_fd;
 	uint8_t *memory;
@@ -84,6 +85,7 @@ struct rig {
 	uint64_t next_tx, next_rx; /* where the next buffers go */
 	int front;
 	int epoll;
+	int pool_fd;
 	bool is_attached;
 	uint32_t sequence;
 	bool has_done;
@@ -94,12 +96,20 @@ struct rig {
 	uint32_t n_endpoints;
 	int copies[RIG_ENDPOINTS]; /* the front's duplicates; -1 when closed was told */
 	uint64_t random;
+	void (*after_run)(void); /* writable: NULL leaves the worker alone */
+	bool has_run;		 /* private: it is under way */
 };
 
 extern struct rig rig;
+/* Called whenever rig_run() has left nothing to do, from the end of rig_start() on. */
+extern void (*rig_after_run)(void);
 
 void rig_start(const struct rig_options *options);
 void rig_end(void);
+
+/* A worker's device as such, for the rig's options; and its end. */
+void rig_start_device(struct device *device, int *ret_front, int *ret_epoll, int *ret_pool);
+void rig_end_device(struct device *device, int *front, int *epoll, int *pool);
 
 /* Wake-ups of the worker until there is nothing left to do. */
 void rig_run(void);
@@ -115,6 +125,7 @@ uint8_t rig_byte(uint32_t stream, uint64_t at);
 int rig_command(Vsockd__Envelope *envelope, int fd);
 void rig_post(const Vsockd__Envelope *envelope, int fd); /* only send */
 void rig_collect(void);					 /* read what the worker said */
+void rig_note_told(const Vsockd__Envelope *envelope);
 /* Take the first message of that type; false when there is none. */
 bool rig_take_told(Vsockd__Envelope__BodyCase type, struct rig_told *ret);
 void rig_expect_told(Vsockd__Envelope__BodyCase type, struct rig_told *ret);

@@ -929,6 +929,7 @@ static void test_an_event_of_a_former_life_is_not_noted(void **state)
 	uint64_t event;
 
 	(void)state;
+	rig.after_run = NULL; /* one worker's table is looked at */
 	rig_offer(8, 4096);
 	old = rig_guest_connects(1000, 80);
 	connection = connection_find(&rig.device.connections, PACKET_HOST_CID, 1000, 80);
@@ -1017,7 +1018,7 @@ static void test_thousands_of_connections_leave_nothing_behind(void **state)
 	}
 	assert_int_equal(rig.device.connections.n_handshakes, 0);
 	/* Entries are used again, so is the pool. */
-	assert_in_range(rig.device.connections.n_touched, 1, 4);
+	assert_in_range(rig.device.connections.n_touched, 0, 4);
 	assert_in_range(rig.device.pool.n_touched, 0, 4);
 }
 

@@ -9,9 +9,13 @@
 
 #include "ipc/message.h"
 
-#define FRONT	 MESSAGE_TO_FRONT
-#define WORKER	 MESSAGE_TO_WORKER
-#define ASSIGNED MESSAGE_ASSIGNED
+#define FRONT	   MESSAGE_TO_FRONT
+#define WORKER	   MESSAGE_TO_WORKER
+#define RELAYED	   MESSAGE_RELAYED
+#define ASSIGNED   MESSAGE_ASSIGNED
+#define FROZEN	   MESSAGE_FROZEN
+#define TAKING	   MESSAGE_TAKING
+#define CONFIGURED (ASSIGNED | TAKING)
 
 /* Written down a second time, from the comments of vsockd.proto. */
 static const struct expected {
@@ -22,7 +26,7 @@ static const struct expected {
 	uint8_t fds_min, fds_max;
 } table[] = {
 	{1, "Ready", FRONT, MESSAGE_BEFORE_READY, 0, 0},
-	{2, "Done", FRONT, ASSIGNED, 0, 0},
+	{2, "Done", FRONT, ASSIGNED | FROZEN | TAKING, 0, 0},
 	{3, "Connect", FRONT, ASSIGNED, 0, 0},
 	{4, "Closed", FRONT, ASSIGNED, 0, 0},
 	{5, "Report", FRONT, ASSIGNED, 0, 0},
@@ -35,20 +39,20 @@ static const struct expected {
 	{95, "Cancel", FRONT, ASSIGNED, 0, 0},
 	{96, "Answered", FRONT, ASSIGNED, 0, 0},
 	{16, "Assign", WORKER, MESSAGE_SPARE, 0, 0},
-	{17, "Features", WORKER, ASSIGNED, 0, 0},
-	{18, "MemoryAdd", WORKER, ASSIGNED, 1, 1},
+	{17, "Features", WORKER, CONFIGURED, 0, 0},
+	{18, "MemoryAdd", WORKER, CONFIGURED, 1, 1},
 	{19, "MemoryRemove", WORKER, ASSIGNED, 0, 0},
-	{20, "MemoryCommit", WORKER, ASSIGNED, 0, 0},
-	{21, "RingStart", WORKER, ASSIGNED, 0, 1},
-	{22, "RingEnable", WORKER, ASSIGNED, 0, 0},
+	{20, "MemoryCommit", WORKER, CONFIGURED, 0, 0},
+	{21, "RingStart", WORKER, CONFIGURED, 0, 1},
+	{22, "RingEnable", WORKER, CONFIGURED, 0, 0},
 	{23, "RingStop", WORKER, ASSIGNED, 0, 0},
-	{24, "RingCall", WORKER, ASSIGNED, 0, 1},
-	{25, "RingError", WORKER, ASSIGNED, 0, 1},
+	{24, "RingCall", WORKER, CONFIGURED, 0, 1},
+	{25, "RingError", WORKER, CONFIGURED, 0, 1},
 	{26, "Reset", WORKER, ASSIGNED, 0, 0},
 	{27, "Fail", WORKER, ASSIGNED, 0, 0},
 	{28, "RingLog", WORKER, ASSIGNED, 0, 0},
-	{29, "LogSet", WORKER, ASSIGNED, 1, 1},
-	{30, "LogFd", WORKER, ASSIGNED, 0, 1},
+	{29, "LogSet", WORKER, CONFIGURED, 1, 1},
+	{30, "LogFd", WORKER, CONFIGURED, 0, 1},
 	{31, "Quarantine", WORKER, ASSIGNED, 0, 0},
 	{32, "StateSave", WORKER, ASSIGNED, 1, 1},
 	{33, "StateLoad", WORKER, ASSIGNED, 1, 1},
@@ -56,10 +60,24 @@ static const struct expected {
 	{49, "Connected", WORKER, ASSIGNED, 0, 1},
 	{50, "Lost", WORKER, ASSIGNED, 0, 0},
 	{97, "PeerReset", WORKER, ASSIGNED, 0, 0},
+	{64, "HandoverDevice", RELAYED, FROZEN | TAKING, 0, 0},
+	{65, "HandoverRing", RELAYED, FROZEN | TAKING, 0, 0},
+	{66, "HandoverConnection", RELAYED, FROZEN | TAKING, 0, 1},
+	{67, "HandoverMore", RELAYED, FROZEN | TAKING, 0, 0},
+	{68, "HandoverList", RELAYED, FROZEN | TAKING, 0, 0},
+	{69, "HandoverOrphan", RELAYED, FROZEN | TAKING, 0, 0},
+	{70, "ResetAnnounced", FRONT, ASSIGNED, 0, 0},
+	{72, "Handover", WORKER, ASSIGNED, 0, 0},
+	{73, "HandoverResume", WORKER, FROZEN, 0, 0},
+	{74, "HandoverPool", WORKER, ASSIGNED, 1, 1},
+	{75, "HandoverCheck", WORKER, TAKING, 0, 0},
+	{76, "HandoverCommit", WORKER, TAKING, 0, 0},
 };
 #define N_TABLE (sizeof(table) / sizeof(table[0]))
 
-static const enum message_state states[] = {MESSAGE_BEFORE_READY, MESSAGE_SPARE, MESSAGE_ASSIGNED};
+static const enum message_state states[] = {MESSAGE_BEFORE_READY, MESSAGE_SPARE, MESSAGE_ASSIGNED,
+					    MESSAGE_FROZEN, MESSAGE_TAKING};
+#define N_STATES (sizeof(states) / sizeof(states[0]))
 static const char *reason;
 static uint64_t seed = 1;
 
@@ -123,8 +141,9 @@ static void check(const ProtobufCMessage *message, const ProtobufCFieldDescripto
 	assert_int_equal(found, value);
 }
 
-/* Field number i gets value + i, so none can be taken for another. */
-static void encode(uint32_t type, uint64_t value, struct channel_packet *ret_packet)
+/* Field number i gets value + i, so none can be taken for another; n_max of them. */
+static void encode_some(uint32_t type, uint64_t value, uint32_t n_max,
+			struct channel_packet *ret_packet)
 {
 	const ProtobufCMessageDescriptor *descriptor = descriptor_of(type);
 	Vsockd__Envelope envelope = VSOCKD__ENVELOPE__INIT;
@@ -132,11 +151,23 @@ static void encode(uint32_t type, uint64_t value, struct channel_packet *ret_pac
 
 	assert_true(descriptor->sizeof_message <= sizeof(body));
 	protobuf_c_message_init(descriptor, &body);
-	for (uint32_t i = 0; i < descriptor->n_fields; i++)
+	for (uint32_t i = 0; i < descriptor->n_fields && i < n_max; i++)
 		store(&body, &descriptor->fields[i], value + i);
 	envelope.body_case = (Vsockd__Envelope__BodyCase)type;
 	envelope.ready = (Vsockd__Ready *)(void *)&body;
 	message_encode(&envelope, -1, ret_packet);
+}
+
+static void encode(uint32_t type, uint64_t value, struct channel_packet *ret_packet)
+{
+	encode_some(type, value, UINT32_MAX, ret_packet);
+}
+
+/* Short enough that another one fits behind it, and that one byte tells its length. */
+static void encode_short(uint32_t type, uint64_t value, struct channel_packet *ret_packet)
+{
+	encode_some(type, value, 11, ret_packet);
+	assert_in_range(ret_packet->len, 2, CHANNEL_MESSAGE_MAX / 2 - 10);
 }
 
 static const Vsockd__Envelope *decode(const struct channel_packet *packet,
@@ -156,7 +187,19 @@ static const Vsockd__Envelope *decode_as_permitted(const struct expected *row,
 						   struct channel_packet *packet)
 {
 	packet->fd = row->fds_min ? 0 : -1;
-	return decode(packet, row->direction, (enum message_state)row->states);
+	return decode(packet, row->direction == RELAYED ? WORKER : row->direction,
+		      (enum message_state)row->states);
+}
+
+/* One with an fd is on its way to a worker; what is relayed comes from one that is frozen. */
+static bool is_permitted(const struct expected *row, enum message_direction direction,
+			 enum message_state state, uint8_t n_fds)
+{
+	if (row->direction == RELAYED)
+		return (direction == FRONT && state == FROZEN && n_fds == 0) ||
+		       (direction == WORKER && state == TAKING && n_fds <= row->fds_max);
+	return direction == row->direction && (state & row->states) && n_fds >= row->fds_min &&
+	       n_fds <= row->fds_max;
 }
 
 /* ---- the table ---- */
@@ -218,20 +261,17 @@ static void test_a_message_is_taken_only_as_the_table_permits(void **state)
 	(void)state;
 	for (size_t i = 0; i < N_TABLE; i++)
 		for (uint32_t direction = 0; direction < 2; direction++)
-			for (uint32_t s = 0; s < 3; s++)
+			for (uint32_t s = 0; s < N_STATES; s++)
 				for (uint8_t n_fds = 0; n_fds < 2; n_fds++) {
+					enum message_direction to =
+						(enum message_direction)direction;
 					struct channel_packet packet;
-					bool is_permitted = direction == table[i].direction &&
-							    states[s] & table[i].states &&
-							    n_fds >= table[i].fds_min &&
-							    n_fds <= table[i].fds_max;
 
 					encode(table[i].type, 1, &packet);
 					packet.fd = n_fds ? 0 : -1;
-					assert_int_equal(decode(&packet,
-								(enum message_direction)direction,
-								states[s]) != NULL,
-							 is_permitted);
+					assert_int_equal(
+						decode(&packet, to, states[s]) != NULL,
+						is_permitted(&table[i], to, states[s], n_fds));
 					/* It is the caller's to close, refused or not. */
 					assert_int_equal(packet.fd, n_fds ? 0 : -1);
 				}
@@ -277,8 +317,10 @@ static void test_no_message_outgrows_a_packet_whatever_it_says(void **state)
 
 			memcpy(place.behind, guard, sizeof(guard));
 			encode(table[i].type, values[k], &place.packet);
-			/* channel.h says so, with room to spare for what may come. */
-			assert_in_range(place.packet.len, 2, 79);
+			assert_in_range(place.packet.len, 2, CHANNEL_MESSAGE_MAX);
+			/* All but those that move many bytes are short. */
+			if (table[i].direction != RELAYED)
+				assert_in_range(place.packet.len, 2, 79);
 			assert_memory_equal(place.behind, guard, sizeof(guard));
 		}
 }
@@ -313,18 +355,18 @@ static void test_a_byte_more_is_refused(void **state)
 		}
 }
 
-/* A field of number 15 or 200 that nobody knows, in each of protobuf's shapes. */
+/* A field of number 60 or 200 that nobody knows, in each of protobuf's shapes. */
 static const struct {
-	uint8_t bytes[8];
+	uint8_t bytes[9];
 	size_t len;
 } strangers[] = {
-	{{15 << 3 | 0, 1}, 2},			 /* varint */
-	{{15 << 3 | 1, 1, 2, 3, 4, 5, 6, 7}, 8}, /* 64 bits, one is missing */
-	{{15 << 3 | 2, 0}, 2},			 /* bytes, none */
-	{{15 << 3 | 2, 2, 'a', 'b'}, 4},	 /* bytes */
-	{{15 << 3 | 5, 1, 2, 3, 4}, 5},		 /* 32 bits */
+	{{0xe0 | 0, 3, 1}, 3},			 /* varint */
+	{{0xe0 | 1, 3, 1, 2, 3, 4, 5, 6, 7}, 9}, /* 64 bits, one is missing */
+	{{0xe0 | 2, 3, 0}, 3},			 /* bytes, none */
+	{{0xe0 | 2, 3, 2, 'a', 'b'}, 5},	 /* bytes */
+	{{0xe0 | 5, 3, 1, 2, 3, 4}, 6},		 /* 32 bits */
 	{{0xc0, 0x0c, 1}, 3},			 /* number 200 */
-	{{15 << 3 | 3}, 1},			 /* a group, of old */
+	{{0xe0 | 3, 3}, 2},			 /* a group, of old */
 	{{0xf8, 0xff, 0xff, 0xff, 0x0f, 1}, 6},	 /* the highest number */
 };
 
@@ -335,7 +377,7 @@ static void test_an_unknown_field_beside_the_body_is_refused(void **state)
 		for (size_t k = 0; k < sizeof(strangers) / sizeof(strangers[0]); k++) {
 			struct channel_packet packet;
 
-			encode(table[i].type, 5, &packet);
+			encode_short(table[i].type, 5, &packet);
 			memcpy(packet.bytes + packet.len, strangers[k].bytes, strangers[k].len);
 			packet.len += strangers[k].len;
 			assert_null(decode_as_permitted(&table[i], &packet));
@@ -355,7 +397,7 @@ static void test_an_unknown_field_in_the_body_is_refused(void **state)
 			/* Tag of one byte or two, then the length in one. */
 			size_t at = table[i].type < 16 ? 1 : 2;
 
-			encode(table[i].type, 5, &packet);
+			encode_short(table[i].type, 5, &packet);
 			memcpy(packet.bytes + packet.len, strangers[k].bytes, strangers[k].len);
 			packet.len += strangers[k].len;
 			packet.bytes[at] = (uint8_t)(packet.bytes[at] + strangers[k].len);
@@ -383,7 +425,7 @@ static void test_an_empty_packet_is_no_message(void **state)
 	struct channel_packet packet = {.len = 0, .fd = -1};
 
 	(void)state;
-	for (uint32_t s = 0; s < 3; s++) {
+	for (uint32_t s = 0; s < N_STATES; s++) {
 		assert_null(decode(&packet, MESSAGE_TO_FRONT, states[s]));
 		assert_null(decode(&packet, MESSAGE_TO_WORKER, states[s]));
 	}
@@ -416,8 +458,8 @@ static void test_of_two_bodies_none_or_the_last_counts(void **state)
 			struct channel_packet packet, second;
 			const Vsockd__Envelope *envelope;
 
-			encode(table[i].type, 5, &packet);
-			encode(table[k].type, 6, &second);
+			encode_short(table[i].type, 5, &packet);
+			encode_short(table[k].type, 6, &second);
 			memcpy(packet.bytes + packet.len, second.bytes, second.len);
 			packet.len += second.len;
 			envelope = decode_as_permitted(&table[k], &packet);
@@ -428,7 +470,9 @@ static void test_of_two_bodies_none_or_the_last_counts(void **state)
 			if (envelope)
 				assert_int_equal(envelope->body_case, table[k].type);
 			if (envelope && i != k)
-				assert_true(table[k].direction == table[i].direction &&
+				assert_true((table[k].direction == table[i].direction ||
+					     table[i].direction == RELAYED ||
+					     table[k].direction == RELAYED) &&
 					    table[k].states & table[i].states);
 		}
 }
@@ -439,9 +483,9 @@ static void check_permitted(const Vsockd__Envelope *envelope, const struct chann
 	const struct message_rule *rule = message_rule(envelope->body_case);
 
 	assert_non_null(rule);
-	assert_int_equal(rule->direction, direction);
+	assert_true(rule->direction == direction || rule->direction == RELAYED);
 	assert_true(rule->states & state);
-	assert_in_range(packet->fd >= 0, rule->fds_min, rule->fds_max);
+	assert_in_range(packet->fd >= 0, rule->fds_min, direction == FRONT ? 0 : rule->fds_max);
 	assert_non_null(envelope->ready);
 	assert_true(protobuf_c_message_check(&envelope->base));
 }
@@ -453,7 +497,7 @@ static void test_no_bytes_whatever_do_harm(void **state)
 	(void)state;
 	for (uint32_t i = 0; i < 100000; i++) {
 		enum message_direction direction = (enum message_direction)draw(2);
-		enum message_state in = states[draw(3)];
+		enum message_state in = states[draw(N_STATES)];
 		const Vsockd__Envelope *envelope;
 		struct channel_packet packet;
 
@@ -467,7 +511,7 @@ static void test_no_bytes_whatever_do_harm(void **state)
 			for (uint32_t n = draw(4); n > 0; n--)
 				packet.bytes[draw((uint32_t)packet.len)] = (uint8_t)draw(256);
 			if (draw(4) == 0)
-				packet.len = draw((uint32_t)packet.len + 8);
+				packet.len = draw((uint32_t)packet.len + 6);
 		}
 		packet.fd = (int)draw(2) - 1;
 		envelope = decode(&packet, direction, in);

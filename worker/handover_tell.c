@@ -1,0 +1,279 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include <errno.h>
+#include <string.h>
+
+#include "worker/device.h"
+#include "worker/handover.h"
+
+int handover_freeze(struct device *device, uint32_t sequence)
+{
+	/* A state on its way through a pipe is no business of anybody else. */
+	if (device->state.phase != STATE_IDLE)
+		return -EBUSY;
+	device->handover = (struct handover){
+		.phase = HANDOVER_TELLING,
+		.sequence = sequence,
+	};
+	return 0;
+}
+
+void handover_resume(struct device *device)
+{
+	device->handover.phase = HANDOVER_NONE;
+}
+
+static void next_stage(struct handover *handover)
+{
+	handover->stage++;
+	handover->at = 0;
+	handover->link = NULL;
+}
+
+static int tell_device(struct device *device)
+{
+	Vsockd__HandoverDevice told = VSOCKD__HANDOVER_DEVICE__INIT;
+	Vsockd__Envelope envelope = VSOCKD__ENVELOPE__INIT;
+	int r;
+
+	told.next_port = device->connections.next_port;
+	told.n_dropped = device->n_dropped;
+	told.n_refused = device->n_refused;
+	told.is_quarantined = device->is_quarantined;
+	told.reset = (uint32_t)device->reset;
+	told.reset_index = device->reset_index;
+	told.tells_reset_sent = device->tells_reset_sent;
+	told.tells_reset_handled = device->tells_reset_handled;
+	told.was_announced = device->was_announced;
+	told.announced_used = device->announced_used;
+	envelope.body_case = VSOCKD__ENVELOPE__BODY_HANDOVER_DEVICE;
+	envelope.handover_device = &told;
+	r = control_send(device, &envelope);
+	if (r == 0)
+		next_stage(&device->handover);
+	return r;
+}
+
+static int tell_ring(struct device *device)
+{
+	struct handover *handover = &device->handover;
+	Vsockd__HandoverRing told = VSOCKD__HANDOVER_RING__INIT;
+	Vsockd__Envelope envelope = VSOCKD__ENVELOPE__INIT;
+	const struct ring *ring = &device->rings[handover->at];
+	struct ring_state state = ring_state(ring);
+	int r;
+
+	told.ring = handover->at;
+	told.ring_base = state.base;
+	told.is_started = ring->is_started;
+	told.was_called = state.was_called;
+	told.is_broken = ring->is_broken;
+	told.broken_reason = ring->broken_reason;
+	told.broken_value = ring->broken_value;
+	envelope.body_case = VSOCKD__ENVELOPE__BODY_HANDOVER_RING;
+	envelope.handover_ring = &told;
+	r = control_send(device, &envelope);
+	if (r == 0 && ++handover->at == RINGS)
+		next_stage(handover);
+	return r;
+}
+
+/* The words of a message, as the bytes that they are. */
+#define WORDS(message, type) ((uint8_t *)(message) + offsetof(type, word_0))
+#define ITEMS(message)	     ((uint8_t *)(message) + offsetof(Vsockd__HandoverList, item_0))
+
+static int send_connection(struct device *device, const struct connection *connection,
+			   const uint8_t *bytes)
+{
+	Vsockd__HandoverConnection told = VSOCKD__HANDOVER_CONNECTION__INIT;
+	Vsockd__Envelope envelope = VSOCKD__ENVELOPE__INIT;
+
+	told.index = connection_index(&device->connections, connection);
+	told.has_endpoint = handover_has_endpoint(connection);
+	told.endpoint = told.has_endpoint ? connection->endpoint : 0;
+	told.has_socket = handover_has_socket(connection);
+	told.awaits_answer = handover_awaits_answer(connection);
+	memcpy(WORDS(&told, Vsockd__HandoverConnection), bytes, HANDOVER_PIECE);
+	envelope.body_case = VSOCKD__ENVELOPE__BODY_HANDOVER_CONNECTION;
+	envelope.handover_connection = &told;
+	return control_send(device, &envelope);
+}
+
+static int send_more(struct device *device, const uint8_t *bytes)
+{
+	Vsockd__HandoverMore told = VSOCKD__HANDOVER_MORE__INIT;
+	Vsockd__Envelope envelope = VSOCKD__ENVELOPE__INIT;
+
+	memcpy(WORDS(&told, Vsockd__HandoverMore), bytes, HANDOVER_PIECE);
+	envelope.body_case = VSOCKD__ENVELOPE__BODY_HANDOVER_MORE;
+	envelope.handover_more = &told;
+	return control_send(device, &envelope);
+}
+
+static int send_list(struct device *device, uint32_t list, const uint32_t *items, uint32_t n)
+{
+	Vsockd__HandoverList told = VSOCKD__HANDOVER_LIST__INIT;
+	Vsockd__Envelope envelope = VSOCKD__ENVELOPE__INIT;
+
+	told.list = list;
+	told.n = n;
+	memcpy(ITEMS(&told), items, n * sizeof(items[0]));
+	envelope.body_case = VSOCKD__ENVELOPE__BODY_HANDOVER_LIST;
+	envelope.handover_list = &told;
+	return control_send(device, &envelope);
+}
+
+static int tell_record(struct device *device, const struct connection *connection)
+{
+	struct handover *handover = &device->handover;
+	uint8_t bytes[HANDOVER_RECORD_MAX] = {0};
+	size_t len = handover_put_record(device, connection, bytes);
+	int r = 0;
+
+	while (r == 0 && handover->n_pieces * HANDOVER_PIECE < len) {
+		const uint8_t *piece = bytes + handover->n_pieces * HANDOVER_PIECE;
+
+		r = handover->n_pieces == 0 ? send_connection(device, connection, piece)
+					    : send_more(device, piece);
+		handover->n_pieces += r == 0;
+	}
+	return r;
+}
+
+static int tell_chunks(struct device *device, const struct connection *connection)
+{
+	struct handover *handover = &device->handover;
+	uint32_t n_all = buffer_n_chunks(&connection->buffer);
+
+	while (handover->n_chunks < n_all) {
+		uint32_t items[HANDOVER_LIST_MAX], n = 0, chunk = handover->chunk;
+		int r;
+
+		if (handover->n_chunks == 0)
+			chunk = connection->buffer.first;
+		while (n < HANDOVER_LIST_MAX && handover->n_chunks + n < n_all) {
+			items[n++] = chunk;
+			chunk = buffer_chunk_behind(&device->pool, chunk);
+		}
+		r = send_list(device, HANDOVER_CHUNKS, items, n);
+		if (r != 0)
+			return r;
+		handover->n_chunks += n;
+		handover->chunk = chunk;
+	}
+	return 0;
+}
+
+static int tell_connection(struct device *device)
+{
+	struct handover *handover = &device->handover;
+	const struct connection *connection;
+	int r;
+
+	while (handover->at < device->connections.n_touched &&
+	       device->connections.all[handover->at].state == CONNECTION_FREE)
+		handover->at++;
+	if (handover->at == device->connections.n_touched) {
+		next_stage(handover);
+		return 0;
+	}
+	connection = &device->connections.all[handover->at];
+	r = tell_record(device, connection);
+	if (r == 0)
+		r = tell_chunks(device, connection);
+	if (r != 0)
+		return r;
+	handover->at++;
+	handover->n_pieces = 0;
+	handover->n_chunks = 0;
+	return 0;
+}
+
+static const struct link *list_head(const struct device *device, uint32_t list)
+{
+	const struct connections *connections = &device->connections;
+
+	if (list == HANDOVER_READY)
+		return &connections->ready;
+	if (list == HANDOVER_TELL)
+		return &connections->tell;
+	return &connections->timers[list - HANDOVER_TIMERS];
+}
+
+static const struct connection *list_entry(uint32_t list, const struct link *link)
+{
+	if (list == HANDOVER_READY)
+		return CONNECTION_OF(ready_link, link);
+	if (list == HANDOVER_TELL)
+		return CONNECTION_OF(tell_link, link);
+	return CONNECTION_OF(timer_link, link);
+}
+
+/*
+ * While frozen nothing leaves a list; what an event appends to the first one is of
+ * no interest to a successor, who will see that event too.
+ */
+static int tell_list(struct device *device)
+{
+	struct handover *handover = &device->handover;
+	const struct link *head = list_head(device, handover->at);
+	const struct link *link = handover->link ? handover->link : head->next;
+	uint32_t items[HANDOVER_LIST_MAX], n = 0;
+	int r = 0;
+
+	while (n < HANDOVER_LIST_MAX && link != head) {
+		items[n++] = connection_index(&device->connections, list_entry(handover->at, link));
+		link = link->next;
+	}
+	if (n > 0)
+		r = send_list(device, handover->at, items, n);
+	if (r != 0)
+		return r;
+	handover->link = link;
+	if (link != head)
+		return 0;
+	handover->link = NULL;
+	if (++handover->at == HANDOVER_CHUNKS)
+		next_stage(handover);
+	return 0;
+}
+
+static int tell_orphan(struct device *device)
+{
+	struct handover *handover = &device->handover;
+	Vsockd__HandoverOrphan told = VSOCKD__HANDOVER_ORPHAN__INIT;
+	Vsockd__Envelope envelope = VSOCKD__ENVELOPE__INIT;
+	const struct orphan *orphan;
+	int r;
+
+	if (handover->at == device->n_orphans) {
+		next_stage(handover);
+		return 0;
+	}
+	orphan = &device->orphans[(device->first_orphan + handover->at) % ORPHANS_MAX];
+	told.src_cid = orphan->src_cid;
+	told.src_port = orphan->src_port;
+	told.dst_port = orphan->dst_port;
+	told.type = orphan->type;
+	envelope.body_case = VSOCKD__ENVELOPE__BODY_HANDOVER_ORPHAN;
+	envelope.handover_orphan = &told;
+	r = control_send(device, &envelope);
+	handover->at += r == 0;
+	return r;
+}
+
+int handover_tell(struct device *device)
+{
+	static int (*const tell[])(struct device * device) = {
+		[HANDOVER_STAGE_DEVICE] = tell_device,		[HANDOVER_STAGE_RINGS] = tell_ring,
+		[HANDOVER_STAGE_CONNECTIONS] = tell_connection, [HANDOVER_STAGE_LISTS] = tell_list,
+		[HANDOVER_STAGE_ORPHANS] = tell_orphan,
+	};
+	struct handover *handover = &device->handover;
+	int r = 0;
+
+	while (r == 0 && handover->stage != HANDOVER_STAGE_END)
+		r = tell[handover->stage](device);
+	if (r == 0)
+		handover->phase = HANDOVER_TOLD;
+	return r;
+}
