@@ -36,6 +36,13 @@ struct control {
 static const struct control_row rows[] = {
 	{.number = CONTROL_STATUS, .name = "status", .run = control_status},
 	{.number = CONTROL_SHOW, .name = "show", .run = control_show},
+	{.number = CONTROL_CONNECTIONS,
+	 .name = "connections",
+	 .run = control_connections,
+	 .end = control_forget_query},
+	{.number = CONTROL_KILL, .name = "kill", .is_logged = true, .run = control_kill},
+	{.number = CONTROL_COUNTERS, .name = "counters", .run = control_counters},
+	{.number = CONTROL_METRICS, .name = "metrics", .run = control_metrics},
 };
 
 static const struct control_row *find_row(uint32_t number)
@@ -137,7 +144,7 @@ static void listen_again(struct front *front)
 		    FRONT_EVENT_CONTROL_LISTENER, 0);
 }
 
-static uint32_t peer_pid(int socket)
+uint32_t control_peer(int socket)
 {
 	struct ucred peer = {0};
 	socklen_t len = sizeof(peer);
@@ -174,7 +181,7 @@ static void take(struct front *front, int socket)
 			continue;
 		*client = (struct control_client){
 			.socket = socket,
-			.pid = peer_pid(socket),
+			.pid = control_peer(socket),
 			.fd = -1,
 			.deadline = front->now + IDLE_MS,
 		};
@@ -230,6 +237,10 @@ static void begin(struct front *front, struct control_client *client, struct cha
 	row = find_row(request->command);
 	client->request = *request;
 	client->cursor = 0;
+	client->place[0] = 0;
+	client->place[1] = 0;
+	client->position = (struct metrics_position){0};
+	client->since = front->now;
 	client->was_refused = false;
 	client->end = good;
 	client->deadline = front->now + STUCK_MS;

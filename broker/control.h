@@ -19,6 +19,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include "broker/metrics.h"
 #include "ipc/control_message.h"
 
 /* At a time. Operators are few; a monitor has one each. */
@@ -33,8 +34,11 @@ struct control_client {
 	const struct control_row *command; /* NULL: a request is awaited */
 	/* of the command that runs: */
 	Control__Request request;
-	int fd;		     /* came with it; owned; -1: none */
-	uint64_t cursor;     /* the function's own, 0 at first: how far it is */
+	int fd;				  /* came with it; owned; -1: none */
+	uint64_t cursor;		  /* the function's own, 0 at first: how far it is */
+	uint32_t place[2];		  /* the same, in greater detail */
+	struct metrics_position position; /* the same, of the metrics */
+	uint64_t since;			  /* ms: when the request came */
 	uint64_t wait_until; /* ms: it is to be called then, whatever happens; 0: not */
 	bool was_refused;    /* control_refuse() was called */
 	Control__End end;
@@ -78,6 +82,15 @@ bool control_refuse(struct control_client *client, int status, const char *forma
 /* The VM that the request names; NULL: there is none, and control_refuse() was called. */
 struct device *control_device(struct front *front, struct control_client *client);
 
+/* Who connected to a socket, or made the listener that it is connected to; 0: unknown. */
+uint32_t control_peer(int socket);
+
+/* control_connections.c */
+bool control_connections(struct front *front, struct control_client *client);
+bool control_kill(struct front *front, struct control_client *client);
+bool control_counters(struct front *front, struct control_client *client);
+bool control_metrics(struct front *front, struct control_client *client);
+void control_forget_query(struct front *front, struct control_client *client);
 /* control_status.c */
 bool control_status(struct front *front, struct control_client *client);
 bool control_show(struct front *front, struct control_client *client);

@@ -726,6 +726,12 @@ const char *device_message(struct device *device, const Vsockd__Envelope *envelo
 		return on_report(device, envelope->report);
 	case VSOCKD__ENVELOPE__BODY_OPENED:
 		return on_opened(device, envelope->opened);
+	case VSOCKD__ENVELOPE__BODY_COUNTERS:
+		return query_counters_told(device, envelope->counters);
+	case VSOCKD__ENVELOPE__BODY_CONNECTION_INFO:
+		return query_connection_told(device, envelope->connection_info);
+	case VSOCKD__ENVELOPE__BODY_CONNECTIONS_END:
+		return query_connections_ended(device, envelope->connections_end);
 	case VSOCKD__ENVELOPE__BODY_STATE_CONNECTION:
 		return restore_state_connection(device, envelope->state_connection);
 	case VSOCKD__ENVELOPE__BODY_STATE_INFO:

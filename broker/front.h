@@ -12,6 +12,7 @@
  *   device.c   one VM: front-end, session, host programs
  *   sync.c     what a device tells its worker, step by step
  *   restore.c  device states, the transport reset, the quarantine after a load
+ *   query.c    what workers are asked (query.h)
  *   control.c  the control socket (control.h)
  *   siblings.c connections between guests
  */
@@ -23,6 +24,7 @@
 #include "broker/configuration.h"
 #include "broker/endpoints.h"
 #include "broker/frontend.h"
+#include "broker/query.h"
 #include "broker/session.h"
 #include "ipc/message.h"
 
@@ -153,8 +155,10 @@ struct device {
 	bool was_running[SESSION_RINGS]; /* a worker has started the ring */
 	bool was_stopped[SESSION_RINGS]; /* GET_VRING_BASE gave: */
 	uint32_t stopped_at[SESSION_RINGS];
-	uint32_t n_deaths;   /* in a row */
-	uint32_t n_lost;     /* workers, since the start */
+	uint32_t n_deaths; /* in a row */
+	uint32_t n_lost;   /* workers, since the start; some of them by their filter: */
+	uint32_t n_sandbox_kills;
+	struct query query;
 	uint64_t last_death; /* ms */
 	uint64_t assign_at;  /* ms: no worker before */
 	uint32_t log_tokens;

@@ -107,6 +107,8 @@ void workers_not_spawned(struct front *front, int error)
 
 static void leave(struct worker *worker, struct front *front)
 {
+	if (worker->state == WORKER_ASSIGNED)
+		query_worker_left(worker->device, worker);
 	if (worker->channel >= 0)
 		close(worker->channel);
 	worker->channel = -1;
@@ -202,6 +204,8 @@ void workers_exited(struct front *front, uint32_t number, int status)
 		on_closed(front, worker);
 	if (worker->has_failed)
 		log_end(worker, status);
+	if (worker->device && WIFSIGNALED(status) && WTERMSIG(status) == SIGSYS)
+		worker->device->n_sandbox_kills++;
 	worker->state = WORKER_NONE;
 	/* It never served anybody: the next one may end the same way. */
 	if (!worker->was_assigned) {

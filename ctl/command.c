@@ -10,6 +10,10 @@
 const struct command commands[] = {
 	{"status", "", 0, 0, true, "the VMs, and how each is", status_run},
 	{"show", "CID", 1, 1, true, "all about one VM", show_run},
+	{"connections", "[CID]", 0, 1, true, "connections, of one VM or of all", connections_run},
+	{"kill", "ID", 1, 1, false, "end a connection at once", kill_run},
+	{"top", "[SECONDS]", 0, 1, true, "what is moved, live in a terminal", top_run},
+	{"metrics", "", 0, 0, false, "print OpenMetrics", metrics_run},
 };
 const size_t n_commands = sizeof(commands) / sizeof(commands[0]);
 

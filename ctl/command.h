@@ -36,5 +36,12 @@ int command_read_number(const char *what, const char *text, uint64_t max, uint64
 
 /* status.c */
 int status_run(const struct context *context);
+/* connections.c */
+int connections_run(const struct context *context);
+int kill_run(const struct context *context);
+/* metrics.c */
+int metrics_run(const struct context *context);
+/* top.c */
+int top_run(const struct context *context);
 /* show.c */
 int show_run(const struct context *context);

@@ -5,6 +5,7 @@
 #include <stdio.h>
 
 #include "ipc/control_message.h"
+#include "ipc/observation.h"
 
 /* virtio 1.3, 5.10.3 and 6; vhost-user for 26 and 30. */
 static const char *const features_by_bit[64] = {
@@ -58,6 +59,20 @@ const char *names_state(uint32_t state)
 	};
 
 	return state < CONTROL_VM_STATE_MAX && names[state] ? names[state] : "?";
+}
+
+const char *names_connection(uint32_t state)
+{
+	static const char *const names[CONNECTION_REPORT_MAX] = {
+		[CONNECTION_REPORT_HANDSHAKE] = "handshake",
+		[CONNECTION_REPORT_ASKING_GUEST] = "asking guest",
+		[CONNECTION_REPORT_ASKING_HOST] = "asking host",
+		[CONNECTION_REPORT_OPEN] = "open",
+		[CONNECTION_REPORT_CLOSING] = "closing",
+		[CONNECTION_REPORT_DRAINING] = "draining",
+	};
+
+	return state < CONNECTION_REPORT_MAX && names[state] ? names[state] : "?";
 }
 
 const char *names_restore(uint32_t restore)

@@ -10,6 +10,9 @@
 /* enum control_vm_state */
 const char *names_state(uint32_t state);
 
+/* enum connection_report */
+const char *names_connection(uint32_t state);
+
 /* enum control_restore */
 const char *names_restore(uint32_t restore);
 

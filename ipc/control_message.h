@@ -21,8 +21,12 @@
 #define CONTROL_TEXT_MAX 200
 
 enum control_command {
-	CONTROL_STATUS = 1, /* Vm, for each */
-	CONTROL_SHOW,	    /* of a VM: Vm, Details, Ring for each, Region for each */
+	CONTROL_STATUS = 1,  /* Vm, for each */
+	CONTROL_SHOW,	     /* of a VM: Vm, Details, Ring for each, Region for each */
+	CONTROL_CONNECTIONS, /* Connection for each, of a VM or of all */
+	CONTROL_KILL,	     /* end a connection */
+	CONTROL_COUNTERS,    /* Counters, of a VM or of all, some for each */
+	CONTROL_METRICS,     /* Text: OpenMetrics */
 };
 
 enum control_vm_state {

@@ -75,6 +75,12 @@ enum connection_timer {
 #define CONNECTION_CLOSING_MS	8000 /* as long as Linux waits for a RST */
 #define CONNECTION_DRAINING_MS	30000
 
+/* What is only told about, and believed by nobody. */
+struct connection_history {
+	uint64_t since;		       /* ms, monotonic: when it was asked for */
+	uint64_t to_guest, from_guest; /* bytes of the stream */
+};
+
 struct connection {
 	uint8_t state;		/* enum connection_state */
 	uint8_t due;		/* CONNECTION_SEND_... */
@@ -103,6 +109,7 @@ struct connection {
 	uint8_t early_len, early_skip;
 	uint8_t early[HANDSHAKE_LINE_MAX]; /* the handshake, then stream bytes read with it */
 	uint64_t deadline;		   /* ms, monotonic */
+	struct connection_history history;
 	struct credit credit;
 	struct buffer buffer; /* from the guest, not yet taken by the host program */
 	struct connection *next_in_bucket;

@@ -300,7 +300,7 @@ static int flush(struct device *device)
 		link_remove(&connection->tell_link);
 		host_free_when_done(device, connection);
 	}
-	return r;
+	return r == 0 ? statistics_answer(device) : r;
 }
 
 bool control_flush(struct device *device)
@@ -564,6 +564,24 @@ static void on_lost(struct device *device, const Vsockd__Lost *lost)
 	to_guest_send(device, connection, CONNECTION_SEND_RST);
 }
 
+/* It may have ended a moment ago, and told so: then there is nothing to do. */
+static void on_abort(struct device *device, uint32_t endpoint)
+{
+	for (uint32_t i = 0; i < device->connections.n_touched; i++) {
+		struct connection *connection = &device->connections.all[i];
+
+		if (connection->fd < 0 || connection->endpoint != endpoint)
+			continue;
+		/* Only who knows of it is told: no guest does before, or after, the rest. */
+		if (connection->state == CONNECTION_HANDSHAKE ||
+		    connection->state == CONNECTION_DRAINING)
+			host_close(device, connection);
+		else
+			host_reset(device, connection);
+		return;
+	}
+}
+
 /* Commands that name a ring name one that exists. */
 static bool is_ring(uint32_t index)
 {
@@ -702,6 +720,16 @@ static bool dispatch(struct device *device, const Vsockd__Envelope *envelope, in
 		return true;
 	case VSOCKD__ENVELOPE__BODY_CONNECTED:
 		return on_connected(device, envelope->connected, fd);
+	case VSOCKD__ENVELOPE__BODY_COUNTERS_QUERY:
+		statistics_ask(device, ANSWER_COUNTERS, envelope->counters_query->query, 0);
+		return true;
+	case VSOCKD__ENVELOPE__BODY_CONNECTIONS_QUERY:
+		statistics_ask(device, ANSWER_CONNECTIONS, envelope->connections_query->query,
+			       envelope->connections_query->first);
+		return true;
+	case VSOCKD__ENVELOPE__BODY_ABORT:
+		on_abort(device, envelope->abort->endpoint);
+		return true;
 	default:
 		return dispatch_handover(device, envelope, fd);
 	}

@@ -93,9 +93,7 @@ static void expire(struct device *device, struct connection *connection,
 		host_handshake_failed(device, connection, REPORT_HANDSHAKE_TIMEOUT);
 		return;
 	case CONNECTION_TIMER_CONNECT:
-		control_report(device, REPORT_HANDSHAKE_FAILED, connection->endpoint,
-			       REPORT_HANDSHAKE_NO_ANSWER, connection->guest_port);
-		host_reset(device, connection);
+		host_handshake_failed(device, connection, REPORT_HANDSHAKE_NO_ANSWER);
 		return;
 	case CONNECTION_TIMER_CREDIT:
 		/* The guest may have consumed packets without a word: ask again. */

@@ -12,6 +12,7 @@
  *   state.c       a device state, to a pipe or out of one
  *   control.c     messages of the front
  *   handover*.c   the way into another worker, see handover.h
+ *   statistics.c  what the front may ask about
  *
  * Events only note what is possible; device_pump() does what can be done. While
  * the rings are stopped that is nothing but handing host programs what the guest
@@ -28,6 +29,7 @@
 #include <sys/uio.h>
 
 #include "ipc/message.h"
+#include "ipc/observation.h"
 #include "worker/connection.h"
 #include "worker/guest_memory.h"
 #include "worker/handover.h"
@@ -77,6 +79,21 @@ struct state {
 	bool was_loaded;
 };
 
+/* A question of the front, answered when the channel has room for it. */
+enum answer_kind {
+	ANSWER_NONE,
+	ANSWER_COUNTERS,
+	ANSWER_CONNECTIONS,
+};
+
+struct answer {
+	enum answer_kind kind;
+	uint32_t query;
+	uint32_t next;	      /* counter, or entry of the table, to be told next */
+	uint32_t n_told;      /* connections */
+	uint32_t n_looked_at; /* entries of the table */
+};
+
 struct device {
 	int channel; /* to the front */
 	int epoll;
@@ -112,6 +129,8 @@ struct device {
 	bool tells_reset_sent, tells_reset_handled; /* messages that are due */
 
 	struct handover handover;
+	uint64_t counters[COUNTER_MAX];
+	struct answer answer;
 
 	uint64_t n_dropped; /* packets that deserved no answer */
 	uint64_t n_refused; /* connections refused for want of a free entry */
@@ -172,6 +191,17 @@ int control_send(struct device *device, const Vsockd__Envelope *envelope);
 bool control_announce_reset(struct device *device, uint32_t used);
 void control_report(struct device *device, enum report_event event, uint64_t first, uint64_t second,
 		    uint64_t third);
+
+/* statistics.c */
+static inline void statistics_count(struct device *device, enum counter counter, uint64_t n)
+{
+	device->counters[counter] += n;
+}
+/* A connection that was asked for is made. */
+void statistics_connected(struct device *device, const struct connection *connection);
+void statistics_ask(struct device *device, enum answer_kind kind, uint32_t query, uint32_t first);
+/* Tell what was asked for, as far as there is room; as channel_send(). */
+int statistics_answer(struct device *device);
 
 /* event.c: ring 2 */
 void event_run(struct device *device);

@@ -74,6 +74,7 @@ static void flush_batch(struct device *device)
 static void drop(struct device *device, uint16_t op)
 {
 	device->n_dropped++;
+	statistics_count(device, COUNTER_DROPPED, 1);
 	if ((device->n_dropped & (device->n_dropped - 1)) == 0)
 		control_report(device, REPORT_PACKET_DROPPED, device->n_dropped, op, 0);
 }
@@ -94,12 +95,14 @@ static void on_request(struct device *device, const struct packet_header *header
 				     device->connections.n_allowed);
 	if (!connection) {
 		device->n_refused++;
+		statistics_count(device, COUNTER_GUEST_LIMITED, 1);
 		if ((device->n_refused & (device->n_refused - 1)) == 0)
 			control_report(device, REPORT_CONNECTION_LIMIT,
 				       device->connections.n_allowed, device->n_refused, 0);
 		to_guest_send_orphan_rst(device, header);
 		return;
 	}
+	connection->history.since = device->now;
 	connection->type = header->type;
 	connection->guest_port = header->src_port;
 	connection->host_port = header->dst_port;
@@ -273,6 +276,8 @@ static void on_rw(struct device *device, struct connection *connection, const st
 	take_credit(device, connection, header);
 	if (!check_rw(device, connection, header->len))
 		return;
+	connection->history.from_guest += header->len;
+	statistics_count(device, COUNTER_FROM_GUEST_BYTES, header->len);
 	if (header->len > 0)
 		add_payload(connection, chain, header->len);
 }
@@ -380,5 +385,6 @@ bool from_guest_run(struct device *device)
 	}
 	flush_batch(device);
 	ring_publish(ring);
+	statistics_count(device, COUNTER_FROM_GUEST_PACKETS, n_packets);
 	return n_packets == ROUND_PACKETS;
 }

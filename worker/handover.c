@@ -57,6 +57,7 @@ static const struct field fields[] = {
 	FIELD(credit.buf_alloc, UINT32_MAX),
 	FIELD(credit.n_groups, CREDIT_GROUPS),
 	FIELD(credit.n_packets, UINT32_MAX),
+	FIELD(history, 0),
 	FIELD(buffer.skip, BUFFER_CHUNK_LEN - 1),
 	FIELD(buffer.len, UINT32_MAX),
 };

@@ -111,9 +111,11 @@ void host_accepted(struct device *device, uint32_t endpoint, int fd)
 	connection->fd = fd;
 	connection->endpoint = endpoint;
 	connection->is_from_host = true;
+	connection->history.since = device->now;
 	connection->type = PACKET_TYPE_STREAM;
 	device->connections.n_handshakes++;
 	if (device->connections.n_handshakes > device->max_handshakes) {
+		statistics_count(device, COUNTER_HANDSHAKE_LIMITED, 1);
 		control_report(device, REPORT_HANDSHAKE_LIMIT, device->max_handshakes, 0, 0);
 		host_close(device, connection);
 		return;
@@ -212,9 +214,22 @@ void host_abandon(struct device *device, struct connection *connection)
 void host_handshake_failed(struct device *device, struct connection *connection,
 			   enum report_handshake_reason reason)
 {
+	static const enum counter counters[REPORT_HANDSHAKE_REASON_MAX] = {
+		[REPORT_HANDSHAKE_MALFORMED] = COUNTER_HANDSHAKE_MALFORMED,
+		[REPORT_HANDSHAKE_TIMEOUT] = COUNTER_HANDSHAKE_TIMEOUT,
+		[REPORT_HANDSHAKE_ENDED] = COUNTER_HANDSHAKE_ENDED,
+		[REPORT_HANDSHAKE_REFUSED] = COUNTER_HOST_REFUSED,
+		[REPORT_HANDSHAKE_NO_ANSWER] = COUNTER_HOST_NO_ANSWER,
+	};
+
+	statistics_count(device, counters[reason], 1);
 	control_report(device, REPORT_HANDSHAKE_FAILED, connection->endpoint, reason,
 		       connection->guest_port);
-	host_close(device, connection);
+	/* A guest that was asked, and did not say no itself, is to forget it. */
+	if (connection->state == CONNECTION_CONNECTING && reason != REPORT_HANDSHAKE_REFUSED)
+		host_reset(device, connection);
+	else
+		host_close(device, connection);
 }
 
 static void request(struct device *device, struct connection *connection, uint32_t guest_port)
@@ -222,6 +237,7 @@ static void request(struct device *device, struct connection *connection, uint32
 	connection_disarm(connection);
 	leave_handshake(device, connection);
 	connection->state = CONNECTION_CONNECTING;
+	connection->history.since = device->now;
 	connection->guest_port = guest_port;
 	connection->host_port = connection_next_port(&device->connections, guest_port);
 	credit_init(&connection->credit, device->buffer_size);
@@ -276,6 +292,7 @@ void host_answer(struct device *device, struct connection *connection)
 	}
 	connection_disarm(connection);
 	connection->state = CONNECTION_ESTABLISHED;
+	statistics_connected(device, connection);
 	to_guest_notice(device, connection);
 }
 
@@ -294,12 +311,14 @@ void host_connected(struct device *device, struct connection *connection, uint32
 	}
 	connection->state = CONNECTION_ESTABLISHED;
 	connection->is_writable = true;
+	statistics_connected(device, connection);
 	to_guest_send(device, connection, CONNECTION_SEND_RESPONSE);
 }
 
 void host_refused(struct device *device, struct connection *connection)
 {
 	connection->tell &= (uint8_t)~CONNECTION_TELL_CANCEL;
+	statistics_count(device, COUNTER_GUEST_REFUSED, 1);
 	if (connection->state == CONNECTION_ABANDONED)
 		host_close(device, connection);
 	else

@@ -73,6 +73,7 @@ static bool pop_chain(struct device *device, struct iovec *parts, struct chain *
 		if (is_usable(ret_chain))
 			return true;
 		device->n_dropped++;
+		statistics_count(device, COUNTER_DROPPED, 1);
 		give_back(ring, ret_chain->head, 0);
 	}
 	return false;
@@ -104,6 +105,7 @@ static void put_header(struct device *device, const struct chain *chain,
 	packet_write_header(chain->parts, chain->n_writable, header);
 	dirty_log_mark_parts(&device->log, &device->memory, chain->parts, chain->n_writable,
 			     PACKET_HEADER_LEN + header->len);
+	statistics_count(device, COUNTER_TO_GUEST_PACKETS, 1);
 	give_back(&device->rings[RING_RX], chain->head, PACKET_HEADER_LEN + header->len);
 }
 
@@ -179,6 +181,8 @@ static void finish_packet(struct device *device, struct connection *connection,
 	struct packet_header header = make_header(device, connection, PACKET_OP_RW, len, 0);
 
 	credit_sent(&connection->credit, len);
+	connection->history.to_guest += len;
+	statistics_count(device, COUNTER_TO_GUEST_BYTES, len);
 	put_header(device, chain, &header);
 }
 
@@ -218,6 +222,7 @@ static enum served send_early(struct device *device, struct connection *connecti
 
 		len = least(len, credit_bytes(&connection->credit));
 		if (len == 0 || packet_credit(connection) == 0) {
+			statistics_count(device, COUNTER_CREDIT_STALLS, 1);
 			ask_credit(device, connection);
 			return SERVED;
 		}
@@ -264,6 +269,7 @@ static uint32_t add_chain(struct device *device, uint32_t len)
 			return 0;
 		}
 		device->n_dropped++;
+		statistics_count(device, COUNTER_DROPPED, 1);
 		give_back(ring, chain->head, 0);
 	}
 	if (chain->writable_len - PACKET_HEADER_LEN < len)
@@ -352,6 +358,7 @@ static enum served read_stream(struct device *device, struct connection *connect
 	ssize_t n;
 
 	if (credit_bytes(&connection->credit) == 0 || packet_credit(connection) == 0) {
+		statistics_count(device, COUNTER_CREDIT_STALLS, 1);
 		ask_credit(device, connection);
 		return SERVED;
 	}
@@ -429,9 +436,7 @@ static enum served serve_established(struct device *device, struct connection *c
 static enum served serve_connecting(struct device *device, struct connection *connection)
 {
 	if (connection->has_hung_up) {
-		control_report(device, REPORT_HANDSHAKE_FAILED, connection->endpoint,
-			       REPORT_HANDSHAKE_ENDED, connection->guest_port);
-		host_reset(device, connection);
+		host_handshake_failed(device, connection, REPORT_HANDSHAKE_ENDED);
 		return SERVED;
 	}
 	if (!(connection->due & CONNECTION_SEND_REQUEST))
@@ -474,8 +479,10 @@ static bool run_round(struct device *device)
 	struct link *list = &device->connections.ready;
 	struct ring *ring = &device->rings[RING_RX];
 
-	if (!send_orphans(device))
+	if (!send_orphans(device)) {
+		statistics_count(device, COUNTER_RX_STARVED, !is_round_over());
 		return is_round_over();
+	}
 	while (!link_is_empty(list)) {
 		struct connection *connection = CONNECTION_OF(ready_link, list->next);
 		enum served served;
@@ -492,8 +499,10 @@ static bool run_round(struct device *device)
 			link_prepend(list, &connection->ready_link);
 		else if (served == SERVED_MORE)
 			link_append(list, &connection->ready_link);
-		if (served == SERVED_STARVED && !ring_has_chains(ring))
+		if (served == SERVED_STARVED && !ring_has_chains(ring)) {
+			statistics_count(device, COUNTER_RX_STARVED, 1);
 			return false;
+		}
 		if (ring->is_broken)
 			return false;
 	}

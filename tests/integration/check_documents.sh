@@ -111,6 +111,11 @@ awk '/^\.Sh / { section = $2 } section == "DESCRIPTION" && /^\.It Fl -/' "$ctl_p
 compare "$work/in_help" "$work/in_page" "stands in vsockctl --help, but not in $ctl_page"
 compare "$work/in_page" "$work/in_help" "stands in $ctl_page, but not in vsockctl --help"
 
+for metric in $(grep -o '"vsockd_[a-z_]*",' "$root/broker/metrics.c" | tr -d '",' | sort -u); do
+	grep -q "Cm.* $metric\(_total\)\{0,1\}\( \|$\)" "$ctl_page" ||
+		complain "$metric is a metric, but not explained in $ctl_page"
+done
+
 # Of a role: the calls that are printed, those that the page lists, and the number that each gives.
 # Machines without epoll_wait() have epoll_pwait() in its place, as the page says.
 check_role() {

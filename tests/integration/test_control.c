@@ -157,6 +157,151 @@ static void test_a_vm_that_does_not_exist_is_told_so(void **state)
 	expect_complaint("too large");
 }
 
+/* ---- connections, kill ---- */
+
+static void test_connections_are_listed_with_what_they_carried(void **state)
+{
+	struct setup *setup = *state;
+	struct guest_connection *connection;
+	struct host_stream stream;
+	char own[32];
+
+	setup_guest(setup, 0, (struct guest_options){0});
+	assert_int_equal(run(setup, "--json", "connections"), 0);
+	assert_string_equal(tool.text, "[\n]\n");
+	connection = setup_connect(setup, 0, 2000, &stream);
+	assert_int_equal(guest_send_all(connection, "hello", 5, LIMIT), 0);
+	while (stream.n_received < 5)
+		assert_true(guest_poll(&setup->guests[0], LIMIT) > 0);
+	assert_int_equal(host_write(stream.watch.fd, "answer", 6, LIMIT), 0);
+	while (connection->n_received < 6)
+		assert_true(guest_poll(&setup->guests[0], LIMIT) > 0);
+
+	assert_int_equal(run(setup, "--json", "connections"), 0);
+	expect_text("\"cid\": 3, \"from\": \"guest\", \"peer\": 2");
+	expect_text("\"peer_port\": 2000, \"type\": \"stream\", \"state\": \"open\", "
+		    "\"to_guest\": 6, \"from_guest\": 5");
+	/* Who listens there is this test. */
+	snprintf(own, sizeof(own), "\"peer_pid\": %d", getpid());
+	expect_text(own);
+	expect_text("\"peer_program\": \"test_control\"");
+	assert_int_equal(run(setup, "connections", "3"), 0);
+	expect_text("GUEST PORT");
+	assert_int_equal(run(setup, "connections", "9"), DATAERR);
+
+	assert_int_equal(guest_finish(connection, LIMIT), 0);
+	setup_end_stream(setup, 0, &stream);
+}
+
+#define MANY 100
+
+/* More than a worker tells at a time. */
+static void test_all_of_many_connections_are_listed(void **state)
+{
+	struct setup *setup = *state;
+	int fds[MANY];
+	size_t n = 0;
+
+	setup_guest(setup, 0, (struct guest_options){0});
+	for (size_t i = 0; i < MANY; i++) {
+		fds[i] = socket_connect(setup->uds_paths[0], SOCK_STREAM, LIMIT);
+		assert_true(fds[i] >= 0);
+	}
+	/* Handed over one after the other, so the last answers for all. */
+	do {
+		assert_int_equal(run(setup, "connections", NULL), 0);
+		n = 0;
+		for (const char *at = tool.text; (at = strstr(at, "handshake")); at++)
+			n++;
+	} while (n < MANY);
+	assert_int_equal(n, MANY);
+	for (size_t i = 0; i < MANY; i++)
+		close(fds[i]);
+}
+
+static void test_a_connection_is_ended_by_its_id_and_no_other(void **state)
+{
+	struct setup *setup = *state;
+	struct guest_connection *connections[2];
+	struct host_stream streams[2];
+	char id[32], port[32], *line;
+
+	setup_guest(setup, 0, (struct guest_options){0});
+	for (uint32_t i = 0; i < 2; i++)
+		connections[i] = setup_connect(setup, 0, 2000 + i, &streams[i]);
+	assert_int_equal(run(setup, "connections", NULL), 0);
+	line = strstr(tool.text, "\n3:");
+	assert_non_null(line);
+	snprintf(port, sizeof(port), " %u ", connections[1]->port);
+	if (!strstr(line, port) || strstr(line, port) > strchr(line + 1, '\n'))
+		line = strstr(line + 1, "\n3:");
+	assert_int_equal(sscanf(line, "\n%31s", id), 1);
+
+	tool_start(&tool, daemon_path(&setup->daemon, TOOL_CONTROL),
+		   (const char *const[]){"kill", id, NULL});
+	assert_int_equal(guest_wait_state(connections[1], GUEST_CLOSED, LIMIT), 0);
+	assert_int_equal(tool_end(&tool), 0);
+	assert_int_equal(connections[1]->error, ECONNRESET);
+	while (!streams[1].is_ended)
+		assert_true(guest_poll(&setup->guests[0], LIMIT) > 0);
+	assert_int_equal(daemon_wait_log(&setup->daemon, "control: process ", LIMIT), 0);
+	/* That id is no other one's. */
+	assert_int_equal(run(setup, "kill", id), DATAERR);
+	expect_complaint("has no connection");
+	assert_int_equal(run(setup, "kill", "3"), USAGE);
+	assert_int_equal(guest_send_all(connections[0], "on", 2, LIMIT), 0);
+	guest_forget(connections[1]);
+	assert_int_equal(guest_finish(connections[0], LIMIT), 0);
+	setup_end_stream(setup, 0, &streams[0]);
+	setup_end_stream(setup, 0, &streams[1]);
+}
+
+/* ---- counters ---- */
+
+static void test_metrics_count_what_went_through_over_the_lives_of_workers(void **state)
+{
+	struct setup *setup = *state;
+	struct guest_connection *connection;
+	struct host_stream stream;
+
+	setup_guest(setup, 1, (struct guest_options){0});
+	connection = setup_connect(setup, 1, 2000, &stream);
+	assert_int_equal(guest_send_all(connection, "hello", 5, LIMIT), 0);
+	while (stream.n_received < 5)
+		assert_true(guest_poll(&setup->guests[1], LIMIT) > 0);
+	assert_int_equal(guest_finish(connection, LIMIT), 0);
+	setup_end_stream(setup, 1, &stream);
+	assert_null(guest_connect_wait(&setup->guests[1], PACKET_HOST_CID, 77, LIMIT));
+
+	assert_int_equal(run(setup, "metrics", NULL), 0);
+	expect_text("\nvsockd_bytes_total{vm=\"4\",direction=\"from_guest\"} 5\n");
+	expect_text("\nvsockd_connects_total{vm=\"4\",from=\"guest\",result=\"ok\"} 1\n");
+	expect_text("\nvsockd_connects_total{vm=\"4\",from=\"guest\",result=\"refused\"} 1\n");
+	expect_text("\nvsockd_vm_state{vm=\"4\",vsockd_vm_state=\"running\"} 1\n");
+	expect_text("\nvsockd_vm_state{vm=\"3\",vsockd_vm_state=\"waiting\"} 1\n");
+	expect_text("\nvsockd_connect_duration_seconds_count{vm=\"4\",from=\"guest\"} 1\n");
+	assert_string_equal(tool.text + tool.len - 6, "# EOF\n");
+
+	assert_int_equal(daemon_kill(setup_worker(setup, 1), LIMIT), 0);
+	assert_int_equal(daemon_wait_log(&setup->daemon, "worker lost", LIMIT), 0);
+	setup_worker(setup, 1);
+	assert_int_equal(run(setup, "metrics", NULL), 0);
+	expect_text("\nvsockd_bytes_total{vm=\"4\",direction=\"from_guest\"} 5\n");
+	expect_text("\nvsockd_workers_lost_total{vm=\"4\"} 1\n");
+}
+
+static void test_top_prints_once_into_a_pipe(void **state)
+{
+	struct setup *setup = *state;
+
+	setup_guest(setup, 0, (struct guest_options){0});
+	assert_int_equal(run(setup, "top", "1"), 0);
+	expect_text("CID  STATE    CONNECTIONS");
+	expect_text("\n  3  running");
+	assert_null(strchr(tool.text, '\033'));
+	assert_int_equal(run(setup, "top", "0"), DATAERR);
+}
+
 /* ---- who may ask, and where ---- */
 
 static void test_who_may_not_write_to_the_socket_is_told_who_may(void **state)
@@ -262,6 +407,11 @@ int main(void)
 		WITH_ONE(test_show_has_the_rings_the_memory_and_the_features_by_name),
 		WITH_ONE(test_show_of_a_vm_without_a_session_is_short),
 		WITH_ONE(test_a_vm_that_does_not_exist_is_told_so),
+		WITH_ONE(test_connections_are_listed_with_what_they_carried),
+		WITH_ONE(test_all_of_many_connections_are_listed),
+		WITH_ONE(test_a_connection_is_ended_by_its_id_and_no_other),
+		WITH_TWO(test_metrics_count_what_went_through_over_the_lives_of_workers),
+		WITH_ONE(test_top_prints_once_into_a_pipe),
 		WITH_ONE(test_who_may_not_write_to_the_socket_is_told_who_may),
 		WITH_ONE(test_a_socket_that_is_not_there_is_named),
 		WITH_ONE(test_a_command_line_that_is_wrong_is_told_in_one_line),

@@ -284,6 +284,22 @@ static void on_closed(uint32_t endpoint)
 	close_if_open(&rig.copies[endpoint]);
 }
 
+static void note_counters(const Vsockd__Counters *counters)
+{
+	const uint64_t values[COUNTERS_PER_MESSAGE] = {
+		counters->value0, counters->value1, counters->value2, counters->value3,
+		counters->value4, counters->value5, counters->value6,
+	};
+
+	assert_int_equal(counters->first, rig.n_counters);
+	for (uint32_t i = 0; i < COUNTERS_PER_MESSAGE; i++) {
+		if (rig.n_counters < COUNTER_MAX)
+			rig.counters[rig.n_counters++] = values[i];
+		else
+			assert_int_equal(values[i], 0);
+	}
+}
+
 void rig_note_told(const Vsockd__Envelope *envelope)
 {
 	struct rig_told told = {.type = envelope->body_case};
@@ -344,6 +360,19 @@ void rig_note_told(const Vsockd__Envelope *envelope)
 		break;
 	case VSOCKD__ENVELOPE__BODY_RESET_SENT:
 	case VSOCKD__ENVELOPE__BODY_RESET_HANDLED:
+		break;
+	case VSOCKD__ENVELOPE__BODY_COUNTERS:
+		note_counters(envelope->counters);
+		return;
+	case VSOCKD__ENVELOPE__BODY_CONNECTION_INFO:
+		told.values[0] = envelope->connection_info->endpoint;
+		told.values[1] = envelope->connection_info->state;
+		told.values[2] = envelope->connection_info->to_guest;
+		told.values[3] = envelope->connection_info->from_guest;
+		break;
+	case VSOCKD__ENVELOPE__BODY_CONNECTIONS_END:
+		told.values[0] = envelope->connections_end->query;
+		told.values[1] = envelope->connections_end->next;
 		break;
 	default:
 		fail_msg("the worker says %s", message_name(envelope->body_case));

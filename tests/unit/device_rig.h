@@ -93,6 +93,8 @@ struct rig {
 	uint32_t done_value;
 	struct rig_told told[1024];
 	uint32_t n_told;
+	uint64_t counters[COUNTER_MAX]; /* as last told, the first n_counters of them */
+	uint32_t n_counters;
 	uint32_t n_endpoints;
 	int copies[RIG_ENDPOINTS]; /* the front's duplicates; -1 when closed was told */
 	uint64_t random;

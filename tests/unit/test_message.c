@@ -72,6 +72,12 @@ static const struct expected {
 	{74, "HandoverPool", WORKER, ASSIGNED, 1, 1},
 	{75, "HandoverCheck", WORKER, TAKING, 0, 0},
 	{76, "HandoverCommit", WORKER, TAKING, 0, 0},
+	{110, "CountersQuery", WORKER, ASSIGNED, 0, 0},
+	{111, "ConnectionsQuery", WORKER, ASSIGNED, 0, 0},
+	{112, "Abort", WORKER, ASSIGNED, 0, 0},
+	{116, "Counters", FRONT, ASSIGNED, 0, 0},
+	{117, "ConnectionInfo", FRONT, ASSIGNED, 0, 0},
+	{118, "ConnectionsEnd", FRONT, ASSIGNED, 0, 0},
 };
 #define N_TABLE (sizeof(table) / sizeof(table[0]))
 

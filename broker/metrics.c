@@ -1,0 +1,225 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include "broker/metrics.h"
+
+#include <inttypes.h>
+#include <stdio.h>
+
+#include "broker/control.h"
+#include "broker/front.h"
+#include "ipc/observation.h"
+
+/* One line of a VM. */
+struct sample {
+	const char *suffix; /* of the name of the family */
+	const char *labels; /* behind that of the VM; each begins with a comma */
+	uint64_t (*value)(const struct device *device, uint32_t argument);
+	uint32_t argument;
+	bool is_ms; /* seconds are printed */
+};
+
+/* Its lines are those of the first VM, in order, then those of the second one. */
+struct family {
+	const char *name, *type, *help;
+	const struct sample *samples;
+	uint32_t n_samples;
+};
+
+static uint64_t counted(const struct device *device, uint32_t counter)
+{
+	return query_counter(device, (enum counter)counter);
+}
+
+static uint64_t is_in_state(const struct device *device, uint32_t state)
+{
+	return control_vm_state(device) == (enum control_vm_state)state;
+}
+
+static uint64_t connections(const struct device *device, uint32_t unused)
+{
+	(void)unused;
+	return device->endpoints.n_used;
+}
+
+static uint64_t connections_limit(const struct device *device, uint32_t unused)
+{
+	(void)unused;
+	return device->configuration->max_connections;
+}
+
+static uint64_t workers_lost(const struct device *device, uint32_t unused)
+{
+	(void)unused;
+	return device->n_lost;
+}
+
+static uint64_t sandbox_kills(const struct device *device, uint32_t unused)
+{
+	(void)unused;
+	return device->n_sandbox_kills;
+}
+
+/* Buckets are cumulative: all times up to this one. The argument is its counter. */
+static uint64_t times_up_to(const struct device *device, uint32_t counter)
+{
+	uint32_t first = counter >= COUNTER_HOST_CONNECT_TIMES ? COUNTER_HOST_CONNECT_TIMES
+							       : COUNTER_GUEST_CONNECT_TIMES;
+	uint64_t n = 0;
+
+	for (uint32_t i = first; i <= counter; i++)
+		n += counted(device, i);
+	return n;
+}
+
+static const struct sample state_samples[] = {
+	{"", ",vsockd_vm_state=\"waiting\"", is_in_state, CONTROL_VM_WAITING, false},
+	{"", ",vsockd_vm_state=\"starting\"", is_in_state, CONTROL_VM_STARTING, false},
+	{"", ",vsockd_vm_state=\"stopped\"", is_in_state, CONTROL_VM_STOPPED, false},
+	{"", ",vsockd_vm_state=\"running\"", is_in_state, CONTROL_VM_RUNNING, false},
+	{"", ",vsockd_vm_state=\"quarantine\"", is_in_state, CONTROL_VM_QUARANTINE, false},
+	{"", ",vsockd_vm_state=\"failed\"", is_in_state, CONTROL_VM_FAILED, false},
+};
+
+static const struct sample connections_samples[] = {{"", "", connections, 0, false}};
+static const struct sample limit_samples[] = {{"", "", connections_limit, 0, false}};
+static const struct sample lost_samples[] = {{"_total", "", workers_lost, 0, false}};
+static const struct sample kills_samples[] = {{"_total", "", sandbox_kills, 0, false}};
+
+static const struct sample bytes_samples[] = {
+	{"_total", ",direction=\"to_guest\"", counted, COUNTER_TO_GUEST_BYTES, false},
+	{"_total", ",direction=\"from_guest\"", counted, COUNTER_FROM_GUEST_BYTES, false},
+};
+
+static const struct sample packets_samples[] = {
+	{"_total", ",direction=\"to_guest\"", counted, COUNTER_TO_GUEST_PACKETS, false},
+	{"_total", ",direction=\"from_guest\"", counted, COUNTER_FROM_GUEST_PACKETS, false},
+};
+
+#define BY_GUEST(result, counter)                                                                  \
+	{                                                                                          \
+		"_total", ",from=\"guest\",result=\"" result "\"", counted, counter, false         \
+	}
+#define BY_HOST(result, counter)                                                                   \
+	{                                                                                          \
+		"_total", ",from=\"host\",result=\"" result "\"", counted, counter, false          \
+	}
+
+static const struct sample connects_samples[] = {
+	BY_GUEST("ok", COUNTER_GUEST_CONNECTED),
+	BY_GUEST("refused", COUNTER_GUEST_REFUSED),
+	BY_GUEST("limit", COUNTER_GUEST_LIMITED),
+	BY_HOST("ok", COUNTER_HOST_CONNECTED),
+	BY_HOST("refused", COUNTER_HOST_REFUSED),
+	BY_HOST("no_answer", COUNTER_HOST_NO_ANSWER),
+	BY_HOST("handshake_malformed", COUNTER_HANDSHAKE_MALFORMED),
+	BY_HOST("handshake_timeout", COUNTER_HANDSHAKE_TIMEOUT),
+	BY_HOST("handshake_ended", COUNTER_HANDSHAKE_ENDED),
+	BY_HOST("handshake_limit", COUNTER_HANDSHAKE_LIMITED),
+};
+
+static const struct sample stalls_samples[] = {
+	{"_total", "", counted, COUNTER_CREDIT_STALLS, false}};
+static const struct sample starved_samples[] = {{"_total", "", counted, COUNTER_RX_STARVED, false}};
+static const struct sample dropped_samples[] = {{"_total", "", counted, COUNTER_DROPPED, false}};
+
+/* The bounds are those of COUNTER_TIMES_MS (test_query). */
+#define TIMES(from, times, sum)                                                                    \
+	{"_bucket", from ",le=\"0.001\"", times_up_to, (times) + 0, false},                        \
+		{"_bucket", from ",le=\"0.002\"", times_up_to, (times) + 1, false},                \
+		{"_bucket", from ",le=\"0.005\"", times_up_to, (times) + 2, false},                \
+		{"_bucket", from ",le=\"0.01\"", times_up_to, (times) + 3, false},                 \
+		{"_bucket", from ",le=\"0.02\"", times_up_to, (times) + 4, false},                 \
+		{"_bucket", from ",le=\"0.05\"", times_up_to, (times) + 5, false},                 \
+		{"_bucket", from ",le=\"0.1\"", times_up_to, (times) + 6, false},                  \
+		{"_bucket", from ",le=\"0.2\"", times_up_to, (times) + 7, false},                  \
+		{"_bucket", from ",le=\"0.5\"", times_up_to, (times) + 8, false},                  \
+		{"_bucket", from ",le=\"1.0\"", times_up_to, (times) + 9, false},                  \
+		{"_bucket", from ",le=\"2.0\"", times_up_to, (times) + 10, false},                 \
+		{"_bucket", from ",le=\"+Inf\"", times_up_to, (times) + 11, false},                \
+		{"_count", from, times_up_to, (times) + 11, false},                                \
+	{                                                                                          \
+		"_sum", from, counted, sum, true                                                   \
+	}
+
+static const struct sample times_samples[] = {
+	TIMES(",from=\"guest\"", COUNTER_GUEST_CONNECT_TIMES, COUNTER_GUEST_CONNECT_MS),
+	TIMES(",from=\"host\"", COUNTER_HOST_CONNECT_TIMES, COUNTER_HOST_CONNECT_MS),
+};
+
+#define SAMPLES(samples) samples, sizeof(samples) / sizeof((samples)[0])
+
+static const struct family families[] = {
+	{"vsockd_vm_state", "stateset", "What the VM is in.", SAMPLES(state_samples)},
+	{"vsockd_connections", "gauge", "Connections at the moment.", SAMPLES(connections_samples)},
+	{"vsockd_connections_limit", "gauge", "Connections that there may be.",
+	 SAMPLES(limit_samples)},
+	{"vsockd_bytes", "counter", "Bytes of streams.", SAMPLES(bytes_samples)},
+	{"vsockd_packets", "counter", "Packets of any kind.", SAMPLES(packets_samples)},
+	{"vsockd_connects", "counter", "Connections that were asked for.",
+	 SAMPLES(connects_samples)},
+	{"vsockd_connect_duration_seconds", "histogram", "From the question to the answer.",
+	 SAMPLES(times_samples)},
+	{"vsockd_credit_stalls", "counter", "Bytes for the guest had to wait for its credit.",
+	 SAMPLES(stalls_samples)},
+	{"vsockd_rx_starved", "counter", "Packets for the guest had to wait for rx buffers.",
+	 SAMPLES(starved_samples)},
+	{"vsockd_packets_dropped", "counter", "Packets that deserved no answer.",
+	 SAMPLES(dropped_samples)},
+	{"vsockd_workers_lost", "counter", "Workers that died.", SAMPLES(lost_samples)},
+	{"vsockd_sandbox_kills", "counter", "Workers that died of a forbidden system call.",
+	 SAMPLES(kills_samples)},
+};
+#define N_FAMILIES (sizeof(families) / sizeof(families[0]))
+
+enum { LINE_TYPE, LINE_HELP, LINE_SAMPLES };
+
+static void print_sample(const struct device *device, const struct family *family,
+			 const struct sample *sample, char line[static METRICS_LINE_MAX])
+{
+	uint64_t value = sample->value(device, sample->argument);
+	char number[48];
+
+	if (sample->is_ms)
+		snprintf(number, sizeof(number), "%" PRIu64 ".%03" PRIu64, value / 1000,
+			 value % 1000);
+	else
+		snprintf(number, sizeof(number), "%" PRIu64, value);
+	snprintf(line, METRICS_LINE_MAX, "%s%s{vm=\"%" PRIu64 "\"%s} %s\n", family->name,
+		 sample->suffix, device->configuration->guest_cid, sample->labels, number);
+}
+
+static void next_sample(const struct front *front, struct metrics_position *position)
+{
+	if (++position->sample < families[position->family].n_samples)
+		return;
+	position->sample = 0;
+	if (++position->device < front->n_devices)
+		return;
+	*position = (struct metrics_position){.family = position->family + 1};
+}
+
+bool metrics_line(const struct front *front, struct metrics_position *position,
+		  char line[static METRICS_LINE_MAX])
+{
+	const struct family *family;
+
+	if (position->family > N_FAMILIES)
+		return false;
+	if (position->family == N_FAMILIES) {
+		snprintf(line, METRICS_LINE_MAX, "# EOF\n");
+		position->family++;
+		return true;
+	}
+	family = &families[position->family];
+	if (position->line == LINE_TYPE) {
+		snprintf(line, METRICS_LINE_MAX, "# TYPE %s %s\n", family->name, family->type);
+		position->line = LINE_HELP;
+	} else if (position->line == LINE_HELP) {
+		snprintf(line, METRICS_LINE_MAX, "# HELP %s %s\n", family->name, family->help);
+		position->line = LINE_SAMPLES;
+	} else {
+		print_sample(&front->devices[position->device], family,
+			     &family->samples[position->sample], line);
+		next_sample(front, position);
+	}
+	return true;
+}
