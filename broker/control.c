@@ -29,7 +29,9 @@ struct control {
 	int listener;
 	bool is_listening;
 	uint64_t accept_at; /* ms: not before */
-	uint32_t n_kept;    /* fds of clients that could not be closed, see disposal.h */
+	uint32_t last_serial;
+	uint32_t n_pairs_asked, n_pairs_made;
+	uint32_t n_kept; /* fds of clients that could not be closed, see disposal.h */
 	struct control_client clients[CONTROL_CLIENTS_MAX];
 };
 
@@ -43,6 +45,8 @@ static const struct control_row rows[] = {
 	{.number = CONTROL_KILL, .name = "kill", .is_logged = true, .run = control_kill},
 	{.number = CONTROL_COUNTERS, .name = "counters", .run = control_counters},
 	{.number = CONTROL_METRICS, .name = "metrics", .run = control_metrics},
+	{.number = CONTROL_CONNECT, .name = "connect", .is_logged = true, .run = control_connect},
+	{.number = CONTROL_LISTEN, .name = "listen", .is_logged = true, .run = control_listen},
 };
 
 static const struct control_row *find_row(uint32_t number)
@@ -55,24 +59,32 @@ static const struct control_row *find_row(uint32_t number)
 
 /* ---- for commands ---- */
 
-bool control_send(struct front *front, struct control_client *client, const Control__Reply *reply)
+bool control_send_fd(struct front *front, struct control_client *client,
+		     const Control__Reply *reply, int fd)
 {
 	struct channel_packet packet;
 	int r;
 
 	if (client->is_gone)
 		return false;
-	control_encode_reply(reply, -1, &packet);
+	control_encode_reply(reply, fd, &packet);
 	r = channel_send(client->socket, &packet);
 	if (r == 0) {
 		client->deadline = front->now + STUCK_MS;
 		return true;
 	}
-	if (r == CHANNEL_E_AGAIN)
-		client->is_blocked = true;
-	else
+	/* -ETOOMANYREFS: of fds in flight; it is asked again when there is room for bytes. */
+	if (r != CHANNEL_E_AGAIN && r != -ETOOMANYREFS)
 		client->is_gone = true;
+	else if (!client->is_blocked)
+		client->deadline = front->now + STUCK_MS;
+	client->is_blocked = true;
 	return false;
+}
+
+bool control_send(struct front *front, struct control_client *client, const Control__Reply *reply)
+{
+	return control_send_fd(front, client, reply, -1);
 }
 
 bool control_refuse(struct control_client *client, int status, const char *format, ...)
@@ -99,6 +111,97 @@ struct device *control_device(struct front *front, struct control_client *client
 	return NULL;
 }
 
+/* ---- pairs of sockets ---- */
+
+void control_request_pair(struct front *front, struct control_client *client,
+			  const struct device *device)
+{
+	if (client->awaits_pair || client->has_pair)
+		return;
+	client->awaits_pair =
+		front_request_pair(front, device, (uint16_t)(client - front->control->clients));
+	client->pair_number = client->awaits_pair ? ++front->control->n_pairs_asked : 0;
+}
+
+/*
+ * Pairs come in the order in which they were asked for: one that a client asked for
+ * which has left since is nobody's.
+ */
+void control_paired(struct front *front, uint16_t index, int error, const int *fds)
+{
+	struct control_client *client = &front->control->clients[index];
+	uint32_t number = ++front->control->n_pairs_made;
+
+	if (client->socket >= 0 && client->awaits_pair && client->pair_number == number) {
+		client->awaits_pair = false;
+		client->has_pair = true;
+		client->pair_error = error;
+		client->pair[0] = fds[0];
+		client->pair[1] = fds[1];
+	} else if (error == 0) {
+		close(fds[0]);
+		close(fds[1]);
+	}
+}
+
+/* ---- ports of the host ---- */
+
+static bool listens(const struct control_client *client)
+{
+	return client->socket >= 0 && !client->is_gone && client->command &&
+	       client->command->number == CONTROL_LISTEN && client->cursor != 0;
+}
+
+uint32_t control_listener(const struct device *device, uint32_t port)
+{
+	const struct control *control = device->front->control;
+
+	for (size_t i = 0; control && i < CONTROL_CLIENTS_MAX; i++) {
+		const struct control_client *client = &control->clients[i];
+
+		if (listens(client) && client->request.port == port &&
+		    client->request.cid == device->configuration->guest_cid)
+			return client->serial;
+	}
+	return 0;
+}
+
+static struct control_client *find_listener(struct control *control, uint32_t serial)
+{
+	for (size_t i = 0; i < CONTROL_CLIENTS_MAX; i++)
+		if (listens(&control->clients[i]) && control->clients[i].serial == serial)
+			return &control->clients[i];
+	return NULL;
+}
+
+static bool give_stream(struct device *device, struct endpoint *endpoint, int fd)
+{
+	struct control_client *client = find_listener(device->front->control, endpoint->client);
+	Control__Reply reply = CONTROL__REPLY__INIT;
+	Control__Stream stream = CONTROL__STREAM__INIT;
+
+	stream.guest_port = endpoint->guest_port;
+	reply.body_case = CONTROL__REPLY__BODY_STREAM;
+	reply.stream = &stream;
+	if (!client || !control_send_fd(device->front, client, &reply, fd))
+		return false;
+	endpoint->pid = client->pid;
+	return true;
+}
+
+void control_accepted(struct device *device, uint32_t index, int error, const int *fds)
+{
+	struct endpoint *endpoint = &device->endpoints.all[index];
+
+	if (error == 0 && !give_stream(device, endpoint, fds[1])) {
+		close(fds[0]);
+		error = ECONNREFUSED;
+	}
+	if (fds[1] >= 0)
+		close(fds[1]);
+	device_connected(device, index, error, error == 0 ? fds[0] : -1);
+}
+
 /* ---- clients ---- */
 
 static void watch(struct front *front, struct control_client *client, int operation,
@@ -112,14 +215,20 @@ static void watch(struct front *front, struct control_client *client, int operat
 		client->is_gone = true;
 }
 
+static void close_pair(struct control_client *client)
+{
+	for (int i = 0; i < 2 && client->has_pair; i++)
+		if (client->pair[i] >= 0)
+			close(client->pair[i]);
+	client->has_pair = false;
+}
+
 static void end_command(struct front *front, struct control_client *client)
 {
 	if (client->command && client->command->end)
 		client->command->end(front, client);
-	if (client->fd >= 0)
-		disposal_close(client->fd);
-	front->control->n_kept += disposal_take_kept();
-	client->fd = -1;
+	close_pair(client);
+	client->awaits_pair = false;
 	client->command = NULL;
 	client->has_finished = false;
 	client->wait_until = 0;
@@ -182,7 +291,7 @@ static void take(struct front *front, int socket)
 		*client = (struct control_client){
 			.socket = socket,
 			.pid = control_peer(socket),
-			.fd = -1,
+			.serial = ++front->control->last_serial,
 			.deadline = front->now + IDLE_MS,
 		};
 		watch(front, client, EPOLL_CTL_ADD, EPOLLIN | EPOLLRDHUP);
@@ -216,9 +325,6 @@ static bool is_refused(struct control_client *client, const struct control_row *
 	if (!row)
 		return control_refuse(client, -ENOSYS, "this vsockd does not know command %" PRIu32,
 				      client->request.command);
-	if (row->n_fds != (client->fd >= 0))
-		return control_refuse(client, -EINVAL, "%s wants %u file descriptors", row->name,
-				      row->n_fds);
 	return false;
 }
 
@@ -229,8 +335,12 @@ static void begin(struct front *front, struct control_client *client, struct cha
 	const Control__Request *request = control_decode_request(packet);
 	const struct control_row *row;
 
-	client->fd = packet->fd;
-	if (!request) {
+	if (packet->fd >= 0) {
+		/* Nobody was asked for one; and what it is, to close it may take long. */
+		disposal_close(packet->fd);
+		front->control->n_kept += disposal_take_kept();
+	}
+	if (!request || packet->fd >= 0) {
 		client->is_gone = true;
 		return;
 	}

@@ -12,7 +12,8 @@
  * called until it returns true; it says rows with control_send(), and when it
  * returns false it is called again: once the client has room if there was none,
  * and in each round of the loop otherwise. So a command may wait for whatever it
- * likes. Nothing is queued: what the client has not taken is not made.
+ * likes. Nothing is queued: what the client has not taken is not made. Fds go to
+ * clients, none is taken from one.
  */
 
 #include <stdbool.h>
@@ -32,9 +33,9 @@ struct control_client {
 	int socket;			   /* -1: this entry is free */
 	uint32_t pid;			   /* who connected; for the log */
 	const struct control_row *command; /* NULL: a request is awaited */
+	uint32_t serial;		   /* no other client ever has it; not 0 */
 	/* of the command that runs: */
 	Control__Request request;
-	int fd;				  /* came with it; owned; -1: none */
 	uint64_t cursor;		  /* the function's own, 0 at first: how far it is */
 	uint32_t place[2];		  /* the same, in greater detail */
 	struct metrics_position position; /* the same, of the metrics */
@@ -43,7 +44,11 @@ struct control_client {
 	bool was_refused;    /* control_refuse() was called */
 	Control__End end;
 	char text[CONTROL_TEXT_MAX + 1];
+	bool has_pair; /* with pair_error 0: */
+	int pair_error, pair[2];
 	/* private to control.c */
+	bool awaits_pair;
+	uint32_t pair_number;
 	bool has_finished; /* the function returned true; End is still to be sent */
 	bool is_blocked, is_gone;
 	uint64_t deadline; /* ms: dropped then */
@@ -53,7 +58,6 @@ struct control_client {
 struct control_row {
 	enum control_command number;
 	const char *name;
-	uint8_t n_fds;	/* that come with the request: 0 or 1 */
 	bool is_logged; /* it changes something */
 	bool (*run)(struct front *front, struct control_client *client);
 	/* The client left, or the command is over; NULL: nothing is to be undone. */
@@ -70,10 +74,24 @@ void control_event(struct front *front, size_t client, uint32_t events);
 void control_run(struct front *front);
 uint64_t control_deadline(const struct front *front);
 
+/* ---- for the rest of the front ---- */
+
+/* The spawner's answer to front_request_pair(); owns the fds where error is 0. */
+void control_paired(struct front *front, uint16_t client, int error, const int *fds);
+
+/* The client that takes the guest's connections to this port of the host; 0: none. */
+uint32_t control_listener(const struct device *device, uint32_t port);
+/* A pair for a connection to such a port: the client gets one end, the guest's worker one. */
+void control_accepted(struct device *device, uint32_t endpoint, int error, const int *fds);
+
 /* ---- for commands ---- */
 
 /* Say one row. false: no room, or the client is gone; then return false too. */
 bool control_send(struct front *front, struct control_client *client, const Control__Reply *reply);
+
+/* The same with an fd, which stays the caller's. */
+bool control_send_fd(struct front *front, struct control_client *client,
+		     const Control__Reply *reply, int fd);
 
 /* The command fails: negative errno, and one line for the operator. Returns true. */
 bool control_refuse(struct control_client *client, int status, const char *format, ...)
@@ -81,6 +99,14 @@ bool control_refuse(struct control_client *client, int status, const char *forma
 
 /* The VM that the request names; NULL: there is none, and control_refuse() was called. */
 struct device *control_device(struct front *front, struct control_client *client);
+
+/*
+ * Ask for a pair of sockets, one end for the device and one for the client; then
+ * look at has_pair and pair_error. The fds are closed with the command unless they
+ * are taken.
+ */
+void control_request_pair(struct front *front, struct control_client *client,
+			  const struct device *device);
 
 /* Who connected to a socket, or made the listener that it is connected to; 0: unknown. */
 uint32_t control_peer(int socket);
@@ -91,6 +117,9 @@ bool control_kill(struct front *front, struct control_client *client);
 bool control_counters(struct front *front, struct control_client *client);
 bool control_metrics(struct front *front, struct control_client *client);
 void control_forget_query(struct front *front, struct control_client *client);
+/* control_streams.c */
+bool control_connect(struct front *front, struct control_client *client);
+bool control_listen(struct front *front, struct control_client *client);
 /* control_status.c */
 bool control_status(struct front *front, struct control_client *client);
 bool control_show(struct front *front, struct control_client *client);

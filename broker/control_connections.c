@@ -34,6 +34,11 @@ static bool wait(struct front *front, struct control_client *client)
 	return false;
 }
 
+static uint32_t program_of(const struct endpoint *endpoint)
+{
+	return endpoint->pid != 0 ? endpoint->pid : control_peer(endpoint->fd);
+}
+
 static bool say_connection(struct front *front, struct control_client *client,
 			   struct device *device, const struct query_connection *told)
 {
@@ -48,8 +53,7 @@ static bool say_connection(struct front *front, struct control_client *client,
 		connection.number = endpoint_number(device, told->endpoint);
 		connection.peer_cid = endpoint->cid;
 		/* Between guests there is no program. */
-		connection.pid =
-			endpoint->cid == ENDPOINT_HOST_CID ? control_peer(endpoint->fd) : 0;
+		connection.pid = endpoint->cid == ENDPOINT_HOST_CID ? program_of(endpoint) : 0;
 	}
 	connection.state = told->state;
 	connection.is_from_host = told->is_from_host;

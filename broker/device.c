@@ -8,6 +8,7 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
+#include "broker/control.h"
 #include "broker/disposal.h"
 #include "broker/front.h"
 #include "broker/log.h"
@@ -405,7 +406,7 @@ bool device_is_running(const struct device *device)
  * it has no driver. In between - its rings are stopped, or its worker is being
  * replaced - they wait in the backlog and lose nothing.
  */
-static bool listens_to_host(const struct device *device)
+bool device_listens_to_host(const struct device *device)
 {
 	if (device->front->now < device->accept_at || restore_holds(device))
 		return false;
@@ -528,8 +529,8 @@ void device_update(struct device *device)
 	sync_quarantine(device);
 	siblings_update(device);
 	device_tell_endpoints(device);
-	listen_to(device, device->host_listener, FRONT_EVENT_HOST_LISTENER, listens_to_host(device),
-		  &device->listens_to_host);
+	listen_to(device, device->host_listener, FRONT_EVENT_HOST_LISTENER,
+		  device_listens_to_host(device), &device->listens_to_host);
 	/* One front-end a device: the next one waits in the backlog. */
 	listen_to(device, device->listener, FRONT_EVENT_LISTENER,
 		  !device->has_frontend && device->front->now >= device->accept_at &&
@@ -543,31 +544,40 @@ void device_worker_writable(struct device *device)
 	device_update(device);
 }
 
-static void take_host(struct device *device, int fd)
+const char *device_refuses_host(const struct device *device)
 {
-	const char *reason = NULL;
-	uint32_t index;
-
 	if (!device->has_driver)
-		reason = "the guest has no driver for vsock (yet)";
-	else if (device->has_failed)
-		reason = "the device has failed";
-	index = reason ? ENDPOINT_NONE : endpoints_take(&device->endpoints, ENDPOINT_WAITING);
-	if (index == ENDPOINT_NONE) {
-		close(fd);
-		device_log(device, LOG_WARNING, "host program refused: %s",
-			   reason ? reason : "as many connections as there may be");
-		return;
-	}
+		return "the guest has no driver for vsock (yet)";
+	return device->has_failed ? "the device has failed" : NULL;
+}
+
+struct endpoint *device_take_host(struct device *device, int fd)
+{
+	uint32_t index = endpoints_take(&device->endpoints, ENDPOINT_WAITING);
+
+	if (index == ENDPOINT_NONE)
+		return NULL;
 	device->endpoints.all[index].fd = fd;
 	device->endpoints.all[index].is_accepted = true;
 	endpoints_tell(&device->endpoints, index);
 	device_tell_endpoints(device);
+	return &device->endpoints.all[index];
+}
+
+static void take_host(struct device *device, int fd)
+{
+	const char *reason = device_refuses_host(device);
+
+	if (!reason && device_take_host(device, fd))
+		return;
+	close(fd);
+	device_log(device, LOG_WARNING, "host program refused: %s",
+		   reason ? reason : "as many connections as there may be");
 }
 
 void device_accept_host(struct device *device)
 {
-	for (int i = 0; i < ROUND_ACCEPTS && listens_to_host(device); i++) {
+	for (int i = 0; i < ROUND_ACCEPTS && device_listens_to_host(device); i++) {
 		int fd = accept_socket(device, device->host_listener);
 
 		if (fd < 0)
@@ -602,6 +612,8 @@ static const char *on_connect(struct device *device, const Vsockd__Connect *conn
 	endpoint->port = connect->port;
 	endpoint->guest_port = connect->guest_port;
 	endpoint->has_ports = true;
+	if (endpoint->cid == ENDPOINT_HOST_CID)
+		endpoint->client = control_listener(device, connect->port);
 	if (endpoint->cid == ENDPOINT_HOST_CID)
 		front_request_connect(device->front, device, index);
 	else

@@ -39,6 +39,8 @@ struct endpoint {
 	int fd;		     /* owned; -1: none */
 	uint32_t request;    /* the worker's name for a CONNECTING one */
 	uint32_t cid;	     /* who is at the other end: the host, or a guest */
+	uint32_t client;     /* of the control socket, who has the other end; 0: nobody */
+	uint32_t pid;	     /* of it, for the operator; 0: ask the socket */
 	uint16_t other_device;
 	uint32_t other; /* the other end of a pair, in other_device; ENDPOINT_NONE: cut off */
 	bool has_ports; /* the guest knows of it, by these: */

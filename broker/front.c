@@ -30,6 +30,9 @@
 #define CONNECT_RETRY_MS   10
 #define CONNECT_GIVE_UP_MS 2000
 
+/* In the place of an endpoint: a pair for a client of the control socket. */
+#define TOKEN_OF_CLIENT UINT32_MAX
+
 /* A token names an endpoint of a device, and which life of it. */
 static uint64_t make_token(const struct device *device, uint32_t endpoint)
 {
@@ -92,6 +95,20 @@ void front_request_stop(struct front *front, uint32_t number)
 		front->exit_code = EX_SOFTWARE;
 }
 
+static void choose_request(const struct endpoint *endpoint, struct spawner_request *request)
+{
+	request->kind = SPAWNER_PAIR;
+	request->type = endpoint->type;
+	if (endpoint->client != 0) {
+		request->number = request->device;
+	} else if (endpoint->cid == ENDPOINT_HOST_CID) {
+		request->kind = SPAWNER_CONNECT;
+		request->number = endpoint->port;
+	} else {
+		request->number = endpoint->other_device;
+	}
+}
+
 static void send_connects(struct front *front)
 {
 	while (front->n_connects > 0 && front->n_connects_sent < CONNECTS_SENT_MAX) {
@@ -103,11 +120,7 @@ static void send_connects(struct front *front)
 		};
 
 		if (endpoint) {
-			bool is_to_host = endpoint->cid == ENDPOINT_HOST_CID;
-
-			request.kind = is_to_host ? SPAWNER_CONNECT : SPAWNER_PAIR;
-			request.number = is_to_host ? endpoint->port : endpoint->other_device;
-			request.type = endpoint->type;
+			choose_request(endpoint, &request);
 			if (!send_request(front, &request))
 				return;
 			front->n_connects_sent++;
@@ -128,6 +141,19 @@ void front_request_connect(struct front *front, const struct device *device, uin
 {
 	device->endpoints.all[endpoint].give_up_at = front->now + CONNECT_GIVE_UP_MS;
 	queue_connect(front, make_token(device, endpoint));
+}
+
+bool front_request_pair(struct front *front, const struct device *device, uint16_t client)
+{
+	struct spawner_request request = {
+		.kind = SPAWNER_PAIR,
+		.device = device->index,
+		.number = device->index,
+		.type = 1,
+		.token = (uint64_t)device->index << 48 | (uint64_t)client << 32 | TOKEN_OF_CLIENT,
+	};
+
+	return send_request(front, &request);
 }
 
 static void retry_connect(struct front *front, uint64_t token)
@@ -168,8 +194,18 @@ static void on_connected(struct front *front, const struct spawner_reply *reply,
 
 static void on_paired(struct front *front, const struct spawner_reply *reply, const int *fds)
 {
+	const struct endpoint *endpoint;
+
+	if ((uint32_t)reply->token == TOKEN_OF_CLIENT) {
+		control_paired(front, (uint16_t)(reply->token >> 32), reply->error, fds);
+		return;
+	}
 	front->n_connects_sent--;
-	if (token_endpoint(front, reply->token)) {
+	endpoint = token_endpoint(front, reply->token);
+	if (endpoint && endpoint->client != 0) {
+		control_accepted(token_device(front, reply->token), (uint32_t)reply->token,
+				 reply->error, fds);
+	} else if (endpoint) {
 		siblings_paired(token_device(front, reply->token), (uint32_t)reply->token,
 				reply->error, fds);
 	} else if (reply->error == 0) {

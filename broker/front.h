@@ -226,6 +226,11 @@ int front_watch(struct front *front, int operation, int fd, uint32_t events, enu
 bool front_request_spawn(struct front *front);
 void front_request_stop(struct front *front, uint32_t number);
 void front_request_connect(struct front *front, const struct device *device, uint32_t endpoint);
+/*
+ * A pair of sockets for a device and a client of the control socket, control_paired()
+ * is the answer. false: not now.
+ */
+bool front_request_pair(struct front *front, const struct device *device, uint16_t client);
 
 /* workers.c */
 struct worker *workers_take_spare(struct front *front);
@@ -269,6 +274,13 @@ void device_run_timers(struct device *device);
 /* A line for the log, at most so many a second for one VM. */
 void device_log(struct device *device, int priority, const char *format, ...)
 	__attribute__((format(printf, 3, 4)));
+
+/* Why nobody on the host can connect to its guest, however long it waits; or NULL. */
+const char *device_refuses_host(const struct device *device);
+/* Would a host program be accepted right now? */
+bool device_listens_to_host(const struct device *device);
+/* A connection from the host; NULL when there are as many as there may be. Owns the fd then. */
+struct endpoint *device_take_host(struct device *device, int fd);
 
 /* Dismiss the worker; another one is told everything. */
 void device_replace_worker(struct device *device);

@@ -278,6 +278,13 @@ static int on_pair(const struct spawner *spawner, const struct spawner_request *
 	return step;
 }
 
+static bool may_pair(const struct configuration *configuration, uint32_t one, uint32_t other)
+{
+	if (one == other)
+		return configuration->control.path != NULL;
+	return configuration_shares_group(&configuration->vms[one], &configuration->vms[other]);
+}
+
 /*
  * The front may be in an attacker's hands. It knows what it may say; what it
  * may not say it doesn't say by mistake.
@@ -298,9 +305,7 @@ static bool is_permitted(const struct spawner *spawner, const struct spawner_req
 	case SPAWNER_PAIR:
 		return request->device < configuration->n_vms &&
 		       request->number < configuration->n_vms &&
-		       request->device != request->number &&
-		       configuration_shares_group(&configuration->vms[request->device],
-						  &configuration->vms[request->number]) &&
+		       may_pair(configuration, request->device, request->number) &&
 		       (request->type == TYPE_STREAM || request->type == TYPE_SEQPACKET);
 	default:
 		return false;

@@ -113,13 +113,13 @@ static int fail_lost(const struct client *client)
 			client->path);
 }
 
-int client_send(const struct client *client, const Control__Request *request, int fd)
+int client_send(const struct client *client, const Control__Request *request)
 {
 	struct pollfd poll_fd = {.fd = client->socket, .events = POLLOUT};
 	struct channel_packet packet;
 	int r;
 
-	control_encode_request(request, fd, &packet);
+	control_encode_request(request, -1, &packet);
 	while ((r = channel_send(client->socket, &packet)) == CHANNEL_E_AGAIN)
 		(void)poll(&poll_fd, 1, -1);
 	/* It may have said why before it closed: that is read. */
@@ -133,6 +133,8 @@ static int exit_code(int32_t status)
 	switch (-status) {
 	case ENOENT:
 		return EX_DATAERR;
+	case EADDRINUSE:
+		return EX_UNAVAILABLE;
 	case EPROTONOSUPPORT:
 	case ENOSYS:
 		return EX_PROTOCOL;
@@ -147,7 +149,7 @@ static int exit_code(int32_t status)
 	}
 }
 
-int client_receive(const struct client *client, const Control__Reply **ret_reply)
+int client_receive_fd(const struct client *client, const Control__Reply **ret_reply, int *ret_fd)
 {
 	struct pollfd poll_fd = {.fd = client->socket, .events = POLLIN};
 	struct channel_packet packet;
@@ -158,9 +160,9 @@ int client_receive(const struct client *client, const Control__Reply **ret_reply
 		(void)poll(&poll_fd, 1, -1);
 	if (r != 0)
 		return -fail_lost(client);
-	if (packet.fd >= 0)
-		close(packet.fd);
 	reply = control_decode_reply(&packet);
+	if (packet.fd >= 0 && (!reply || reply->body_case == CONTROL__REPLY__BODY_END))
+		close(packet.fd);
 	if (!reply)
 		return -complain(EX_PROTOCOL,
 				 "control socket \"%.100s\": an answer that this vsockctl does not "
@@ -168,12 +170,22 @@ int client_receive(const struct client *client, const Control__Reply **ret_reply
 				 client->path);
 	if (reply->body_case != CONTROL__REPLY__BODY_END) {
 		*ret_reply = reply;
+		*ret_fd = packet.fd;
 		return 1;
 	}
 	if (reply->end->status == 0)
 		return 0;
 	return -complain(exit_code(reply->end->status), "%s",
 			 reply->end->text[0] ? reply->end->text : strerror(-reply->end->status));
+}
+
+int client_receive(const struct client *client, const Control__Reply **ret_reply)
+{
+	int fd = -1, r = client_receive_fd(client, ret_reply, &fd);
+
+	if (r == 1 && fd >= 0)
+		close(fd);
+	return r;
 }
 
 int client_ask(const char *path, const Control__Request *request,
@@ -185,7 +197,7 @@ int client_ask(const char *path, const Control__Request *request,
 
 	if (r != 0)
 		return r;
-	r = client_send(&client, request, -1);
+	r = client_send(&client, request);
 	if (r == 0)
 		while ((r = client_receive(&client, &reply)) == 1)
 			if (take)

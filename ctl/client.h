@@ -25,8 +25,8 @@ void client_close(struct client *client);
 /* A request of this command about this VM (0: none, or all). */
 Control__Request client_request(enum control_command command, uint64_t cid);
 
-/* Send it, with an fd unless that is -1; the fd stays the caller's. 0 or an exit code. */
-int client_send(const struct client *client, const Control__Request *request, int fd);
+/* 0 or an exit code. */
+int client_send(const struct client *client, const Control__Request *request);
 
 /*
  * All of it: open, send, hand each row to the function (NULL: there are none),
@@ -40,3 +40,5 @@ int client_ask(const char *path, const Control__Request *request,
  * minus an exit code, said on stderr.
  */
 int client_receive(const struct client *client, const Control__Reply **ret_reply);
+/* The same with the fd that came along, the caller's then; -1: none. */
+int client_receive_fd(const struct client *client, const Control__Reply **ret_reply, int *ret_fd);

@@ -2,6 +2,7 @@
 #include "ctl/command.h"
 
 #include <inttypes.h>
+#include <limits.h>
 #include <string.h>
 #include <sysexits.h>
 
@@ -13,6 +14,10 @@ const struct command commands[] = {
 	{"connections", "[CID]", 0, 1, true, "connections, of one VM or of all", connections_run},
 	{"kill", "ID", 1, 1, false, "end a connection at once", kill_run},
 	{"top", "[SECONDS]", 0, 1, true, "what is moved, live in a terminal", top_run},
+	{"connect", "CID PORT", 2, 2, false, "stdin and stdout to a port of the guest",
+	 connect_run},
+	{"listen", "CID PORT -- COMMAND...", 3, INT_MAX, false,
+	 "run a command for each connection of the guest", listen_run},
 	{"metrics", "", 0, 0, false, "print OpenMetrics", metrics_run},
 };
 const size_t n_commands = sizeof(commands) / sizeof(commands[0]);

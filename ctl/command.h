@@ -41,6 +41,9 @@ int connections_run(const struct context *context);
 int kill_run(const struct context *context);
 /* metrics.c */
 int metrics_run(const struct context *context);
+/* stream.c */
+int connect_run(const struct context *context);
+int listen_run(const struct context *context);
 /* top.c */
 int top_run(const struct context *context);
 /* show.c */

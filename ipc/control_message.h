@@ -27,6 +27,8 @@ enum control_command {
 	CONTROL_KILL,	     /* end a connection */
 	CONTROL_COUNTERS,    /* Counters, of a VM or of all, some for each */
 	CONTROL_METRICS,     /* Text: OpenMetrics */
+	CONTROL_CONNECT,     /* Stream */
+	CONTROL_LISTEN,	     /* Stream for each; no End before the client leaves */
 };
 
 enum control_vm_state {

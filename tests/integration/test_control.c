@@ -59,6 +59,14 @@ static void expect_complaint(const char *text)
 	assert_ptr_equal(strchr(tool.complaint, '\n'), tool.complaint + strlen(tool.complaint) - 1);
 }
 
+/* Any command, beside the one that runs: vsockd has heard of what was before. */
+static int run_other(struct setup *setup)
+{
+	static struct tool other;
+
+	return tool_run(&other, setup, (const char *const[]){"status", NULL});
+}
+
 /* ---- status ---- */
 
 static void test_status_has_a_line_for_each_vm(void **state)
@@ -256,6 +264,136 @@ static void test_a_connection_is_ended_by_its_id_and_no_other(void **state)
 	setup_end_stream(setup, 0, &streams[1]);
 }
 
+/* ---- connect, listen ---- */
+
+static void start(struct setup *setup, const char *const *arguments)
+{
+	tool_start(&tool, daemon_path(&setup->daemon, TOOL_CONTROL), arguments);
+}
+
+static void wait_guest_bytes(struct guest_connection *connection, uint64_t n)
+{
+	while (connection->n_received < n)
+		assert_true(guest_poll(connection->guest, LIMIT) > 0);
+}
+
+static void test_connect_is_a_stream_and_each_half_ends_by_itself(void **state)
+{
+	struct setup *setup = *state;
+	struct guest *guest = setup_guest(setup, 0, (struct guest_options){0});
+	struct guest_connection *connection;
+	char own[48];
+
+	assert_int_equal(guest_listen(guest, 22), 0);
+	start(setup, (const char *const[]){"connect", "3", "22", NULL});
+	connection = guest_accept_wait(guest, 22, LIMIT);
+	assert_non_null(connection);
+	assert_int_equal(guest_send_all(connection, "welcome\n", 8, LIMIT), 0);
+	tool_wait_text(&tool, "welcome\n");
+	assert_int_equal(write(tool.input, "hello\n", 6), 6);
+	wait_guest_bytes(connection, 6);
+	close(tool.input);
+	tool.input = -1;
+	while (!(connection->peer_shutdown & PACKET_SHUTDOWN_SEND))
+		assert_true(guest_poll(guest, LIMIT) > 0);
+	/* The way back is still open. */
+	assert_int_equal(guest_send_all(connection, "bye\n", 4, LIMIT), 0);
+	tool_wait_text(&tool, "bye\n");
+	assert_int_equal(guest_finish(connection, LIMIT), 0);
+	assert_int_equal(tool_end(&tool), 0);
+	assert_string_equal(tool.text, "welcome\nbye\n");
+
+	/* And it is listed as whose it is. */
+	start(setup, (const char *const[]){"connect", "3", "22", NULL});
+	connection = guest_accept_wait(guest, 22, LIMIT);
+	snprintf(own, sizeof(own), "\"peer_pid\": %d", tool.pid);
+	{
+		static struct tool other;
+
+		assert_int_equal(tool_run(&other, setup,
+					  (const char *const[]){"--json", "connections", NULL}),
+				 0);
+		assert_non_null(strstr(other.text, own));
+	}
+	assert_int_equal(guest_shutdown(connection, PACKET_SHUTDOWN_SEND), 0);
+	/* The guest's half alone does not end it either. */
+	assert_int_equal(write(tool.input, "on", 2), 2);
+	wait_guest_bytes(connection, 2);
+	assert_int_equal(guest_finish(connection, LIMIT), 0);
+	assert_int_equal(tool_end(&tool), 0);
+}
+
+static void test_connect_says_why_it_cannot(void **state)
+{
+	struct setup *setup = *state;
+	const char *const arguments[] = {"connect", "3", "23", NULL};
+	struct guest *guest;
+
+	assert_int_equal(tool_run(&tool, setup, arguments), UNAVAILABLE);
+	expect_complaint("VM 3: the guest has no driver for vsock (yet)");
+	guest = setup_guest(setup, 0, (struct guest_options){0});
+	start(setup, arguments);
+	while (!daemon_log_has(&setup->daemon, "handshake failed"))
+		assert_true(guest_poll(guest, 100) >= 0);
+	assert_int_equal(tool_end(&tool), UNAVAILABLE);
+	expect_complaint("VM 3 refused port 23");
+	assert_int_equal(run(setup, "connect", "3"), USAGE);
+	assert_int_equal(
+		tool_run(&tool, setup, (const char *const[]){"connect", "3", "4294967296", NULL}),
+		DATAERR);
+}
+
+static void test_connect_waits_while_the_guest_is_stopped(void **state)
+{
+	struct setup *setup = *state;
+	struct guest *guest = setup_guest(setup, 0, (struct guest_options){0});
+	struct guest_connection *connection;
+
+	assert_int_equal(guest_listen(guest, 22), 0);
+	assert_int_equal(guest_stop(guest), 0);
+	start(setup, (const char *const[]){"connect", "3", "22", NULL});
+	assert_int_equal(daemon_wait_log(&setup->daemon, ": connect", LIMIT), 0);
+	assert_int_equal(run_other(setup), 0);
+	assert_int_equal(guest_resume(guest), 0);
+	connection = guest_accept_wait(guest, 22, LIMIT);
+	assert_non_null(connection);
+	assert_int_equal(guest_finish(connection, LIMIT), 0);
+	assert_int_equal(tool_end(&tool), 0);
+}
+
+static void test_listen_runs_a_command_for_each_connection(void **state)
+{
+	struct setup *setup = *state;
+	struct guest *guest = setup_guest(setup, 0, (struct guest_options){0});
+	struct guest_connection *connections[2];
+	static struct tool second;
+	char text[16] = "";
+
+	start(setup, (const char *const[]){"listen", "3", "700", "--", "sh", "-c",
+					   "read line; echo got $line", NULL});
+	assert_int_equal(daemon_wait_log(&setup->daemon, ": listen", LIMIT), 0);
+	assert_int_equal(
+		tool_run(&second, setup, (const char *const[]){"listen", "3", "700", "true", NULL}),
+		UNAVAILABLE);
+	assert_non_null(strstr(second.complaint, "somebody else listens to port 700"));
+	for (size_t i = 0; i < 2; i++) {
+		connections[i] = guest_connect_wait(guest, PACKET_HOST_CID, 700, LIMIT);
+		assert_non_null(connections[i]);
+	}
+	for (size_t i = 0; i < 2; i++) {
+		assert_int_equal(guest_send_all(connections[i], i ? "b\n" : "a\n", 2, LIMIT), 0);
+		assert_int_equal(guest_receive_all(connections[i], text, sizeof(text), LIMIT), 6);
+		assert_memory_equal(text, i ? "got b\n" : "got a\n", 6);
+		assert_int_equal(guest_finish(connections[i], LIMIT), 0);
+	}
+	/* Nobody listens any more once it has gone. */
+	kill(tool.pid, SIGTERM);
+	assert_int_equal(tool_end(&tool), 128 + SIGTERM);
+	while (run_other(setup) != 0)
+		;
+	assert_null(guest_connect_wait(guest, PACKET_HOST_CID, 700, LIMIT));
+}
+
 /* ---- counters ---- */
 
 static void test_metrics_count_what_went_through_over_the_lives_of_workers(void **state)
@@ -410,6 +548,10 @@ int main(void)
 		WITH_ONE(test_connections_are_listed_with_what_they_carried),
 		WITH_ONE(test_all_of_many_connections_are_listed),
 		WITH_ONE(test_a_connection_is_ended_by_its_id_and_no_other),
+		WITH_ONE(test_connect_is_a_stream_and_each_half_ends_by_itself),
+		WITH_ONE(test_connect_says_why_it_cannot),
+		WITH_ONE(test_connect_waits_while_the_guest_is_stopped),
+		WITH_ONE(test_listen_runs_a_command_for_each_connection),
 		WITH_TWO(test_metrics_count_what_went_through_over_the_lives_of_workers),
 		WITH_ONE(test_top_prints_once_into_a_pipe),
 		WITH_ONE(test_who_may_not_write_to_the_socket_is_told_who_may),

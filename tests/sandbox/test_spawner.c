@@ -404,7 +404,7 @@ static void test_whatever_is_not_permitted_ends_everything(void **state)
 		{.kind = SPAWNER_CONNECT, .type = 3},
 		{.kind = SPAWNER_PAIR, .number = 1, .type = 0},
 		{.kind = SPAWNER_PAIR, .number = 1, .type = 3},
-		{.kind = SPAWNER_PAIR, .number = 0, .type = STREAM}, /* itself */
+		{.kind = SPAWNER_PAIR, .number = 0, .type = STREAM}, /* itself, and no control socket */
 		{.kind = SPAWNER_PAIR, .number = 2, .type = STREAM}, /* of other groups */
 		{.kind = SPAWNER_PAIR, .device = 2, .number = 1, .type = STREAM},
 		{.kind = SPAWNER_PAIR, .number = N_VMS, .type = STREAM},
