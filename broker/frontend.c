@@ -13,12 +13,15 @@
 
 #define HEADER_SIZE sizeof(struct vhost_user_header)
 
+/* SCM_MAX_FD: more fds no message of a unix socket has. */
+#define FDS_SENT_MAX 253
+
 /*
- * Room for exactly the fds that a message may have: an even number, so the kernel
- * cannot slip one more into alignment padding. Those beyond come as MSG_CTRUNC.
+ * Room for every fd, also where none may come: what finds no room the kernel closes
+ * here and now, and a close can wait, see disposal.h.
  */
 union control {
-	char bytes[CMSG_SPACE(sizeof(int) * VHOST_USER_FDS_MAX)];
+	char bytes[CMSG_SPACE(sizeof(int) * FDS_SENT_MAX)];
 	struct cmsghdr alignment;
 };
 
@@ -46,10 +49,11 @@ __attribute__((format(printf, 2, 3))) static int broken(struct frontend *fronten
 	return FRONTEND_E_BROKEN;
 }
 
-static void take_fds(struct frontend *frontend, struct msghdr *msg)
+/* Those that a message may have; returns how many others there were. */
+static size_t take_fds(struct frontend *frontend, struct msghdr *msg, size_t n_max)
 {
 	struct cmsghdr *cmsg;
-	size_t n;
+	size_t n, n_others = 0;
 	int fd;
 
 	for (cmsg = CMSG_FIRSTHDR(msg); cmsg; cmsg = CMSG_NXTHDR(msg, cmsg)) {
@@ -58,12 +62,15 @@ static void take_fds(struct frontend *frontend, struct msghdr *msg)
 		n = (cmsg->cmsg_len - CMSG_LEN(0)) / sizeof(fd);
 		for (size_t i = 0; i < n; i++) {
 			memcpy(&fd, CMSG_DATA(cmsg) + i * sizeof(fd), sizeof(fd));
-			if (frontend->n_fds < VHOST_USER_FDS_MAX)
+			if (frontend->n_fds < n_max) {
 				frontend->fds[frontend->n_fds++] = fd;
-			else
-				disposal_close(fd);
+				continue;
+			}
+			disposal_close(fd);
+			n_others++;
 		}
 	}
+	return n_others;
 }
 
 /* How many bytes to ask for next; 0: the message is complete. */
@@ -98,13 +105,13 @@ static int receive_part(struct frontend *frontend, size_t len)
 				: frontend->message.payload + frontend->received - HEADER_SIZE;
 	union control control;
 	struct iovec iov = {.iov_base = part, .iov_len = len};
-	/* No room for fds later on: the kernel discards them and reports MSG_CTRUNC. */
 	struct msghdr msg = {
 		.msg_iov = &iov,
 		.msg_iovlen = 1,
-		.msg_control = is_first ? control.bytes : NULL,
-		.msg_controllen = is_first ? sizeof(control.bytes) : 0,
+		.msg_control = control.bytes,
+		.msg_controllen = sizeof(control.bytes),
 	};
+	size_t n_others;
 	ssize_t n;
 
 	do
@@ -113,12 +120,11 @@ static int receive_part(struct frontend *frontend, size_t len)
 	if (n < 0)
 		return receive_failed(errno);
 
-	if (is_first)
-		take_fds(frontend, &msg);
-	if (msg.msg_flags & MSG_CTRUNC && is_first)
+	n_others = take_fds(frontend, &msg, is_first ? VHOST_USER_FDS_MAX : frontend->n_fds);
+	if ((n_others > 0 || msg.msg_flags & MSG_CTRUNC) && is_first)
 		return broken(frontend, "more than %d fds, or no room for them in this process",
 			      VHOST_USER_FDS_MAX);
-	if (msg.msg_flags & MSG_CTRUNC)
+	if (n_others > 0 || msg.msg_flags & MSG_CTRUNC)
 		return broken(frontend, "fds came with byte %zu or later of a message",
 			      frontend->received);
 	if (n == 0 && is_first)
@@ -233,10 +239,36 @@ const char *frontend_reason(const struct frontend *frontend)
 	return frontend->reason;
 }
 
+/*
+ * A socket that is closed takes with it what lies in its queue, and waits for that to
+ * be closed. So first nothing more is let in, and then it is emptied.
+ */
+static void close_socket(struct frontend *frontend)
+{
+	ssize_t n;
+
+	shutdown(frontend->socket, SHUT_RDWR);
+	do {
+		union control control;
+		struct iovec iov = {frontend->message.payload, sizeof(frontend->message.payload)};
+		struct msghdr msg = {
+			.msg_iov = &iov,
+			.msg_iovlen = 1,
+			.msg_control = control.bytes,
+			.msg_controllen = sizeof(control.bytes),
+		};
+
+		n = recvmsg(frontend->socket, &msg, MSG_CMSG_CLOEXEC | MSG_DONTWAIT);
+		if (n > 0)
+			take_fds(frontend, &msg, 0);
+	} while (n > 0 || (n < 0 && errno == EINTR));
+	close(frontend->socket);
+}
+
 void frontend_end(struct frontend *frontend)
 {
 	drop_fds(frontend);
 	if (frontend->socket >= 0)
-		close(frontend->socket);
+		close_socket(frontend);
 	frontend_init(frontend, -1);
 }
