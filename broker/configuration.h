@@ -26,6 +26,11 @@
 /* Of "FILE:LINE: ", which complaints begin with; empty for what no file said. */
 #define CONFIGURATION_ORIGIN_SIZE 128
 
+/* --offer: protocol features that no VMM gets unless it is known to keep to them. */
+enum {
+	CONFIGURATION_OFFER_IN_BAND = 1 << 0, /* inband-notifications */
+};
+
 enum configuration_action {
 	CONFIGURATION_RUN,
 	CONFIGURATION_HELP,
@@ -48,6 +53,7 @@ struct vm_configuration {
 	uint32_t queue_size;	 /* accepted for compatibility; any ring up to 32768 works */
 	uint32_t max_connections;
 	uint32_t max_handshakes;
+	uint32_t offers; /* CONFIGURATION_OFFER_... */
 };
 
 /* A unix socket of vsockd itself, not of a VM. */

@@ -42,6 +42,7 @@ enum key {
 	KEY_GROUPS,
 	KEY_MAX_CONNECTIONS,
 	KEY_MAX_HANDSHAKES,
+	KEY_OFFER,
 	N_VM_KEYS, /* the keys of --vm end here */
 	KEY_FD = N_VM_KEYS,
 	N_SINGLE_VM_KEYS,

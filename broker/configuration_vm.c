@@ -174,6 +174,36 @@ bool configuration_shares_group(const struct vm_configuration *first,
 	return false;
 }
 
+static int read_offers(const struct vm_arguments *arguments, uint32_t *ret_offers,
+		       struct configuration_error *ret_error)
+{
+	static const struct {
+		const char *name;
+		uint32_t offer;
+	} offers[] = {
+		{"inband-notifications", CONFIGURATION_OFFER_IN_BAND},
+	};
+	const char *text = arguments->values[KEY_OFFER];
+	uint32_t result = 0;
+
+	for (const char *name = text; name;) {
+		size_t len = strcspn(name, "+"), i = 0;
+
+		while (i < sizeof(offers) / sizeof(offers[0]) &&
+		       (strlen(offers[i].name) != len || strncmp(offers[i].name, name, len) != 0))
+			i++;
+		if (i == sizeof(offers) / sizeof(offers[0]))
+			return configuration_fail(ret_error, EX_USAGE,
+						  "%soffer " QUOTED
+						  ": unknown; give inband-notifications",
+						  arguments->where, text);
+		result |= offers[i].offer;
+		name = name[len] ? name + len + 1 : NULL;
+	}
+	*ret_offers = result;
+	return 0;
+}
+
 int configuration_read_vm(struct vm_arguments *arguments, struct vm_configuration *vm,
 			  struct configuration_error *ret_error)
 {
@@ -222,6 +252,9 @@ int configuration_read_vm(struct vm_arguments *arguments, struct vm_configuratio
 			return r;
 		*numbers[i].ret = (uint32_t)number; /* the maxima are below 2^32 */
 	}
+	r = read_offers(arguments, &vm->offers, ret_error);
+	if (r)
+		return r;
 	return read_groups(arguments, vm, ret_error);
 }
 
@@ -254,7 +287,7 @@ static int read_vm_item(char *item, struct vm_arguments *arguments,
 		ret_error, EX_USAGE,
 		"%sunknown key " QUOTED "; known are guest-cid, socket, uds-path, each of the "
 		"two with -mode, -owner and -group, tx-buffer-size, queue-size, groups, "
-		"max-connections and max-handshakes",
+		"max-connections, max-handshakes and offer",
 		arguments->where, item);
 }
 

@@ -69,11 +69,20 @@ void device_log(struct device *device, int priority, const char *format, ...)
 	log_event(priority, cid, "%s", text);
 }
 
+static uint64_t protocol_features(const struct device *device)
+{
+	uint32_t offers = device->configuration->offers;
+
+	return SESSION_PROTOCOL_FEATURES |
+	       (offers & CONFIGURATION_OFFER_IN_BAND ? SESSION_PROTOCOL_FEATURES_IN_BAND : 0);
+}
+
 static void open_session(struct device *device, int socket)
 {
 	frontend_init(&device->frontend, socket);
 	session_init(&device->session, device->configuration->guest_cid, SESSION_FEATURES,
-		     SESSION_PROTOCOL_FEATURES, &sync_operations, device);
+		     protocol_features(device), &sync_operations, device);
+	notify_begin(device);
 	device->has_frontend = true;
 	device->frontend_since = device->front->now;
 	device->has_more = true;
@@ -95,6 +104,8 @@ bool device_init(struct device *device, struct front *front, uint32_t index,
 		.host_listener = setup->host_listeners[index],
 		.log_tokens = LOG_TOKENS,
 		.restore = {.result = -ENODATA},
+		.notify = {.fd = -1},
+		.discarded = -1,
 		.listens_to_host = true,
 		.listens_to_frontend = true,
 	};
@@ -179,6 +190,7 @@ static void close_session(struct device *device, const char *why)
 	device->has_hung_up = false;
 	device->n_deaths = 0;
 	device->assign_at = 0;
+	notify_end(device);
 	device->sync = (struct sync){0};
 	device->told_quarantine = false;
 	device->had_event_ring = false;
@@ -204,6 +216,7 @@ static void fail(struct device *device)
 		   "device failed: its worker died %" PRIu32
 		   " times in a row; restart the guest to try again",
 		   device->n_deaths);
+	notify_failed(device);
 	sync_fail(device);
 	device_update(device);
 }
@@ -390,9 +403,16 @@ void device_frontend_event(struct device *device, uint32_t events)
 bool device_rings_run(const struct device *device)
 {
 	const struct session_ring *rings = device->session.rings;
+	/*
+	 * With in-band kicks the driver's first packet starts ring 1. A host program that
+	 * asks before may well be the reason for it.
+	 */
+	bool is_tx_up =
+		rings[1].is_started || (session_is_in_band(&device->session, 1, SESSION_KICK) &&
+					rings[1].num > 0 && rings[1].has_addresses);
 
-	return device->has_frontend && rings[0].is_started && rings[0].is_enabled &&
-	       rings[1].is_started && rings[1].is_enabled;
+	return device->has_frontend && rings[0].is_started && rings[0].is_enabled && is_tx_up &&
+	       rings[1].is_enabled;
 }
 
 bool device_is_running(const struct device *device)
@@ -527,6 +547,7 @@ void device_update(struct device *device)
 		device->has_driver = true;
 	restore_update(device, device_rings_run(device) && device->worker && sync_is_idle(device));
 	sync_quarantine(device);
+	notify_discard(device);
 	siblings_update(device);
 	device_tell_endpoints(device);
 	listen_to(device, device->host_listener, FRONT_EVENT_HOST_LISTENER,
@@ -744,6 +765,8 @@ const char *device_message(struct device *device, const Vsockd__Envelope *envelo
 		return query_connection_told(device, envelope->connection_info);
 	case VSOCKD__ENVELOPE__BODY_CONNECTIONS_END:
 		return query_connections_ended(device, envelope->connections_end);
+	case VSOCKD__ENVELOPE__BODY_NOTIFY:
+		return notify_message(device, envelope->notify);
 	case VSOCKD__ENVELOPE__BODY_STATE_CONNECTION:
 		return restore_state_connection(device, envelope->state_connection);
 	case VSOCKD__ENVELOPE__BODY_STATE_INFO:

@@ -346,6 +346,9 @@ static void on_event(struct front *front, uint64_t tag, uint32_t events)
 	case FRONT_EVENT_CONTROL:
 		control_event(front, index, events);
 		return;
+	case FRONT_EVENT_NOTIFY:
+		notify_flush(&front->devices[index]);
+		return;
 	}
 }
 

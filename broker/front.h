@@ -15,6 +15,7 @@
  *   query.c    what workers are asked (query.h)
  *   control.c  the control socket (control.h)
  *   siblings.c connections between guests
+ *   notify.c   in-band notifications to a front-end
  */
 
 #include <stdbool.h>
@@ -67,6 +68,7 @@ enum step_kind {
 	STEP_RING_ENABLE,
 	STEP_RING_START,
 	STEP_RING_STOP,
+	STEP_RING_KICK,
 	STEP_RING_LOG,
 	STEP_LOG_SET,
 	STEP_LOG_FD,
@@ -129,6 +131,12 @@ struct restore {
 	uint32_t flags; /* STATE_FLAG_... */
 };
 
+/* In-band notifications of the session, see notify.c. */
+struct notify {
+	int fd;			/* of SET_BACKEND_REQ_FD, owned; -1: none */
+	uint32_t calls, errors; /* that are due, a bit for each ring */
+};
+
 struct device {
 	struct front *front;
 	const struct vm_configuration *configuration;
@@ -150,6 +158,8 @@ struct device {
 	struct sync sync;
 	struct endpoints endpoints;
 	struct restore restore;
+	struct notify notify;
+	int discarded; /* a former notify.fd that waits for a worker; -1: none */
 	bool told_quarantine;		 /* what the worker knows */
 	bool had_event_ring;		 /* ring 2 was started in this session */
 	bool was_running[SESSION_RINGS]; /* a worker has started the ring */
@@ -217,6 +227,7 @@ enum front_event {
 	FRONT_EVENT_WORKER,	   /* worker */
 	FRONT_EVENT_CONTROL_LISTENER,
 	FRONT_EVENT_CONTROL, /* client */
+	FRONT_EVENT_NOTIFY,  /* device: the back-end channel has room */
 };
 
 int front_watch(struct front *front, int operation, int fd, uint32_t events, enum front_event event,
@@ -326,6 +337,25 @@ void restore_config_read(struct device *device);
 void restore_message_seen(struct device *device);
 void restore_update(struct device *device, bool rings_run);
 uint64_t restore_deadline(const struct device *device);
+
+/* notify.c */
+void notify_begin(struct device *device);
+/* Before the worker is dismissed: it closes the socket. */
+void notify_end(struct device *device);
+/* Takes over the fd, a unix socket. */
+void notify_set_socket(struct device *device, int fd);
+/* What is due concerns a driver that is no more. */
+void notify_forget(struct device *device);
+/* A worker is there: it closes what nobody else may. */
+void notify_discard(struct device *device);
+/* Send what is due, as far as there is room. */
+void notify_flush(struct device *device);
+/* Of the worker; the reason when it is not believed, or NULL. */
+const char *notify_message(struct device *device, const Vsockd__Notify *notify);
+/* The device has failed: VRING_ERR for all rings that have no error fd. */
+void notify_failed(struct device *device);
+/* RING_..._IN_BAND of a ring. */
+uint32_t notify_in_band(const struct device *device, uint32_t ring);
 
 /* sync.c */
 /* An operation that no step answers (CHECK_DEVICE_STATE) is done. */

@@ -8,6 +8,7 @@
 #include <stdarg.h>
 #include <stdio.h>
 #include <string.h>
+#include <sys/socket.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
@@ -32,6 +33,14 @@ int session_stat_fd(int fd, struct statx *ret_stat)
 		       STATX_TYPE | STATX_SIZE, ret_stat) < 0
 		       ? -errno
 		       : 0;
+}
+
+bool session_is_unix_socket(int fd)
+{
+	int domain = 0;
+	socklen_t len = sizeof(domain);
+
+	return getsockopt(fd, SOL_SOCKET, SO_DOMAIN, &domain, &len) == 0 && domain == AF_UNIX;
 }
 
 static const char *message_name(const struct session *session)
@@ -140,12 +149,21 @@ static int on_set_protocol_features(struct session *session,
 {
 	uint64_t features = session_payload_u64(incoming);
 	uint64_t unknown = features & ~session->offered_protocol_features;
+	uint64_t in_band = features & VHOST_USER_PROTOCOL_F_INBAND_NOTIFICATIONS;
+	const uint64_t needed = VHOST_USER_PROTOCOL_F_BACKEND_REQ | VHOST_USER_PROTOCOL_F_REPLY_ACK;
 
 	if (!(session->offered_features & VHOST_USER_F_PROTOCOL_FEATURES))
 		return session_refuse(session, "protocol features were not offered");
 	if (unknown)
 		return session_refuse(session, "protocol features 0x%" PRIx64 " were not offered",
 				      unknown);
+	/* "In-band notifications": an error, for which the connection is to be closed. */
+	if (in_band && (features & needed) != needed)
+		return session_refuse(session,
+				      "INBAND_NOTIFICATIONS without BACKEND_REQ and REPLY_ACK");
+	if ((features ^ session->protocol_features) & VHOST_USER_PROTOCOL_F_INBAND_NOTIFICATIONS &&
+	    session_is_any_ring_started(session))
+		return session_refuse(session, "a ring is started");
 	session->protocol_features = features;
 	return 0;
 }
@@ -240,9 +258,11 @@ static int (*const handlers[])(struct session *session, const struct session_inc
 	[VHOST_USER_SET_PROTOCOL_FEATURES] = on_set_protocol_features,
 	[VHOST_USER_GET_QUEUE_NUM] = on_get_queue_num,
 	[VHOST_USER_SET_VRING_ENABLE] = session_on_set_vring_enable,
+	[VHOST_USER_SET_BACKEND_REQ_FD] = session_on_set_backend_req_fd,
 	[VHOST_USER_GET_CONFIG] = on_get_config,
 	[VHOST_USER_SET_CONFIG] = on_set_config,
 	[VHOST_USER_RESET_DEVICE] = on_reset_device,
+	[VHOST_USER_VRING_KICK] = session_on_vring_kick,
 	[VHOST_USER_GET_MAX_MEM_SLOTS] = session_on_get_max_mem_slots,
 	[VHOST_USER_ADD_MEM_REG] = session_on_add_mem_reg,
 	[VHOST_USER_REM_MEM_REG] = session_on_rem_mem_reg,

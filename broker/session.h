@@ -38,6 +38,10 @@
 	 VHOST_USER_PROTOCOL_F_CONFIGURE_MEM_SLOTS | VHOST_USER_PROTOCOL_F_LOG_SHMFD |             \
 	 VHOST_USER_PROTOCOL_F_DEVICE_STATE)
 
+/* What --offer inband-notifications adds: the one needs the other, and REPLY_ACK. */
+#define SESSION_PROTOCOL_FEATURES_IN_BAND                                                          \
+	(VHOST_USER_PROTOCOL_F_BACKEND_REQ | VHOST_USER_PROTOCOL_F_INBAND_NOTIFICATIONS)
+
 enum {
 	SESSION_E_PENDING = 1, /* session_complete() will be called */
 	SESSION_E_CLOSE = 2,   /* close the session; session_reason() says why */
@@ -70,6 +74,7 @@ struct session_ring {
 	uint64_t log_address;	    /* guest address */
 	uint32_t base;		    /* where to go on: as set, or as last returned */
 	int fds[SESSION_RING_FDS];  /* owned by the session; -1: polled or not given */
+	bool is_polled[SESSION_RING_FDS]; /* the front-end said that there is no fd */
 };
 
 /* The dirty log of a migration. */
@@ -133,6 +138,8 @@ struct session_operations {
 	int (*region_removed)(void *context, const struct session_region *region);
 	/* Also when a started ring got a new kick fd. */
 	int (*ring_started)(void *context, uint32_t ring);
+	/* VRING_KICK of a started ring. */
+	int (*ring_kicked)(void *context, uint32_t ring);
 	/* Completed with the base: the next avail index, which is the reply. */
 	int (*ring_stopped)(void *context, uint32_t ring);
 	/* is_enabled changed, of a stopped ring too. */
@@ -153,6 +160,8 @@ struct session_operations {
 	int (*state_transfer)(void *context, bool is_load);
 	/* CHECK_DEVICE_STATE: done when the transfer is; its status is the answer. */
 	int (*state_check)(void *context);
+	/* SET_BACKEND_REQ_FD: a connected unix socket, from now on the device's. */
+	void (*backend_fd_set)(void *context, int fd);
 	/* GET_CONFIG that covered the CID's last byte. */
 	void (*config_read)(void *context);
 };
@@ -169,6 +178,12 @@ void session_init(struct session *session, uint64_t guest_cid, uint64_t offered_
  */
 int session_handle(struct session *session, const struct vhost_user_message *message, int *fds,
 		   size_t n_fds);
+
+/*
+ * Without an fd, and without having been told to poll: the front-end notifies, or
+ * is notified, by a message. Only where INBAND_NOTIFICATIONS was negotiated.
+ */
+bool session_is_in_band(const struct session *session, uint32_t ring, enum session_ring_fd which);
 
 /*
  * The operation that was pending is done: status 0 or negative errno, value as

@@ -36,6 +36,10 @@ int session_call(struct session *session, int (*operation)(void *context));
 int session_call_ring(struct session *session, int (*operation)(void *context, uint32_t ring),
 		      uint32_t ring);
 
+bool session_is_any_ring_started(const struct session *session);
+/* Asked of the kernel alone: is it a unix socket? */
+bool session_is_unix_socket(int fd);
+
 uint64_t session_payload_u64(const struct session_incoming *incoming);
 int session_take_fd(int *fd);
 
@@ -68,4 +72,6 @@ int session_on_get_vring_base(struct session *session, const struct session_inco
 int session_on_set_vring_kick(struct session *session, const struct session_incoming *incoming);
 int session_on_set_vring_call(struct session *session, const struct session_incoming *incoming);
 int session_on_set_vring_err(struct session *session, const struct session_incoming *incoming);
+int session_on_vring_kick(struct session *session, const struct session_incoming *incoming);
+int session_on_set_backend_req_fd(struct session *session, const struct session_incoming *incoming);
 int session_on_set_vring_enable(struct session *session, const struct session_incoming *incoming);

@@ -4,7 +4,6 @@
 #include <fcntl.h>
 #include <inttypes.h>
 #include <string.h>
-#include <sys/socket.h>
 #include <sys/stat.h>
 
 #include "broker/session_internal.h"
@@ -54,22 +53,6 @@ int session_on_set_log_fd(struct session *session, const struct session_incoming
 	return session_call(session, session->operations->log_fd_set);
 }
 
-static bool is_any_ring_started(const struct session *session)
-{
-	for (size_t i = 0; i < SESSION_RINGS; i++)
-		if (session->rings[i].is_started)
-			return true;
-	return false;
-}
-
-static bool is_unix_socket(int fd)
-{
-	int domain = 0;
-	socklen_t len = sizeof(domain);
-
-	return getsockopt(fd, SOL_SOCKET, SO_DOMAIN, &domain, &len) == 0 && domain == AF_UNIX;
-}
-
 int session_on_set_device_state_fd(struct session *session, const struct session_incoming *incoming)
 {
 	struct vhost_user_device_state wire;
@@ -79,11 +62,11 @@ int session_on_set_device_state_fd(struct session *session, const struct session
 	if (wire.direction > VHOST_USER_STATE_LOAD || wire.phase != VHOST_USER_STATE_STOPPED)
 		return session_refuse(session, "direction %" PRIu32 ", phase %" PRIu32,
 				      wire.direction, wire.phase);
-	if (is_any_ring_started(session))
+	if (session_is_any_ring_started(session))
 		return session_refuse(session, "a ring is started");
 	/* QEMU and crosvm send a pipe, cloud-hypervisor a unix socket. */
 	if (session_stat_fd(incoming->fds[0], &stat) < 0 ||
-	    (!S_ISFIFO(stat.stx_mode) && !is_unix_socket(incoming->fds[0])))
+	    (!S_ISFIFO(stat.stx_mode) && !session_is_unix_socket(incoming->fds[0])))
 		return session_refuse(session, "the fd is neither a pipe nor a unix socket");
 	if (!session->operations->state_transfer)
 		return session_refuse(session, "there is no state");

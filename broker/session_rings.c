@@ -27,6 +27,20 @@ static int read_state(struct session *session, const struct session_incoming *in
 	return check_ring(session, ret_state->index);
 }
 
+bool session_is_any_ring_started(const struct session *session)
+{
+	for (size_t i = 0; i < SESSION_RINGS; i++)
+		if (session->rings[i].is_started)
+			return true;
+	return false;
+}
+
+bool session_is_in_band(const struct session *session, uint32_t ring, enum session_ring_fd which)
+{
+	return session->protocol_features & VHOST_USER_PROTOCOL_F_INBAND_NOTIFICATIONS &&
+	       session->rings[ring].fds[which] < 0 && !session->rings[ring].is_polled[which];
+}
+
 int session_on_set_vring_num(struct session *session, const struct session_incoming *incoming)
 {
 	struct vhost_user_vring_state state;
@@ -121,6 +135,7 @@ int session_on_get_vring_base(struct session *session, const struct session_inco
 	ring->is_started = false;
 	/* The call fd stays: QEMU starts the ring again before it sends the real one. */
 	ring->fds[SESSION_KICK] = -1;
+	ring->is_polled[SESSION_KICK] = false;
 	return session_call_ring(session, session->operations->ring_stopped, state.index);
 }
 
@@ -146,24 +161,63 @@ static int set_ring_fd(struct session *session, const struct session_incoming *i
 	/* Whether there has to be one was checked with the message. */
 	session->rings[index].fds[which] =
 		incoming->n_fds > 0 ? session_take_fd(&incoming->fds[0]) : -1;
+	session->rings[index].is_polled[which] = incoming->n_fds == 0;
 	*ret_ring = (uint32_t)index;
 	return 0;
 }
 
+static int start_ring(struct session *session, uint32_t index)
+{
+	struct session_ring *ring = &session->rings[index];
+
+	if (ring->num == 0 || !ring->has_addresses)
+		return session_refuse(session, "ring %" PRIu32 " has no size or no addresses",
+				      index);
+	ring->is_started = true;
+	/* "Ring states": nobody could enable it again, after a reset say, so it starts enabled. */
+	if (session->has_features && !(session->features & VHOST_USER_F_PROTOCOL_FEATURES) &&
+	    !ring->is_enabled) {
+		ring->is_enabled = true;
+		session->current.switched_rings = UINT32_C(1) << index;
+	}
+	return session_call_ring(session, session->operations->ring_started, index);
+}
+
 int session_on_set_vring_kick(struct session *session, const struct session_incoming *incoming)
 {
-	struct session_ring *ring;
 	uint32_t index;
 	int status = set_ring_fd(session, incoming, SESSION_KICK, &index);
 
 	if (status < 0)
 		return status;
-	ring = &session->rings[index];
-	if (ring->num == 0 || !ring->has_addresses)
-		return session_refuse(session, "ring %" PRIu32 " has no size or no addresses",
-				      index);
-	ring->is_started = true;
-	return session_call_ring(session, session->operations->ring_started, index);
+	return start_ring(session, index);
+}
+
+/* "VRING_KICK" starts a stopped ring: a start looks at what is there, as a kick does. */
+int session_on_vring_kick(struct session *session, const struct session_incoming *incoming)
+{
+	struct vhost_user_vring_state state;
+	int status = read_state(session, incoming, &state);
+
+	if (status < 0)
+		return status;
+	if (state.num != 0)
+		return session_refuse(session, "ring %" PRIu32 ": %" PRIu32 " where 0 is reserved",
+				      state.index, state.num);
+	if (!session->rings[state.index].is_started)
+		return start_ring(session, state.index);
+	return session_call_ring(session, session->operations->ring_kicked, state.index);
+}
+
+/* May come again: the socket before it is of no more use. */
+int session_on_set_backend_req_fd(struct session *session, const struct session_incoming *incoming)
+{
+	if (!session_is_unix_socket(incoming->fds[0]))
+		return session_refuse(session, "the fd is no unix socket");
+	if (session->operations->backend_fd_set)
+		session->operations->backend_fd_set(session->context,
+						    session_take_fd(&incoming->fds[0]));
+	return 0;
 }
 
 static int set_and_tell(struct session *session, const struct session_incoming *incoming,

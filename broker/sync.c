@@ -267,6 +267,7 @@ static int send_ring_start(struct device *device, uint32_t ring, uint32_t sequen
 	start.from_used_index = device->was_running[ring];
 	start.is_logged = state->is_logged;
 	start.log_address = state->log_address;
+	start.in_band = notify_in_band(device, ring);
 	envelope.body_case = VSOCKD__ENVELOPE__BODY_RING_START;
 	envelope.ring_start = &start;
 	return worker_send(device->front, device->worker, &envelope, state->fds[SESSION_KICK]);
@@ -316,6 +317,18 @@ static int send_ring_stop(struct device *device, uint32_t ring, uint32_t sequenc
 	stop.ring = ring;
 	envelope.body_case = VSOCKD__ENVELOPE__BODY_RING_STOP;
 	envelope.ring_stop = &stop;
+	return worker_send(device->front, device->worker, &envelope, -1);
+}
+
+static int send_ring_kick(struct device *device, uint32_t ring, uint32_t sequence)
+{
+	Vsockd__RingKick kick = VSOCKD__RING_KICK__INIT;
+	Vsockd__Envelope envelope = VSOCKD__ENVELOPE__INIT;
+
+	kick.sequence = sequence;
+	kick.ring = ring;
+	envelope.body_case = VSOCKD__ENVELOPE__BODY_RING_KICK;
+	envelope.ring_kick = &kick;
 	return worker_send(device->front, device->worker, &envelope, -1);
 }
 
@@ -375,6 +388,8 @@ static int send_step(struct device *device, const struct step *step, uint32_t se
 		return send_ring_start(device, step->number, sequence);
 	case STEP_RING_STOP:
 		return send_ring_stop(device, step->number, sequence);
+	case STEP_RING_KICK:
+		return send_ring_kick(device, step->number, sequence);
 	case STEP_RING_LOG:
 		return send_ring_log(device, step->number, sequence);
 	case STEP_LOG_SET:
@@ -571,6 +586,16 @@ static int on_ring_stopped(void *context, uint32_t ring)
 	return one_step(context, STEP_RING_STOP, ring);
 }
 
+static int on_ring_kicked(void *context, uint32_t ring)
+{
+	return one_step(context, STEP_RING_KICK, ring);
+}
+
+static void on_backend_fd_set(void *context, int fd)
+{
+	notify_set_socket(context, fd);
+}
+
 static int on_ring_enabled(void *context, uint32_t ring)
 {
 	return one_step(context, STEP_RING_ENABLE, ring);
@@ -644,6 +669,7 @@ static int on_device_reset(void *context)
 
 	device->has_driver = false;
 	device->had_event_ring = false;
+	notify_forget(device);
 	/* The driver that was to be reset is no more. */
 	restore_cancel(device);
 	return one_step(device, STEP_RESET, 0);
@@ -656,6 +682,7 @@ const struct session_operations sync_operations = {
 	.region_removed = on_region_removed,
 	.ring_started = on_ring_started,
 	.ring_stopped = on_ring_stopped,
+	.ring_kicked = on_ring_kicked,
 	.ring_enabled = on_ring_enabled,
 	.ring_fd_set = on_ring_fd_set,
 	.device_reset = on_device_reset,
@@ -664,5 +691,6 @@ const struct session_operations sync_operations = {
 	.log_fd_set = on_log_fd_set,
 	.state_transfer = on_state_transfer,
 	.state_check = on_state_check,
+	.backend_fd_set = on_backend_fd_set,
 	.config_read = on_config_read,
 };

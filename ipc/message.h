@@ -65,6 +65,13 @@ const Vsockd__Envelope *message_decode(const struct channel_packet *packet,
 /* Pack an envelope; fd -1 for none, stays the caller's. */
 void message_encode(const Vsockd__Envelope *envelope, int fd, struct channel_packet *ret_packet);
 
+/* Of RingStart: what comes and goes in messages, where there is no eventfd for it. */
+enum {
+	RING_KICKED_IN_BAND = 1 << 0,
+	RING_CALLED_IN_BAND = 1 << 1,
+	RING_FAILS_IN_BAND = 1 << 2,
+};
+
 /* What a saved device state says of its source. */
 enum {
 	STATE_FLAG_DRIVER = 1 << 0,	/* rings 0 and 1 ran since the last reset */

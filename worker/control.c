@@ -182,6 +182,38 @@ bool control_announce_reset(struct device *device, uint32_t used)
 	return !device->waits_to_announce;
 }
 
+static int send_notify(struct device *device, uint32_t ring, bool is_error)
+{
+	Vsockd__Notify notify = VSOCKD__NOTIFY__INIT;
+	Vsockd__Envelope envelope = VSOCKD__ENVELOPE__INIT;
+
+	notify.ring = ring;
+	notify.is_error = is_error;
+	envelope.body_case = VSOCKD__ENVELOPE__BODY_NOTIFY;
+	envelope.notify = &notify;
+	return control_send(device, &envelope);
+}
+
+/* One message a ring, for however much was used since the last one. */
+static int tell_notifications(struct device *device)
+{
+	int r = 0;
+
+	for (uint32_t i = 0; i < RINGS && r == 0; i++) {
+		struct ring *ring = &device->rings[i];
+
+		if (ring->owes_call) {
+			r = send_notify(device, i, false);
+			ring->owes_call = r != 0;
+		}
+		if (r == 0 && ring->owes_error) {
+			r = send_notify(device, i, true);
+			ring->owes_error = r != 0;
+		}
+	}
+	return r;
+}
+
 static int send_state_connection(struct device *device, uint32_t index)
 {
 	Vsockd__StateConnection connection = VSOCKD__STATE_CONNECTION__INIT;
@@ -257,9 +289,10 @@ static void done(struct device *device, uint32_t sequence, int status, uint32_t 
 
 static int flush_done(struct device *device)
 {
-	int r = 0;
+	int r = tell_notifications(device);
 
-	if (device->has_done) {
+	/* Behind what was used: a front-end knows of all of it when its message is answered. */
+	if (r == 0 && device->has_done) {
 		r = send_done(device);
 		device->has_done = r == CHANNEL_E_AGAIN;
 	}
@@ -404,10 +437,13 @@ static int on_ring_start(struct device *device, const Vsockd__RingStart *start, 
 	int r = 0;
 
 	replace_kick(device, ring, start->ring, fd);
-	if (ring->is_started)
+	if (ring->is_started) {
+		ring->in_band = start->in_band;
 		return 0;
+	}
 	ring->is_logged = start->is_logged;
 	ring->log_address = start->log_address;
+	ring->in_band = start->in_band;
 	r = ring_start(ring, &device->memory, start->num, &addresses, start->ring_base,
 		       start->from_used_index);
 	/* It may have been broken where it was served before: that is told later. */
@@ -433,9 +469,21 @@ static int on_ring_call(struct device *device, const Vsockd__RingCall *call, int
 	struct ring *ring = &device->rings[call->ring];
 
 	replace_fd(&ring->call, fd);
+	ring->in_band &= ~(uint32_t)RING_CALLED_IN_BAND;
+	ring->owes_call = false;
 	/* What was used before the driver could be called through it. */
 	if (ring_is_running(ring) && !device_is_at_rest(device))
 		ring_call(ring);
+	return 0;
+}
+
+static int on_ring_error(struct device *device, const Vsockd__RingError *error, int fd)
+{
+	struct ring *ring = &device->rings[error->ring];
+
+	replace_fd(&ring->error, fd);
+	ring->in_band &= ~(uint32_t)RING_FAILS_IN_BAND;
+	ring->owes_error = false;
 	return 0;
 }
 
@@ -668,8 +716,18 @@ static bool dispatch(struct device *device, const Vsockd__Envelope *envelope, in
 	case VSOCKD__ENVELOPE__BODY_RING_ERROR:
 		if (!is_ring(envelope->ring_error->ring))
 			return false;
-		replace_fd(&device->rings[envelope->ring_error->ring].error, fd);
-		done(device, envelope->ring_error->sequence, 0, 0);
+		done(device, envelope->ring_error->sequence,
+		     on_ring_error(device, envelope->ring_error, fd), 0);
+		return true;
+	case VSOCKD__ENVELOPE__BODY_RING_KICK:
+		/* Rings that run are looked at in each round, kicked or not. */
+		if (!is_ring(envelope->ring_kick->ring))
+			return false;
+		done(device, envelope->ring_kick->sequence, 0, 0);
+		return true;
+	case VSOCKD__ENVELOPE__BODY_DISCARD:
+		/* The front has closed its own of the one before, and so is not the last. */
+		replace_fd(&device->discarded, fd);
 		return true;
 	case VSOCKD__ENVELOPE__BODY_RING_LOG:
 		if (!is_ring(envelope->ring_log->ring))
@@ -770,7 +828,10 @@ bool control_receive(struct device *device)
 		/* The process ends then, and with it every fd. */
 		if (!envelope || !dispatch(device, envelope, packet.fd))
 			return false;
-		if (device->has_done && !control_flush(device))
+		/* A kick is answered when what it tells of is done: behind this round. */
+		if (device->has_done && envelope->body_case != VSOCKD__ENVELOPE__BODY_RING_KICK &&
+		    envelope->body_case != VSOCKD__ENVELOPE__BODY_RING_START &&
+		    !control_flush(device))
 			return false;
 	}
 	return true;

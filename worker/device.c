@@ -28,6 +28,7 @@ bool device_init(struct device *device, int channel, int epoll)
 	device->epoll = epoll;
 	dirty_log_init(&device->log);
 	device->state.fd = -1;
+	device->discarded = -1;
 	for (size_t i = 0; i < RINGS; i++) {
 		ring_init(&device->rings[i]);
 		device->rings[i].log = &device->log;
@@ -238,7 +239,7 @@ int device_timeout(const struct device *device)
 	if (device_is_at_rest(device))
 		return -1;
 	for (size_t i = 0; i < RINGS; i++)
-		if (ring_is_running(&device->rings[i]) && device->rings[i].kick < 0 &&
+		if (ring_is_running(&device->rings[i]) && ring_is_polled(&device->rings[i]) &&
 		    (i != RING_EVENT || device->reset != RESET_NONE))
 			return POLLED_RING_MS;
 	if (is_running(device)) {

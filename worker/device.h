@@ -120,6 +120,7 @@ struct device {
 	Vsockd__Done done;
 
 	struct state state;
+	int discarded;	     /* a socket of the front-end, closed with the next one or at the end */
 	bool is_quarantined; /* requests of the guest wait */
 	enum reset reset;
 	uint16_t reset_index;

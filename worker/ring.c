@@ -441,12 +441,23 @@ static void signal_fd(int fd)
 	(void)n;
 }
 
-void ring_call(const struct ring *ring)
+bool ring_is_polled(const struct ring *ring)
 {
-	signal_fd(ring->call);
+	return ring->kick < 0 && !(ring->in_band & RING_KICKED_IN_BAND);
 }
 
-void ring_signal_error(const struct ring *ring)
+void ring_call(struct ring *ring)
 {
-	signal_fd(ring->error);
+	if (ring->in_band & RING_CALLED_IN_BAND)
+		ring->owes_call = true;
+	else
+		signal_fd(ring->call);
+}
+
+void ring_signal_error(struct ring *ring)
+{
+	if (ring->in_band & RING_FAILS_IN_BAND)
+		ring->owes_error = true;
+	else
+		signal_fd(ring->error);
 }

@@ -37,8 +37,10 @@ struct ring {
 	bool is_broken;
 	bool has_event_idx;
 	bool has_indirect;
-	bool is_notified_once;	/* a first call after start is sent without asking */
-	uint32_t broken_reason; /* enum report_ring_reason */
+	uint32_t in_band;	    /* RING_..._IN_BAND: what has no fd, and goes by message */
+	bool owes_call, owes_error; /* such messages that are due */
+	bool is_notified_once;	    /* a first call after start is sent without asking */
+	uint32_t broken_reason;	    /* enum report_ring_reason */
 	uint64_t broken_value;
 	uint32_t num;
 	struct ring_addresses addresses;
@@ -140,6 +142,9 @@ bool ring_enable_kicks_at(struct ring *ring, uint16_t index);
 uint16_t ring_driver_index(const struct ring *ring);
 void ring_disable_kicks(struct ring *ring);
 
-/* Signal the call fd whatever the driver asked for; an eventfd that is new. */
-void ring_call(const struct ring *ring);
-void ring_signal_error(const struct ring *ring);
+/* Is it looked at all the time, for want of anything that would tell of chains? */
+bool ring_is_polled(const struct ring *ring);
+
+/* Call the driver whatever it asked for, by eventfd or, later, by message. */
+void ring_call(struct ring *ring);
+void ring_signal_error(struct ring *ring);

@@ -37,6 +37,11 @@ static bool is_like(const struct guest *guest, enum guest_style style)
 	return guest->options.style == style;
 }
 
+static bool is_in_band(const struct guest *guest)
+{
+	return guest->options.signals == GUEST_SIGNALS_IN_BAND;
+}
+
 static void fill_defaults(struct guest_options *options)
 {
 	if (!options->features)
@@ -91,6 +96,8 @@ static int init(struct guest *guest, const struct guest_options *options)
 		guest->masked_call[i] = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
 		error = ring_init(&guest->rings[i], &guest->memory, guest->options.queue_size);
 	}
+	if (options->signals == GUEST_SIGNALS_IN_BAND)
+		guest_in_band_init(guest);
 	if (!error && !options->is_straddling)
 		error = guest_packets_init(guest);
 	if (!error)
@@ -133,6 +140,7 @@ static int set_backend_fd(struct guest *guest)
 	if (guest->backend_fd >= 0)
 		close(guest->backend_fd);
 	guest->backend_fd = pair[0];
+	guest->is_backend_closed = false;
 	return error;
 }
 
@@ -180,7 +188,7 @@ static int negotiate(struct guest *guest)
 		error = vhost_order(vhost, VHOST_SET_OWNER);
 	if (!error && is_qemu)
 		error = vhost_get_u64(vhost, VHOST_GET_FEATURES, &features);
-	for (uint32_t i = 0; !error && is_qemu && i < guest->n_rings; i++) {
+	for (uint32_t i = 0; !error && is_qemu && !is_in_band(guest) && i < guest->n_rings; i++) {
 		error = vhost_set_ring_fd(vhost, VHOST_SET_VRING_CALL, i, guest->masked_call[i]);
 		if (!error)
 			error = vhost_set_ring_fd(vhost, VHOST_SET_VRING_ERR, i,
@@ -252,6 +260,24 @@ static int tell_memory(struct guest *guest)
 	return error;
 }
 
+/* The message that starts the ring. */
+static int tell_kick(struct guest *guest, uint32_t index)
+{
+	struct vhost *vhost = &guest->vhost;
+
+	switch (guest->options.signals) {
+	case GUEST_SIGNALS_POLLED:
+		return vhost_set_ring_fd(vhost, VHOST_SET_VRING_KICK, index, -1);
+	case GUEST_SIGNALS_IN_BAND:
+		if (index == GUEST_TX && guest->options.starts_tx_late)
+			return 0;
+		return vhost_set_ring(vhost, VHOST_VRING_KICK, index, 0);
+	default:
+		return vhost_set_ring_fd(vhost, VHOST_SET_VRING_KICK, index,
+					 guest->rings[index].kick);
+	}
+}
+
 static int start_ring(struct guest *guest, uint32_t index)
 {
 	struct vhost *vhost = &guest->vhost;
@@ -274,13 +300,13 @@ static int start_ring(struct guest *guest, uint32_t index)
 		error = vhost_set_ring_address(vhost, &address);
 	if (!error && !is_qemu)
 		error = vhost_set_ring(vhost, VHOST_SET_VRING_BASE, index, base);
-	if (!error && !is_qemu)
+	if (!error && !is_qemu && !is_in_band(guest))
 		error = vhost_set_ring_fd(vhost, VHOST_SET_VRING_CALL, index, ring->call);
 	if (!error)
-		error = vhost_set_ring_fd(vhost, VHOST_SET_VRING_KICK, index, ring->kick);
+		error = tell_kick(guest, index);
 	if (!error && guest->options.injects_kicks)
 		ring_kick(ring);
-	if (!error && is_crosvm)
+	if (!error && is_crosvm && vhost->features & BIT64(VIRTIO_PROTOCOL_FEATURES))
 		error = vhost_set_ring(vhost, VHOST_SET_VRING_ENABLE, index, 1);
 	return error;
 }
@@ -314,7 +340,9 @@ static int finish_start(struct guest *guest)
 
 	if (!is_like(guest, GUEST_LIKE_CROSVM))
 		error = enable_rings(guest, true);
-	for (uint32_t i = 0; !error && is_like(guest, GUEST_LIKE_QEMU) && i < guest->n_rings; i++)
+	for (uint32_t i = 0;
+	     !error && is_like(guest, GUEST_LIKE_QEMU) && !is_in_band(guest) && i < guest->n_rings;
+	     i++)
 		error = vhost_set_ring_fd(&guest->vhost, VHOST_SET_VRING_CALL, i,
 					  guest->rings[i].call);
 	if (!error && is_like(guest, GUEST_LIKE_CLOUD_HYPERVISOR))
@@ -334,6 +362,7 @@ int guest_resume(struct guest *guest)
 		error = tell_memory(guest);
 	if (guest->options.is_prefilled)
 		guest_packets_fill(guest);
+	guest->is_starting = true;
 	for (uint32_t i = 0;
 	     !error && is_like(guest, GUEST_LIKE_CLOUD_HYPERVISOR) && i < guest->n_rings; i++)
 		error = vhost_set_ring(vhost, VHOST_SET_VRING_NUM, i, guest->rings[i].size);
@@ -341,6 +370,7 @@ int guest_resume(struct guest *guest)
 		error = start_ring(guest, i);
 	if (!error)
 		error = finish_start(guest);
+	guest->is_starting = false;
 	if (error)
 		return plain(error);
 	guest->is_started = true;
@@ -382,6 +412,9 @@ int guest_stop(struct guest *guest)
 	}
 	if (error)
 		return plain(error);
+	/* What the back-end said before it answered. */
+	if (guest->backend_fd >= 0)
+		guest_in_band_drain(guest);
 	guest->is_started = false;
 	guest->has_base = true;
 	return 0;

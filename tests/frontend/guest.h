@@ -42,6 +42,13 @@ enum guest_style {
 	GUEST_LIKE_CLOUD_HYPERVISOR, /* three rings, need_reply always, base = avail index */
 };
 
+/* How a ring is kicked, and the driver called. */
+enum guest_signals {
+	GUEST_SIGNALS_FD,
+	GUEST_SIGNALS_POLLED,  /* no kick fd; the driver is called all the same */
+	GUEST_SIGNALS_IN_BAND, /* VRING_KICK, VRING_CALL and VRING_ERR */
+};
+
 /*
  * How a packet lies in descriptors: a new one begins at each of cuts[] (ascending
  * offsets in the packet, whose header is 44 bytes), and, with piece_len, after
@@ -67,12 +74,14 @@ struct guest_options {
 	bool omits_protocol_bit;    /* SET_FEATURES without bit 30, as QEMU before 7.2 */
 	bool is_prefilled;	    /* post rx and event buffers before the rings start */
 	bool injects_kicks;	    /* kick each ring behind SET_VRING_KICK, as QEMU since 11.1 */
-	bool holds_events;	    /* answer events only at guest_answer_events() */
-	uint16_t queue_size;	    /* 0: 128 */
-	uint32_t rx_buffer_size;    /* 0: 4096, header included */
-	uint32_t n_rx_buffers;	    /* 0: as many as fit the ring */
-	uint32_t n_tx_buffers;	    /* 0: 64; packets in flight */
-	uint32_t buf_alloc;	    /* 0: 256 KiB */
+	enum guest_signals signals;
+	bool starts_tx_late; /* in band: ring 1 starts with its first packet, as in Linux on UML */
+	bool holds_events;   /* answer events only at guest_answer_events() */
+	uint16_t queue_size; /* 0: 128 */
+	uint32_t rx_buffer_size; /* 0: 4096, header included */
+	uint32_t n_rx_buffers;	 /* 0: as many as fit the ring */
+	uint32_t n_tx_buffers;	 /* 0: 64; packets in flight */
+	uint32_t buf_alloc;	 /* 0: 256 KiB */
 	struct guest_layout rx_layout, tx_layout;
 	const struct memory_layout *regions; /* n_regions 0: 64 MiB at 1 MiB */
 	size_t n_regions;
@@ -149,11 +158,12 @@ struct guest {
 	struct memory memory;
 	struct ring rings[GUEST_RINGS];
 	size_t n_rings;
-	bool is_started, is_disconnected;
+	bool is_started, is_starting, is_disconnected;
 	uint64_t cid;
 	uint32_t base[GUEST_RINGS]; /* as the back-end returned it */
 	int backend_fd;		    /* our end of SET_BACKEND_REQ_FD, -1: none */
-	uint64_t n_transport_resets;
+	bool is_backend_closed;
+	uint64_t n_transport_resets, n_ring_errors;
 	struct guest_statistics statistics[2];
 
 	/*
@@ -225,6 +235,9 @@ int guest_process(struct guest *guest);
  * call or a watched fd and handle that. 0: nothing happened.
  */
 int guest_poll(struct guest *guest, int timeout);
+
+/* Take what the back-end said through the socket of SET_BACKEND_REQ_FD; waits for nothing. */
+void guest_in_band_drain(struct guest *guest);
 
 /* Poll until the predicate holds. 0, -ETIMEDOUT, or what guest_poll() failed with. */
 int guest_wait_until(struct guest *guest, bool (*predicate)(void *context), void *context,

@@ -25,3 +25,6 @@ void guest_connections_take(struct guest *guest, const struct packet *packet,
 size_t guest_connections_flush(struct guest *guest); /* pending control packets */
 void guest_connections_drop(struct guest *guest);    /* all CLOSED with ECONNRESET */
 void guest_connections_end(struct guest *guest);
+
+/* guest_in_band.c */
+void guest_in_band_init(struct guest *guest);

@@ -447,8 +447,11 @@ static void check_calls(struct guest *guest)
 	for (uint32_t i = 0; i < guest->n_rings; i++) {
 		struct ring *ring = &guest->rings[i];
 
+		int call = guest->options.signals == GUEST_SIGNALS_IN_BAND ? guest->backend_fd
+									   : ring->call;
+
 		if (guest->is_started && ring_used_idx(ring) != ring->used_idx &&
-		    socket_wait(ring->call, POLLIN, deadline_in(CALL_GRACE_MILLISECONDS)) < 0)
+		    socket_wait(call, POLLIN, deadline_in(CALL_GRACE_MILLISECONDS)) < 0)
 			guest_violate(guest, "ring %u: used without a call", i);
 	}
 }
@@ -460,12 +463,14 @@ static int wait_fds(struct guest *guest, int timeout)
 {
 	struct pollfd fds[POLL_FDS_MAX];
 	struct watch *watched[POLL_FDS_MAX];
-	size_t n_fds = guest->n_rings + 1;
+	size_t first_watch = guest->n_rings + 2, n_fds = first_watch;
 	int n;
 
 	for (size_t i = 0; i < guest->n_rings; i++)
 		fds[i] = (struct pollfd){.fd = guest->rings[i].call, .events = POLLIN};
 	fds[guest->n_rings] = (struct pollfd){.fd = guest->vhost.fd, .events = POLLIN};
+	fds[guest->n_rings + 1] = (struct pollfd){
+		.fd = guest->is_backend_closed ? -1 : guest->backend_fd, .events = POLLIN};
 	for (struct watch *watch = guest->watches; watch; watch = watch->next) {
 		if (n_fds == POLL_FDS_MAX)
 			return -ENOBUFS;
@@ -484,7 +489,9 @@ static int wait_fds(struct guest *guest, int timeout)
 	/* Nothing is awaited from the back-end here, so it can only be the end. */
 	if (fds[guest->n_rings].revents)
 		guest->is_disconnected = true;
-	for (size_t i = guest->n_rings + 1; i < n_fds; i++) {
+	if (fds[guest->n_rings + 1].revents)
+		guest_in_band_drain(guest);
+	for (size_t i = first_watch; i < n_fds; i++) {
 		if (fds[i].revents)
 			watched[i]->ready(watched[i], fds[i].revents);
 	}

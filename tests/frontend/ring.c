@@ -195,6 +195,10 @@ void ring_kick(struct ring *ring)
 	uint64_t one = 1;
 
 	ring->n_kicks++;
+	if (ring->on_kick) {
+		ring->on_kick(ring->context, ring->index);
+		return;
+	}
 	/* Fails only when 2^64 - 2 kicks wait: then one more is not missed. */
 	if (write(ring->kick, &one, sizeof(one)) < 0)
 		return;

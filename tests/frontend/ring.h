@@ -45,6 +45,10 @@ struct ring {
 	uint16_t size;
 	bool has_event_idx;
 	int kick, call, err; /* eventfds, owned by the ring */
+	/* If set, in place of the kick eventfd. */
+	void (*on_kick)(void *context, uint32_t index);
+	void *context;
+	uint32_t index;
 
 	uint64_t descriptors_address, avail_address, used_address; /* guest addresses */
 	struct ring_descriptor *descriptors;

@@ -325,6 +325,11 @@ void rig_note_told(const Vsockd__Envelope *envelope)
 	case VSOCKD__ENVELOPE__BODY_ANSWERED:
 		told.values[0] = envelope->answered->endpoint;
 		break;
+	case VSOCKD__ENVELOPE__BODY_NOTIFY:
+		told.values[0] = envelope->notify->ring;
+		told.values[1] = envelope->notify->is_error != 0;
+		told.values[2] = rig.has_done; /* was it said behind the answer? */
+		break;
 	case VSOCKD__ENVELOPE__BODY_OPENED:
 		told.values[0] = envelope->opened->endpoint;
 		told.values[1] = envelope->opened->guest_port;
@@ -446,9 +451,10 @@ int rig_ring_start(uint32_t ring, uint16_t avail_idx, bool from_used_index)
 	start.used = RIG_USER_BASE + driver->used;
 	start.ring_base = avail_idx;
 	start.from_used_index = from_used_index;
+	start.in_band = rig.in_band;
 	envelope.body_case = VSOCKD__ENVELOPE__BODY_RING_START;
 	envelope.ring_start = &start;
-	return rig_command(&envelope, driver->kick);
+	return rig_command(&envelope, rig.in_band & RING_KICKED_IN_BAND ? -1 : driver->kick);
 }
 
 uint16_t rig_ring_stop(uint32_t ring)

@@ -87,6 +87,7 @@ struct rig {
 	int epoll;
 	int pool_fd;
 	bool is_attached;
+	uint32_t in_band; /* RING_..._IN_BAND of the next ring that is started */
 	uint32_t sequence;
 	bool has_done;
 	int32_t done_status;

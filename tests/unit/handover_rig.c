@@ -144,11 +144,12 @@ static void tell_ring(const struct rig_worker *to, const struct rig_worker *from
 		COMMAND(to, RING_ENABLE, ring_enable, Vsockd__RingEnable, -1, body.ring = index;
 			body.is_enabled = true);
 	if (ring->is_started)
-		COMMAND(to, RING_START, ring_start, Vsockd__RingStart, driver->kick,
-			body.ring = index;
+		COMMAND(to, RING_START, ring_start, Vsockd__RingStart,
+			ring->in_band & RING_KICKED_IN_BAND ? -1 : driver->kick, body.ring = index;
 			body.num = ring->num; body.desc = ring->addresses.desc;
 			body.avail = ring->addresses.avail; body.used = ring->addresses.used;
-			body.is_logged = ring->is_logged; body.log_address = ring->log_address);
+			body.is_logged = ring->is_logged; body.log_address = ring->log_address;
+			body.in_band = ring->in_band);
 }
 
 static void make(const struct rig_worker *to, const struct rig_worker *from)

@@ -108,6 +108,7 @@ static void test_one_vm_with_the_least_options_gets_the_defaults(void **state)
 	assert_int_equal(c.vms[0].queue_size, 1024);
 	assert_int_equal(c.vms[0].max_connections, 4096);
 	assert_int_equal(c.vms[0].max_handshakes, 512);
+	assert_int_equal(c.vms[0].offers, 0);
 	assert_int_equal(c.vms[0].n_groups, 1);
 	assert_string_equal(c.vms[0].groups[0], "default");
 	assert_int_equal(c.log_level, LOG_INFO);
@@ -122,6 +123,7 @@ static void test_every_option_of_one_vm_is_taken(void **state)
 	struct configuration c = parse_good(
 		"--guest-cid=4294967294 --socket=s --uds-path=u --tx-buffer-size=4096 "
 		"--queue-size=32768 --groups=a+b+c --max-connections=65536 --max-handshakes=1 "
+		"--offer=inband-notifications "
 		"--log-level=debug --worker=/opt/worker --insecure-no-namespaces "
 		"--insecure-no-seccomp --control=/run/c --control-mode=660 --control-owner=1 "
 		"--control-group=2");
@@ -132,6 +134,7 @@ static void test_every_option_of_one_vm_is_taken(void **state)
 	assert_int_equal(c.vms[0].queue_size, 32768);
 	assert_int_equal(c.vms[0].max_connections, 65536);
 	assert_int_equal(c.vms[0].max_handshakes, 1);
+	assert_int_equal(c.vms[0].offers, CONFIGURATION_OFFER_IN_BAND);
 	assert_int_equal(c.vms[0].n_groups, 3);
 	assert_string_equal(c.vms[0].groups[0], "a");
 	assert_string_equal(c.vms[0].groups[2], "c");
@@ -368,7 +371,7 @@ static void test_user_is_one_that_exists(void **state)
 		{"--vm socket=s,uds-path=u,user=root", EX_USAGE,
 		 "--vm \"socket=s,uds-path=u,user=root\": unknown key \"user\"; known are "
 		 "guest-cid, socket, uds-path, each of the two with -mode, -owner and -group, "
-		 "tx-buffer-size, queue-size, groups, max-connections and max-handshakes"},
+		 "tx-buffer-size, queue-size, groups, max-connections, max-handshakes and offer"},
 	};
 	struct configuration c = parse_good(ONE_VM);
 
@@ -540,11 +543,15 @@ static void test_a_malformed_command_line_is_refused_with_usage(void **state)
 		{"--vm forward_cid=1,socket=s", EX_USAGE,
 		 "--vm \"forward_cid=1,socket=s\": unknown key \"forward-cid\"; known are "
 		 "guest-cid, socket, uds-path, each of the two with -mode, -owner and -group, "
-		 "tx-buffer-size, queue-size, groups, max-connections and max-handshakes"},
+		 "tx-buffer-size, queue-size, groups, max-connections, max-handshakes and offer"},
 		{"--vm fd=3,uds-path=u", EX_USAGE,
 		 "--vm \"fd=3,uds-path=u\": unknown key \"fd\"; known are "
 		 "guest-cid, socket, uds-path, each of the two with -mode, -owner and -group, "
-		 "tx-buffer-size, queue-size, groups, max-connections and max-handshakes"},
+		 "tx-buffer-size, queue-size, groups, max-connections, max-handshakes and offer"},
+		{ONE_VM "--offer inband-notifications+", EX_USAGE,
+		 "vm 3: offer \"inband-notifications+\": unknown; give inband-notifications"},
+		{ONE_VM "--offer inband", EX_USAGE,
+		 "vm 3: offer \"inband\": unknown; give inband-notifications"},
 		{"--socket s --uds-path u --log-level loud", EX_USAGE,
 		 "log-level \"loud\": unknown; give error, warning, notice, info or debug"},
 		{ONE_VM "--control-group 0", EX_USAGE,

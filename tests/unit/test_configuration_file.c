@@ -154,11 +154,11 @@ static void test_every_key_is_taken_in_both_spellings(void **state)
 		    "- {guest-cid: 4, socket: s, socket-mode: 0660, socket-owner: 1,\n"
 		    "   socket-group: 2, uds-path: u, uds-mode: 777, uds-owner: root,\n"
 		    "   uds-group: 3, tx-buffer-size: 4096, queue-size: 1, groups: a+b,\n"
-		    "   max-connections: 5, max-handshakes: 6}\n"
+		    "   max-connections: 5, max-handshakes: 6, offer: inband-notifications}\n"
 		    "- {guest_cid: 5, socket: t, socket_mode: 0660, socket_owner: 1,\n"
 		    "   socket_group: 2, uds_path: v, uds_mode: 777, uds_owner: root,\n"
 		    "   uds_group: 3, tx_buffer_size: 4096, queue_size: 1, groups: a+b,\n"
-		    "   max_connections: 5, max_handshakes: 6}\n"
+		    "   max_connections: 5, max_handshakes: 6, offer: inband-notifications}\n"
 		    "log_level: debug\n"
 		    "user: root\n"
 		    "control: c\n"
@@ -169,10 +169,12 @@ static void test_every_key_is_taken_in_both_spellings(void **state)
 		    "--insecure-no-namespaces "
 		    "--vm guest-cid=4,socket=s,socket-mode=0660,socket-owner=1,socket-group=2,"
 		    "uds-path=u,uds-mode=777,uds-owner=0,uds-group=3,tx-buffer-size=4096,"
-		    "queue-size=1,groups=a+b,max-connections=5,max-handshakes=6 "
+		    "queue-size=1,groups=a+b,max-connections=5,max-handshakes=6,"
+		    "offer=inband-notifications "
 		    "--vm guest-cid=5,socket=t,socket-mode=0660,socket-owner=1,socket-group=2,"
 		    "uds-path=v,uds-mode=777,uds-owner=0,uds-group=3,tx-buffer-size=4096,"
-		    "queue-size=1,groups=a+b,max-connections=5,max-handshakes=6");
+		    "queue-size=1,groups=a+b,max-connections=5,max-handshakes=6,"
+		    "offer=inband-notifications");
 }
 
 static void test_a_vm_with_the_least_keys_gets_the_defaults(void **state)

@@ -84,6 +84,21 @@ static int ring_stopped(void *context, uint32_t ring)
 	return called("stopped:%" PRIu32 " ", ring);
 }
 
+static int ring_kicked(void *context, uint32_t ring)
+{
+	(void)context;
+	assert_true(f.session.rings[ring].is_started);
+	return called("kicked:%" PRIu32 " ", ring);
+}
+
+static void backend_fd_set(void *context, int fd)
+{
+	(void)context;
+	assert_true(fcntl(fd, F_GETFD) >= 0);
+	close(fd);
+	called("channel ");
+}
+
 static int ring_enabled(void *context, uint32_t ring)
 {
 	(void)context;
@@ -148,6 +163,8 @@ static const struct session_operations operations = {
 	.region_removed = region_removed,
 	.ring_started = ring_started,
 	.ring_stopped = ring_stopped,
+	.ring_kicked = ring_kicked,
+	.backend_fd_set = backend_fd_set,
 	.ring_enabled = ring_enabled,
 	.ring_fd_set = ring_fd_set,
 	.device_reset = device_reset,
@@ -1524,6 +1541,210 @@ static void test_every_message_in_every_ring_state(void **state)
 	}
 }
 
+/* ---- in-band notifications ---- */
+
+#define IN_BAND	       VHOST_USER_PROTOCOL_F_INBAND_NOTIFICATIONS
+#define BACKEND_REQ    VHOST_USER_PROTOCOL_F_BACKEND_REQ
+#define IN_BAND_OFFERS (SESSION_PROTOCOL_FEATURES | SESSION_PROTOCOL_FEATURES_IN_BAND)
+
+static void begin_in_band(uint64_t protocol_features)
+{
+	session_end(&f.session);
+	session_init(&f.session, CID, SESSION_FEATURES, IN_BAND_OFFERS, &operations, NULL);
+	assert_done(handle_u64(VHOST_USER_SET_PROTOCOL_FEATURES, protocol_features));
+}
+
+static void test_in_band_notifications_need_a_channel_and_acks(void **state)
+{
+	static const uint64_t lacking[] = {IN_BAND, IN_BAND | ACK, IN_BAND | BACKEND_REQ};
+
+	(void)state;
+	for (size_t i = 0; i < sizeof(lacking) / sizeof(lacking[0]); i++) {
+		begin_in_band(0);
+		assert_closed(handle_u64(VHOST_USER_SET_PROTOCOL_FEATURES, lacking[i]),
+			      "BACKEND_REQ and REPLY_ACK");
+		assert_int_equal(f.session.protocol_features, 0);
+	}
+	begin_in_band(IN_BAND | BACKEND_REQ | ACK);
+}
+
+static void test_in_band_notifications_are_settled_before_a_ring_starts(void **state)
+{
+	(void)state;
+	begin_in_band(IN_BAND | BACKEND_REQ | ACK);
+	start_ring(0, 0);
+	assert_done(handle_u64(VHOST_USER_SET_PROTOCOL_FEATURES, IN_BAND | BACKEND_REQ | ACK));
+	assert_closed(handle_u64(VHOST_USER_SET_PROTOCOL_FEATURES, ACK), "started");
+}
+
+/*
+ * Ring 0 in each state, with each way of kicking it, and each message that starts,
+ * kicks or stops it; afterwards: S started, E enabled, and how it is kicked: f by
+ * eventfd, p polled, b in band.
+ */
+static void test_every_start_in_every_way_of_negotiating(void **state)
+{
+	enum message { KICK_FD, KICK_NOFD, KICK_IN_BAND, GET_BASE, N_MESSAGES };
+	static const struct {
+		bool has_bit30, is_in_band;
+		const char *before; /* as said above */
+		const char *after[N_MESSAGES];
+	} cases[] = {
+		/* without bit 30 a ring is enabled as soon as features are set */
+		{false, false, "Ep", {"started:0 SEf", "started:0 SEp", "!Ep", "Ep"}},
+		{false, false, "SEf", {"started:0 SEf", "started:0 SEp", "!SEf", "stopped:0 Ep"}},
+		{false, false, "SEp", {"started:0 SEf", "started:0 SEp", "!SEp", "stopped:0 Ep"}},
+		{false, true, "Eb", {"started:0 SEf", "started:0 SEp", "started:0 SEb", "Eb"}},
+		{false,
+		 true,
+		 "SEf",
+		 {"started:0 SEf", "started:0 SEp", "kicked:0 SEf", "stopped:0 Eb"}},
+		{false,
+		 true,
+		 "SEp",
+		 {"started:0 SEf", "started:0 SEp", "kicked:0 SEp", "stopped:0 Eb"}},
+		{false,
+		 true,
+		 "SEb",
+		 {"started:0 SEf", "started:0 SEp", "kicked:0 SEb", "stopped:0 Eb"}},
+		{true, false, "p", {"started:0 Sf", "started:0 Sp", "!p", "p"}},
+		{true, false, "Ep", {"started:0 SEf", "started:0 SEp", "!Ep", "Ep"}},
+		{true, false, "Sf", {"started:0 Sf", "started:0 Sp", "!Sf", "stopped:0 p"}},
+		{true, false, "SEf", {"started:0 SEf", "started:0 SEp", "!SEf", "stopped:0 Ep"}},
+		{true, false, "SEp", {"started:0 SEf", "started:0 SEp", "!SEp", "stopped:0 Ep"}},
+		{true, true, "b", {"started:0 Sf", "started:0 Sp", "started:0 Sb", "b"}},
+		{true, true, "Eb", {"started:0 SEf", "started:0 SEp", "started:0 SEb", "Eb"}},
+		{true, true, "Sb", {"started:0 Sf", "started:0 Sp", "kicked:0 Sb", "stopped:0 b"}},
+		{true,
+		 true,
+		 "SEf",
+		 {"started:0 SEf", "started:0 SEp", "kicked:0 SEf", "stopped:0 Eb"}},
+		{true,
+		 true,
+		 "SEp",
+		 {"started:0 SEf", "started:0 SEp", "kicked:0 SEp", "stopped:0 Eb"}},
+		{true,
+		 true,
+		 "SEb",
+		 {"started:0 SEf", "started:0 SEp", "kicked:0 SEb", "stopped:0 Eb"}},
+	};
+
+	(void)state;
+	for (size_t i = 0; i < sizeof(cases) / sizeof(cases[0]); i++) {
+		for (int message = 0; message < N_MESSAGES; message++) {
+			const struct session_ring *ring = &f.session.rings[0];
+			const char *before = cases[i].before;
+			int status = -1;
+
+			begin_in_band(cases[i].is_in_band ? IN_BAND | BACKEND_REQ | ACK : 0);
+			f.calls[0] = '\0';
+			assert_done(
+				handle_u64(VHOST_USER_SET_FEATURES,
+					   VIRTIO_F_VERSION_1 | (cases[i].has_bit30 ? BIT30 : 0)));
+			prepare_ring(0, 3);
+			if (cases[i].has_bit30 && strchr(before, 'E'))
+				assert_done(handle_state(VHOST_USER_SET_VRING_ENABLE, 0, 1));
+			if (strchr(before, 'f'))
+				assert_done(handle_ring_fd(VHOST_USER_SET_VRING_KICK, 0));
+			else if (strchr(before, 'S') && strchr(before, 'p'))
+				assert_done(handle_ring_fd(VHOST_USER_SET_VRING_KICK, NOFD));
+			else if (strchr(before, 'S'))
+				assert_done(handle_state(VHOST_USER_VRING_KICK, 0, 0));
+			f.calls[0] = '\0';
+
+			switch ((enum message)message) {
+			case KICK_FD:
+				status = handle_ring_fd(VHOST_USER_SET_VRING_KICK, 0);
+				break;
+			case KICK_NOFD:
+				status = handle_ring_fd(VHOST_USER_SET_VRING_KICK, NOFD);
+				break;
+			case KICK_IN_BAND:
+				status = handle_state(VHOST_USER_VRING_KICK, 0, 0);
+				break;
+			case GET_BASE:
+				status = handle_state(VHOST_USER_GET_VRING_BASE, 0, 0);
+				assert_reply_state(0, 3);
+				break;
+			case N_MESSAGES:
+				break;
+			}
+			called("%s%s%s%s", status == SESSION_E_CLOSE ? "!" : "",
+			       ring->is_started ? "S" : "", ring->is_enabled ? "E" : "",
+			       ring->fds[SESSION_KICK] >= 0			 ? "f"
+			       : session_is_in_band(&f.session, 0, SESSION_KICK) ? "b"
+										 : "p");
+			assert_true(status == 0 || status == SESSION_E_CLOSE);
+			assert_calls(cases[i].after[message]);
+		}
+	}
+}
+
+/* RESET_DEVICE disables rings; without bit 30 nothing but the start could enable them. */
+static void test_a_ring_starts_enabled_without_the_protocol_feature_bit(void **state)
+{
+	(void)state;
+	assert_done(handle_u64(VHOST_USER_SET_PROTOCOL_FEATURES, SESSION_PROTOCOL_FEATURES));
+	assert_done(handle_u64(VHOST_USER_SET_FEATURES, VIRTIO_F_VERSION_1));
+	assert_done(handle(VHOST_USER_RESET_DEVICE, NULL, 0));
+	assert_false(f.session.rings[0].is_enabled);
+	prepare_ring(0, 0);
+	assert_done(handle_ring_fd(VHOST_USER_SET_VRING_KICK, 0));
+	assert_calls("started:0 on:0 ");
+	assert_true(f.session.rings[0].is_enabled);
+}
+
+static void test_an_in_band_kick_has_to_name_a_ring_that_is_set_up(void **state)
+{
+	(void)state;
+	begin_in_band(IN_BAND | BACKEND_REQ | ACK);
+	assert_closed(handle_state(VHOST_USER_VRING_KICK, 3, 0), "no ring 3");
+	assert_closed(handle_state(VHOST_USER_VRING_KICK, 0, 0), "no size or no addresses");
+	prepare_ring(0, 0);
+	assert_closed(handle_state(VHOST_USER_VRING_KICK, 0, 1), "reserved");
+	assert_false(f.session.rings[0].is_started);
+}
+
+static void test_calls_and_errors_go_in_band_until_an_fd_or_polling_is_named(void **state)
+{
+	static const struct {
+		uint32_t request;
+		enum session_ring_fd which;
+	} cases[] = {{VHOST_USER_SET_VRING_CALL, SESSION_CALL},
+		     {VHOST_USER_SET_VRING_ERR, SESSION_ERR}};
+
+	(void)state;
+	for (size_t i = 0; i < 2; i++) {
+		begin_in_band(IN_BAND | BACKEND_REQ | ACK);
+		assert_true(session_is_in_band(&f.session, 1, cases[i].which));
+		assert_done(handle_ring_fd(cases[i].request, 1));
+		assert_false(session_is_in_band(&f.session, 1, cases[i].which));
+		assert_true(session_is_in_band(&f.session, 0, cases[i].which));
+		assert_done(handle_ring_fd(cases[i].request, 0 | NOFD));
+		assert_false(session_is_in_band(&f.session, 0, cases[i].which));
+		begin_in_band(BACKEND_REQ | ACK);
+		assert_false(session_is_in_band(&f.session, 1, cases[i].which));
+	}
+}
+
+static void test_the_back_end_channel_is_a_unix_socket(void **state)
+{
+	int fds[2], fd = eventfd(0, EFD_CLOEXEC);
+
+	(void)state;
+	begin_in_band(BACKEND_REQ);
+	f.calls[0] = '\0';
+	assert_closed(handle_fds(VHOST_USER_SET_BACKEND_REQ_FD, 0, NULL, 0, &fd, 1),
+		      "no unix socket");
+	assert_closed(handle(VHOST_USER_SET_BACKEND_REQ_FD, NULL, 0), "fds");
+	for (int i = 0; i < 2; i++) {
+		assert_int_equal(socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, fds), 0);
+		assert_done(handle_fds(VHOST_USER_SET_BACKEND_REQ_FD, 0, NULL, 0, &fds[1], 1));
+		assert_calls("channel ");
+		close(fds[0]);
+	}
+}
+
 static void test_enable_takes_nothing_but_zero_and_one(void **state)
 {
 	(void)state;
@@ -2018,6 +2239,13 @@ int main(void)
 		TEST(test_call_and_err_fds_are_kept_and_replaced),
 		TEST(test_get_vring_base_stops_a_ring_and_keeps_its_call_fd),
 		TEST(test_every_message_in_every_ring_state),
+		TEST(test_in_band_notifications_need_a_channel_and_acks),
+		TEST(test_in_band_notifications_are_settled_before_a_ring_starts),
+		TEST(test_every_start_in_every_way_of_negotiating),
+		TEST(test_a_ring_starts_enabled_without_the_protocol_feature_bit),
+		TEST(test_an_in_band_kick_has_to_name_a_ring_that_is_set_up),
+		TEST(test_calls_and_errors_go_in_band_until_an_fd_or_polling_is_named),
+		TEST(test_the_back_end_channel_is_a_unix_socket),
 		TEST(test_enable_takes_nothing_but_zero_and_one),
 		TEST(test_nothing_is_answered_before_the_operation_is_done),
 		TEST(test_operations_of_one_message_follow_each_other),
