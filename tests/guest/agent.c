@@ -16,6 +16,7 @@
  *   parallel PORT N BYTES     N connections at once, each sends the sequence of its number
  *   echo PORT                 from now on send back what comes, on any number of connections
  *   echoing                   how many of those there are now
+ *   peer CID                  from now on "the host" above is that CID
  *   reboot, poweroff
  *
  * Commands that accept answer "listening" first. The reply is
@@ -58,6 +59,7 @@ struct meeting {
 
 static struct meeting *meeting;
 static int control = -1;
+static uint32_t peer = VMADDR_CID_HOST;
 static char last_reply[STREAM_LINE_MAX] = "none";
 
 static void set_time_limit(int fd, time_t seconds)
@@ -84,11 +86,11 @@ static void reply_done(const struct checksum *checksum)
 	reply("done %" PRIu64 " %016" PRIx64, checksum->n_bytes, checksum_value(checksum));
 }
 
-static int connect_to_host(uint32_t port, unsigned int limit_ms)
+static int connect_to(uint32_t cid, uint32_t port, unsigned int limit_ms)
 {
 	struct sockaddr_vm address = {
 		.svm_family = AF_VSOCK,
-		.svm_cid = VMADDR_CID_HOST,
+		.svm_cid = cid,
 		.svm_port = port,
 	};
 	struct timeval limit = {
@@ -152,7 +154,7 @@ static int accept_one(uint32_t port)
 static void do_send(uint32_t port, uint64_t n_bytes, uint64_t seed, bool reads_answer)
 {
 	struct checksum checksum = {0};
-	int fd = connect_to_host(port, 2000);
+	int fd = connect_to(peer, port, 2000);
 	int error;
 
 	if (fd < 0) {
@@ -199,7 +201,7 @@ static void do_receive(uint32_t port, uint64_t n_bytes_answer, uint64_t seed)
 static void do_connect(uint32_t port)
 {
 	struct checksum nothing = {0};
-	int fd = connect_to_host(port, 2000);
+	int fd = connect_to(peer, port, 2000);
 
 	if (fd < 0) {
 		reply("error %d connect", -fd);
@@ -212,7 +214,7 @@ static void do_connect(uint32_t port)
 static int there_and_back(uint32_t port, uint64_t number)
 {
 	struct checksum checksum = {0};
-	int fd = connect_to_host(port, 2000);
+	int fd = connect_to(peer, port, 2000);
 	int error;
 
 	if (fd < 0)
@@ -242,7 +244,7 @@ static void do_many(uint32_t port, uint64_t n)
 /* Child i of do_parallel(): starts to send when all are connected. */
 static int send_with_others(uint32_t port, uint64_t i, uint64_t n, uint64_t n_bytes)
 {
-	int fd = connect_to_host(port, 5000);
+	int fd = connect_to(peer, port, 5000);
 
 	if (fd < 0)
 		return -fd;
@@ -340,6 +342,14 @@ static void do_echo(uint32_t port)
 	reply_done(&nothing);
 }
 
+static void do_peer(uint32_t cid)
+{
+	struct checksum nothing = {0};
+
+	peer = cid;
+	reply_done(&nothing);
+}
+
 static void obey(const char *line)
 {
 	char command[16];
@@ -366,6 +376,8 @@ static void obey(const char *line)
 		do_echo(port);
 	else if (!strcmp(command, "echoing"))
 		reply("done %u 0", atomic_load(&meeting->n_echoing));
+	else if (!strcmp(command, "peer"))
+		do_peer(port);
 	else if (!strcmp(command, "reboot"))
 		reboot(RB_AUTOBOOT);
 	else if (!strcmp(command, "poweroff"))
@@ -436,7 +448,7 @@ int main(void)
 		char line[STREAM_LINE_MAX];
 
 		/* Short: a request that a dying back-end swallowed gets no answer at all. */
-		control = connect_to_host(CONTROL_PORT, 300);
+		control = connect_to(VMADDR_CID_HOST, CONTROL_PORT, 300);
 		if (control < 0) {
 			printf("agent: no connection to the host: %s\n", strerror(-control));
 			poll(NULL, 0, 20);

@@ -38,11 +38,12 @@
 #define N_AT_ONCE      32
 #define BOOT_MS	       90000
 #define SOON_MS	       1000
-#define ALL_SECONDS    300
+#define ALL_SECONDS    400
 
 /* The host's ports and the guest's: any but the control port. */
 #define PORT		      1100u
 #define ECHO_PORT	      1200u
+#define HOST_CID	      2u
 #define PORT_WITHOUT_LISTENER 1999u
 
 /* Shared with the waiting process, which has the last word. */
@@ -54,7 +55,7 @@ struct score {
 
 struct test {
 	struct machine machine;
-	struct agent agent;
+	struct agent agent, sibling;
 	struct score *score;
 };
 
@@ -81,12 +82,21 @@ static uint64_t mib_per_second(uint64_t n_bytes, uint64_t ms)
 }
 
 /* The agent's echo server does not outlive its guest. */
-static bool start_echo(struct test *test)
+static bool start_echo(struct agent *agent)
 {
 	struct agent_reply reply;
 
-	return agent_tell(&test->agent, "echo %u", ECHO_PORT) == 0 &&
-	       agent_wait_reply(&test->agent, &reply) == 0 && reply.error == 0;
+	return agent_tell(agent, "echo %u", ECHO_PORT) == 0 &&
+	       agent_wait_reply(agent, &reply) == 0 && reply.error == 0;
+}
+
+static unsigned int n_echoing(struct agent *agent)
+{
+	struct agent_reply reply;
+
+	if (agent_tell(agent, "echoing") < 0 || agent_wait_reply(agent, &reply) < 0)
+		return UINT_MAX;
+	return (unsigned int)reply.n_bytes;
 }
 
 /* One line there and back on a connection to the guest's echo server. */
@@ -117,13 +127,15 @@ static bool boot(struct test *test)
 
 	check(test, is_ready, "a Linux guest boots and its agent reaches the host (%.1f s)",
 	      (double)(host_now_ms() - start) / 1000);
-	return is_ready && start_echo(test);
+	return is_ready && start_echo(&test->agent);
 }
 
 static bool step_start(struct test *test)
 {
-	int error = agent_listen(&test->agent);
+	int error = agent_listen(&test->agent, HOST_UDS_NAME);
 
+	if (error == 0)
+		error = agent_listen(&test->sibling, HOST_SIBLING_NAME);
 	if (error == 0)
 		error = machine_start_back_end(&test->machine);
 	check(test, error == 0,
@@ -378,6 +390,91 @@ static bool step_refusal(struct test *test)
 	return true;
 }
 
+/* One connects, sends, and says that it is done; the other reads to the end, and answers. */
+static void transfer_between(struct test *test, struct agent *from, struct agent *to,
+			     const char *what)
+{
+	struct agent_reply sent = {.error = EIO}, answered = {.error = EIO};
+	uint64_t start, ms;
+
+	agent_tell(to, "answer %u %" PRIu64 " 8", PORT, TRANSFER_BYTES / 2);
+	agent_wait_listening(to);
+	start = host_now_ms();
+	agent_tell(from, "halfclose %u %" PRIu64 " 7", PORT, TRANSFER_BYTES / 2);
+	agent_wait_reply(from, &sent);
+	agent_wait_reply(to, &answered);
+	ms = host_now_ms() - start;
+	check(test,
+	      answered.error == 0 && answered.sum == stream_checksum(7, TRANSFER_BYTES / 2) &&
+		      sent.error == 0 && sent.sum == stream_checksum(8, TRANSFER_BYTES / 2),
+	      "32 MiB from the %s, then 32 MiB back, intact (%" PRIu64 " MiB/s)", what,
+	      mib_per_second(answered.n_bytes + sent.n_bytes, ms));
+}
+
+static bool set_peer(struct agent *agent, unsigned int cid)
+{
+	struct agent_reply reply;
+
+	return agent_tell(agent, "peer %u", cid) == 0 && agent_wait_reply(agent, &reply) == 0;
+}
+
+static void refuse_between(struct test *test, unsigned int cid, const char *what)
+{
+	struct agent_reply reply = {0};
+	uint64_t start;
+
+	set_peer(&test->sibling, cid);
+	start = host_now_ms();
+	agent_tell(&test->sibling, "connect %u", PORT_WITHOUT_LISTENER);
+	agent_wait_reply(&test->sibling, &reply);
+	check(test,
+	      (reply.error == ECONNREFUSED || reply.error == ECONNRESET) &&
+		      host_now_ms() - start < SOON_MS,
+	      "a guest's connection to %s is refused at once (%s, %" PRIu64 " ms)", what,
+	      strerror(reply.error), host_now_ms() - start);
+}
+
+/* The other guest sends back what nobody reads: both are stuck in the middle of it. */
+static void end_sibling(struct test *test)
+{
+	uint64_t end = host_now_ms() + 5000, start, ms;
+	struct agent_reply reply = {0};
+	bool is_echoing = start_echo(&test->sibling);
+
+	agent_tell(&test->agent, "send %u %" PRIu64 " 9", ECHO_PORT, MIB * MIB);
+	while (is_echoing && n_echoing(&test->sibling) == 0)
+		is_echoing = host_now_ms() < end;
+	start = host_now_ms();
+	kill(test->machine.sibling_pid, SIGKILL);
+	machine_wait(&test->machine.sibling_pid, 5000);
+	agent_wait_reply(&test->agent, &reply);
+	ms = host_now_ms() - start;
+	check(test,
+	      is_echoing && (reply.error == ECONNRESET || reply.error == EPIPE) && ms < SOON_MS,
+	      "when a guest's QEMU is killed, the other guest's connection ends (%s, %" PRIu64
+	      " ms)",
+	      strerror(reply.error), ms);
+}
+
+static bool step_siblings(struct test *test)
+{
+	uint64_t start = host_now_ms();
+	bool is_ready = machine_start_sibling(&test->machine) == 0 &&
+			agent_wait(&test->sibling, BOOT_MS, NULL) == 0;
+
+	check(test, is_ready, "a second guest boots behind the same back-end (%.1f s)",
+	      (double)(host_now_ms() - start) / 1000);
+	if (!is_ready || !set_peer(&test->agent, MACHINE_SIBLING_CID) ||
+	    !set_peer(&test->sibling, MACHINE_CID))
+		return true;
+	transfer_between(test, &test->agent, &test->sibling, "first guest to the second");
+	transfer_between(test, &test->sibling, &test->agent, "second guest to the first");
+	refuse_between(test, MACHINE_CID, "another guest's port without a listener");
+	refuse_between(test, MACHINE_SIBLING_CID + 1, "a CID that no guest has");
+	end_sibling(test);
+	return set_peer(&test->agent, HOST_CID);
+}
+
 static bool step_pause(struct test *test)
 {
 	int fd = host_connect(ECHO_PORT, 5000);
@@ -408,7 +505,7 @@ static bool step_reboot(struct test *test)
 	bool is_ready;
 
 	agent_tell(&test->agent, "reboot");
-	is_ready = agent_wait(&test->agent, BOOT_MS, NULL) == 0 && start_echo(test);
+	is_ready = agent_wait(&test->agent, BOOT_MS, NULL) == 0 && start_echo(&test->agent);
 	check(test, is_ready && guest_is_reached() && machine_qemu_is_running(&test->machine),
 	      "the guest works again after its reboot (%.1f s), same QEMU, same back-end",
 	      (double)(host_now_ms() - start) / 1000);
@@ -416,15 +513,6 @@ static bool step_reboot(struct test *test)
 	      "connections from before the reboot have ended");
 	close(fd);
 	return is_ready;
-}
-
-static unsigned int n_echoing(struct test *test)
-{
-	struct agent_reply reply;
-
-	if (agent_tell(&test->agent, "echoing") < 0 || agent_wait_reply(&test->agent, &reply) < 0)
-		return UINT_MAX;
-	return (unsigned int)reply.n_bytes;
 }
 
 /* The guest is in the middle of sending, an idle connection stands as well. */
@@ -455,7 +543,7 @@ static bool step_worker_death(struct test *test)
 	ms = host_now_ms() - start;
 	check(test,
 	      is_back && ms < SOON_MS && (last.error == ECONNRESET || last.error == EPIPE) &&
-		      n_echoing(test) == 0,
+		      n_echoing(&test->agent) == 0,
 	      "its connections are reset in the guest, which connects again (%" PRIu64 " ms)", ms);
 	is_back = is_back && guest_is_reached();
 	check(test, is_back && host_now_ms() - start < 2 * SOON_MS,
@@ -517,6 +605,7 @@ static const struct step {
 	{"Many connections at once", step_at_once},
 	{"Half-closed connections", step_half_close},
 	{"Nobody listens", step_refusal},
+	{"Guests reach each other", step_siblings},
 	{"The guest is paused", step_pause},
 	{"The guest reboots", step_reboot},
 	{"The worker is killed", step_worker_death},
@@ -609,6 +698,7 @@ static int supervise(pid_t child, const sigset_t *signals, struct score *score)
 		show_log(MACHINE_BACK_END_LOG);
 		show_log(MACHINE_QEMU_LOG);
 		show_log(MACHINE_SERIAL_LOG);
+		show_log(MACHINE_SIBLING_SERIAL_LOG);
 	}
 	if (was_stopped)
 		printf("stopped by signal %d\n", code - 128);
@@ -633,7 +723,7 @@ static pid_t fork_steps(struct test *test, const sigset_t *signals)
 
 int main(int argc, char **argv)
 {
-	struct test test = {.machine = {.back_end_pid = -1, .qemu_pid = -1}};
+	struct test test = {.machine = {.back_end_pid = -1, .qemu_pid = -1, .sibling_pid = -1}};
 	char directory[PATH_MAX];
 	const char *temporary = getenv("TMPDIR"), *prefix;
 	sigset_t signals;

@@ -37,17 +37,22 @@ static int close_with(int fd, int error)
 	return error;
 }
 
-int host_listen(uint32_t port)
+static int listen_at(const char *uds_name, uint32_t port)
 {
 	struct sockaddr_un address = {.sun_family = AF_UNIX};
 	int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
 
 	if (fd < 0)
 		return -errno;
-	snprintf(address.sun_path, sizeof(address.sun_path), HOST_UDS_NAME "_%" PRIu32, port);
+	snprintf(address.sun_path, sizeof(address.sun_path), "%s_%" PRIu32, uds_name, port);
 	if (bind(fd, (struct sockaddr *)&address, sizeof(address)) < 0 || listen(fd, 64) < 0)
 		return close_with(fd, -errno);
 	return fd;
+}
+
+int host_listen(uint32_t port)
+{
+	return listen_at(HOST_UDS_NAME, port);
 }
 
 void host_unlisten(uint32_t port, int listener)
@@ -119,9 +124,9 @@ int host_wait_for_end(int fd, unsigned int limit_ms)
 	}
 }
 
-int agent_listen(struct agent *agent)
+int agent_listen(struct agent *agent, const char *uds_name)
 {
-	int listener = host_listen(HOST_CONTROL_PORT);
+	int listener = listen_at(uds_name, HOST_CONTROL_PORT);
 
 	if (listener < 0)
 		return listener;

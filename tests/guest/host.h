@@ -13,8 +13,9 @@
 
 #include "tests/guest/stream.h"
 
-#define HOST_UDS_NAME	  "vsock" /* --uds-path, in the current directory */
-#define HOST_CONTROL_PORT 1000u	  /* the agent's, too */
+#define HOST_UDS_NAME	  "vsock"   /* --uds-path, in the current directory */
+#define HOST_SIBLING_NAME "sibling" /* that of the second VM */
+#define HOST_CONTROL_PORT 1000u	    /* the agent's, too */
 #define HOST_TRANSFER_MS  60000
 
 uint64_t host_now_ms(void);
@@ -47,7 +48,8 @@ struct agent_reply {
 	char text[STREAM_LINE_MAX];
 };
 
-int agent_listen(struct agent *agent);
+/* uds_name: the --uds-path of its VM, in the current directory. */
+int agent_listen(struct agent *agent, const char *uds_name);
 
 /* Wait for the agent to connect (again). ret_last is its reply to the command before. */
 int agent_wait(struct agent *agent, unsigned int limit_ms, struct agent_reply *ret_last);

@@ -70,28 +70,32 @@ int machine_start_back_end(struct machine *machine)
 {
 	uint64_t end = host_now_ms() + 10000;
 	const char *argv[ARGUMENTS_MAX];
-	char cid[16], directory[128], socket_path[160], uds_path[160];
+	char directory[128], vms[2][512], socket_path[160], uds_path[160];
 	size_t n = 0;
 
 	if (!getcwd(directory, sizeof(directory)))
 		return -errno;
-	snprintf(cid, sizeof(cid), "%d", MACHINE_CID);
+	snprintf(vms[0], sizeof(vms[0]),
+		 "guest-cid=%d,socket=%s/" MACHINE_SOCKET ",uds-path=%s/" HOST_UDS_NAME,
+		 MACHINE_CID, directory, directory);
+	snprintf(vms[1], sizeof(vms[1]),
+		 "guest-cid=%d,socket=%s/" MACHINE_SIBLING_SOCKET ",uds-path=%s/" HOST_SIBLING_NAME,
+		 MACHINE_SIBLING_CID, directory, directory);
 	snprintf(socket_path, sizeof(socket_path), "%s/" MACHINE_SOCKET, directory);
-	snprintf(uds_path, sizeof(uds_path), "%s/" HOST_UDS_NAME, directory);
-	while (machine->back_end[n] && n < ARGUMENTS_MAX - 7) {
+	snprintf(uds_path, sizeof(uds_path), "%s/" HOST_SIBLING_NAME, directory);
+	while (machine->back_end[n] && n < ARGUMENTS_MAX - 5) {
 		argv[n] = machine->back_end[n];
 		n++;
 	}
-	argv[n++] = "--guest-cid";
-	argv[n++] = cid;
-	argv[n++] = "--socket";
-	argv[n++] = socket_path;
-	argv[n++] = "--uds-path";
-	argv[n++] = uds_path;
+	for (size_t i = 0; i < 2; i++) {
+		argv[n++] = "--vm";
+		argv[n++] = vms[i];
+	}
 	argv[n] = NULL;
 	machine->back_end_pid = start(argv, MACHINE_BACK_END_LOG);
 	if (machine->back_end_pid < 0)
 		return machine->back_end_pid;
+	/* The first and the last that it makes. */
 	while (!is_listening(socket_path) || !is_listening(uds_path)) {
 		if (machine_wait(&machine->back_end_pid, POLL_MS) != -ETIMEDOUT)
 			return -ECHILD;
@@ -101,7 +105,11 @@ int machine_start_back_end(struct machine *machine)
 	return 0;
 }
 
-int machine_start_qemu(struct machine *machine)
+struct qemu {
+	const char *serial, *qmp, *chardev, *log;
+};
+
+static pid_t start_qemu(const struct machine *machine, const struct qemu *qemu)
 {
 	/* The emulated processor with the fewest features is twice as fast as the one with all. */
 	const char *processor = strcmp(machine->accelerator, "kvm") ? "qemu64" : "host";
@@ -114,9 +122,9 @@ int machine_start_qemu(struct machine *machine)
 		"-accel", machine->accelerator,
 		"-cpu", processor,
 		"-display", "none",
-		"-serial", "file:" MACHINE_SERIAL_LOG,
-		"-qmp", "unix:" QMP_SOCKET ",server=on,wait=off",
-		"-chardev", "socket,id=vsock,path=" MACHINE_SOCKET,
+		"-serial", qemu->serial,
+		"-qmp", qemu->qmp,
+		"-chardev", qemu->chardev,
 		"-device", "vhost-user-vsock-pci,chardev=vsock",
 		"-kernel", machine->kernel,
 		"-initrd", machine->initramfs,
@@ -125,8 +133,33 @@ int machine_start_qemu(struct machine *machine)
 	};
 	/* clang-format on */
 
-	machine->qemu_pid = start(argv, MACHINE_QEMU_LOG);
+	return start(argv, qemu->log);
+}
+
+int machine_start_qemu(struct machine *machine)
+{
+	static const struct qemu qemu = {
+		"file:" MACHINE_SERIAL_LOG,
+		"unix:" QMP_SOCKET ",server=on,wait=off",
+		"socket,id=vsock,path=" MACHINE_SOCKET,
+		MACHINE_QEMU_LOG,
+	};
+
+	machine->qemu_pid = start_qemu(machine, &qemu);
 	return machine->qemu_pid < 0 ? machine->qemu_pid : 0;
+}
+
+int machine_start_sibling(struct machine *machine)
+{
+	static const struct qemu qemu = {
+		"file:" MACHINE_SIBLING_SERIAL_LOG,
+		"unix:sibling-" QMP_SOCKET ",server=on,wait=off",
+		"socket,id=vsock,path=" MACHINE_SIBLING_SOCKET,
+		MACHINE_SIBLING_QEMU_LOG,
+	};
+
+	machine->sibling_pid = start_qemu(machine, &qemu);
+	return machine->sibling_pid < 0 ? machine->sibling_pid : 0;
 }
 
 bool machine_qemu_is_running(const struct machine *machine)

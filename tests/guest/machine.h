@@ -12,21 +12,27 @@
 #include <sys/types.h>
 
 #define MACHINE_CID	     42
+#define MACHINE_SIBLING_CID  43
 #define MACHINE_SOCKET	     "vhost-user.sock"
 #define MACHINE_BACK_END_LOG "back-end.log"
 #define MACHINE_QEMU_LOG     "qemu.log"
 #define MACHINE_SERIAL_LOG   "serial.log"
+/* The same of the second VM, of the same back-end. */
+#define MACHINE_SIBLING_SOCKET	   "sibling-vhost-user.sock"
+#define MACHINE_SIBLING_QEMU_LOG   "sibling-qemu.log"
+#define MACHINE_SIBLING_SERIAL_LOG "sibling-serial.log"
 
 struct machine {
 	const char *kernel, *initramfs, *accelerator;
 	char **back_end; /* the command, without the options that machine_start_back_end() adds */
-	pid_t back_end_pid, qemu_pid; /* -1: not running */
+	pid_t back_end_pid, qemu_pid, sibling_pid; /* -1: not running */
 };
 
-/* Start it and wait until it listens on both sockets. 0 or negative errno. */
+/* Start it with two VMs and wait until it listens on their sockets. 0 or negative errno. */
 int machine_start_back_end(struct machine *machine);
 
 int machine_start_qemu(struct machine *machine);
+int machine_start_sibling(struct machine *machine);
 
 bool machine_qemu_is_running(const struct machine *machine);
 
