@@ -32,6 +32,12 @@ const char *const configuration_keys[N_KEYS] = {
 	[KEY_UDS_MODE] = "uds-mode",
 	[KEY_UDS_OWNER] = "uds-owner",
 	[KEY_UDS_GROUP] = "uds-group",
+	[KEY_FORWARD_CID] = "forward-cid",
+	[KEY_FORWARD_LISTEN] = "forward-listen",
+	[KEY_CONNECT] = "connect",
+	[KEY_LISTEN] = "listen",
+	[KEY_OK] = "ok",
+	[KEY_WAIT] = "wait",
 	[KEY_TX_BUFFER_SIZE] = "tx-buffer-size",
 	[KEY_QUEUE_SIZE] = "queue-size",
 	[KEY_GROUPS] = "groups",
@@ -73,6 +79,12 @@ static const struct option options[] = {
 	{"uds-mode", required_argument, NULL, OPTION_KEY + KEY_UDS_MODE},
 	{"uds-owner", required_argument, NULL, OPTION_KEY + KEY_UDS_OWNER},
 	{"uds-group", required_argument, NULL, OPTION_KEY + KEY_UDS_GROUP},
+	{"forward-cid", required_argument, NULL, OPTION_KEY + KEY_FORWARD_CID},
+	{"forward-listen", required_argument, NULL, OPTION_KEY + KEY_FORWARD_LISTEN},
+	{"connect", required_argument, NULL, OPTION_KEY + KEY_CONNECT},
+	{"listen", required_argument, NULL, OPTION_KEY + KEY_LISTEN},
+	{"ok", required_argument, NULL, OPTION_KEY + KEY_OK},
+	{"wait", required_argument, NULL, OPTION_KEY + KEY_WAIT},
 	{"tx-buffer-size", required_argument, NULL, OPTION_KEY + KEY_TX_BUFFER_SIZE},
 	{"queue-size", required_argument, NULL, OPTION_KEY + KEY_QUEUE_SIZE},
 	{"groups", required_argument, NULL, OPTION_KEY + KEY_GROUPS},
@@ -102,6 +114,7 @@ struct command_line {
 	enum configuration_action action;
 	enum policy_role policy_role;
 	const char *values[N_KEYS];
+	char *lists[N_KEYS]; /* own the values of keys that are lists */
 	const char *vms[CONFIGURATION_VMS_MAX];
 	size_t n_vms;
 	const char *file; /* of --config or --check-config */
@@ -170,9 +183,24 @@ int configuration_fail_memory(struct configuration_error *ret_error)
 	return configuration_fail(ret_error, EX_OSERR, "out of memory");
 }
 
+static int keep_list(struct command_line *line, enum key key, const char *value,
+		     struct configuration_error *ret_error)
+{
+	char *joined = configuration_join(line->values[key], value);
+
+	if (!joined)
+		return configuration_fail_memory(ret_error);
+	free(line->lists[key]);
+	line->lists[key] = joined;
+	line->values[key] = joined;
+	return 0;
+}
+
 static int keep_value(struct command_line *line, enum key key, const char *value,
 		      struct configuration_error *ret_error)
 {
+	if (configuration_is_list(key))
+		return keep_list(line, key, value, ret_error);
 	if (line->values[key])
 		return configuration_fail(ret_error, EX_USAGE, "--%s is given more than once%s",
 					  configuration_keys[key],
@@ -522,10 +550,10 @@ int configuration_parse(int argc, char **argv, struct configuration *ret,
 		line.action = CONFIGURATION_CAPABILITIES;
 	else
 		r = read_command_line(argc, argv, &line, ret_error);
-	if (r)
-		return r;
-	if (has_vms(line.action))
+	if (!r && has_vms(line.action))
 		r = read_configuration(&line, &result, ret_error);
+	for (size_t key = 0; key < N_KEYS; key++)
+		free(line.lists[key]);
 	if (r) {
 		configuration_free(&result);
 		return r;
@@ -546,6 +574,8 @@ void configuration_free(struct configuration *configuration)
 		free(vm->groups);
 		free(vm->socket);
 		free(vm->uds_path);
+		free(vm->connects);
+		free(vm->listens);
 	}
 	free(configuration->vms);
 	free(configuration->worker);
@@ -559,6 +589,7 @@ uint64_t configuration_n_files(const struct configuration *configuration)
 	uint64_t n_files = FILES_OF_PROCESS + (configuration->control.path ? FILES_OF_CONTROL : 0);
 
 	for (size_t i = 0; i < configuration->n_vms; i++)
-		n_files += (uint64_t)configuration->vms[i].max_connections + FILES_PER_VM;
+		n_files += (uint64_t)configuration->vms[i].max_connections +
+			   configuration->vms[i].n_listens + FILES_PER_VM;
 	return n_files;
 }

@@ -14,10 +14,12 @@
 #include <sys/types.h>
 
 #include "broker/listener.h"
+#include "broker/ports.h"
 #include "policy/policy.h"
 
 #define CONFIGURATION_VMS_MAX		  256
 #define CONFIGURATION_GROUPS_MAX	  32
+#define CONFIGURATION_RULES_MAX		  64 /* connect, and listen with forward-listen */
 #define CONFIGURATION_TX_BUFFER_DEFAULT	  (256u * 1024)
 #define CONFIGURATION_QUEUE_SIZE_DEFAULT  1024
 #define CONFIGURATION_CONNECTIONS_DEFAULT 4096
@@ -45,7 +47,12 @@ struct vm_configuration {
 	uint64_t guest_cid;
 	char *socket;	/* vhost-user socket to listen on; NULL with socket_fd */
 	int socket_fd;	/* --fd: connected or listening socket, the caller's; -1 otherwise */
-	char *uds_path; /* hybrid vsock: listen here, connect to uds_path_PORT */
+	char *uds_path; /* hybrid vsock: listen here, connect to uds_path_PORT; or NULL */
+	struct port_rule *connects, *listens;
+	size_t n_connects, n_listens;
+	uint32_t forward_cid; /* where nobody listens at uds_path_PORT; 0: none */
+	bool is_quiet;	      /* no OK line for who sent CONNECT */
+	uint32_t wait_s;      /* how long the guest is asked again that refuses a host program */
 	struct listener_access socket_access, uds_access;
 	char **groups; /* at least "default"; guests of a common one reach each other */
 	size_t n_groups;
@@ -111,7 +118,7 @@ bool configuration_shares_group(const struct vm_configuration *first,
 uint64_t configuration_n_files(const struct configuration *configuration);
 
 /* The texts of --help and of --print-capabilities, each with its last newline. */
-extern const char configuration_help[];
+extern const char *const configuration_help[]; /* in parts; NULL behind the last */
 extern const char configuration_capabilities[];
 
 /* The names of the roles in --print-policy, and what that prints. */

@@ -8,7 +8,7 @@
 #include "policy/rules.h"
 
 /* At most 80 columns. man/vsockd.8 has the same options; tests/integration/check_documents.sh. */
-const char configuration_help[] =
+const char *const configuration_help[] = {
 	"Usage: vsockd [--guest-cid N] --socket PATH --uds-path PATH [OPTION]...\n"
 	"       vsockd --vm KEY=VALUE[,KEY=VALUE]... [--vm ...]... [OPTION]...\n"
 	"       vsockd --config FILE [OPTION]...\n"
@@ -29,6 +29,21 @@ const char configuration_help[] =
 	"  --uds-mode OCTAL      the same three for the socket at the uds-path\n"
 	"  --uds-owner USER\n"
 	"  --uds-group GROUP\n"
+	"  --forward-cid N       where nobody listens at \"_PORT\", the guest reaches the\n"
+	"                        same port of this AF_VSOCK CID (1: the host itself)\n"
+	"  --forward-listen PORT[+PORT]...\n"
+	"                        listen on these AF_VSOCK ports; each leads to the same\n"
+	"                        port of the guest\n"
+	"  --connect PORT[-PORT]:ADDRESS\n"
+	"                        where the guest's connections to these ports lead,\n"
+	"                        before all else: unix:PATH, abstract:NAME,\n"
+	"                        tcp[:IP][:PORT], vsock:CID[:PORT] or deny; repeatable\n"
+	"  --listen PORT:ADDRESS\n"
+	"                        listen there, without a \"CONNECT\" line, for that port of\n"
+	"                        the guest; may be repeated\n"
+	"  --ok on|off           answer \"CONNECT PORT\" by a line (default on)\n"
+	"  --wait SECONDS        ask a guest that refuses a host program again, 0 to 3600\n"
+	"                        seconds long (default 0)\n",
 	"  --tx-buffer-size N    bytes that the host may leave unread on a connection,\n"
 	"                        4096 to 16777216 (default 262144)\n"
 	"  --queue-size N        a power of two up to 32768 (default 1024); accepted for\n"
@@ -73,7 +88,9 @@ const char configuration_help[] =
 	"  --help                print this text and exit\n"
 	"  --version             print the version and exit\n"
 	"\n"
-	"The manual page vsockd(8) has the details and examples.\n";
+	"The manual page vsockd(8) has the details and examples.\n",
+	NULL,
+};
 
 /* QEMU's vhost-user document, "Back-end program conventions"; no optional feature applies. */
 const char configuration_capabilities[] = "{\"type\": \"vsock\"}\n";
@@ -98,6 +115,19 @@ static void print_socket(FILE *stream, const char *name, const char *path,
 	fprintf(stream, ")%s", end);
 }
 
+static void print_rules(FILE *stream, const char *name, const struct port_rule *rules,
+			size_t n_rules)
+{
+	char text[PORT_TEXT_SIZE];
+
+	for (size_t i = 0; i < n_rules; i++) {
+		ports_print(&rules[i], text);
+		fprintf(stream, "%s ", name);
+		print_path(stream, text);
+		fprintf(stream, ", ");
+	}
+}
+
 void configuration_print(FILE *stream, const struct configuration *configuration)
 {
 	if (configuration->control.path)
@@ -111,6 +141,10 @@ void configuration_print(FILE *stream, const struct configuration *configuration
 			print_socket(stream, "socket", vm->socket, &vm->socket_access, ", ");
 		if (vm->uds_path)
 			print_socket(stream, "uds-path", vm->uds_path, &vm->uds_access, ", ");
+		print_rules(stream, "connect", vm->connects, vm->n_connects);
+		print_rules(stream, "listen", vm->listens, vm->n_listens);
+		if (vm->forward_cid)
+			fprintf(stream, "forward-cid %" PRIu32 ", ", vm->forward_cid);
 		fprintf(stream, "groups ");
 		for (size_t group = 0; group < vm->n_groups; group++) {
 			fputs(group ? "+" : "", stream);

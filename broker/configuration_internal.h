@@ -5,8 +5,8 @@
  * Between the files of the configuration: configuration.c takes the command line
  * apart, configuration_file.c a file, and configuration_marks.c knows the lines of
  * that file; configuration_vm.c reads what was said of one VM, configuration_access.c
- * knows users, groups and modes, configuration_paths.c which paths can stand
- * beside each other and what the file system says about them.
+ * knows users, groups and modes, configuration_ports.c ports, configuration_paths.c which paths can
+ * stand beside each other and what the file system says about them.
  */
 
 #include <stdbool.h>
@@ -37,6 +37,12 @@ enum key {
 	KEY_UDS_MODE,
 	KEY_UDS_OWNER,
 	KEY_UDS_GROUP,
+	KEY_FORWARD_CID,
+	KEY_FORWARD_LISTEN,
+	KEY_CONNECT, /* this and the next may be given more than once */
+	KEY_LISTEN,
+	KEY_OK,
+	KEY_WAIT,
 	KEY_TX_BUFFER_SIZE,
 	KEY_QUEUE_SIZE,
 	KEY_GROUPS,
@@ -92,6 +98,15 @@ int configuration_read_vm(struct vm_arguments *arguments, struct vm_configuratio
 			  struct configuration_error *ret_error);
 int configuration_read_vm_text(const char *text, struct vm_configuration *vm,
 			       struct configuration_error *ret_error);
+
+/* What leads to and from the guest's ports besides the uds-path. */
+int configuration_read_ports(const struct vm_arguments *arguments, struct vm_configuration *vm,
+			     struct configuration_error *ret_error);
+
+/* Is it a list to which each occurrence of the key adds? */
+bool configuration_is_list(enum key key);
+/* The values so far, if any, and another one, in memory of the caller's; NULL: none left. */
+char *configuration_join(const char *values, const char *value);
 
 /* Of the keys mode, owner and group; mode is the first of the three. */
 int configuration_read_access(const struct vm_arguments *arguments, enum key mode,

@@ -89,14 +89,13 @@ static int check_places(const struct place *places, size_t n_places,
 	return 0;
 }
 
-static struct place place_of(const struct vm_configuration *vm, bool is_uds_path)
+static struct place place_of(const struct vm_configuration *vm, const char *kind, const char *path)
 {
-	const char *path = is_uds_path ? vm->uds_path : vm->socket;
 	struct place place = {
-		.kind = is_uds_path ? "uds-path" : "socket",
+		.kind = kind,
 		.path = path,
 		.name = path,
-		.is_uds_path = is_uds_path,
+		.is_uds_path = path == vm->uds_path,
 	};
 
 	snprintf(place.where, sizeof(place.where), "%svm %" PRIu64 ": ", vm->origin, vm->guest_cid);
@@ -107,17 +106,26 @@ static struct place place_of(const struct vm_configuration *vm, bool is_uds_path
 /* All paths, of the VMs and of vsockd itself; NULL without memory, to be freed by the caller. */
 static struct place *list_places(const struct configuration *configuration, size_t *ret_n_places)
 {
-	struct place *places = calloc(2 * configuration->n_vms + 2, sizeof(*places));
-	size_t n_places = 0;
+	size_t n_places = 2 * configuration->n_vms + 2;
+	struct place *places;
 
+	for (size_t i = 0; i < configuration->n_vms; i++)
+		n_places += configuration->vms[i].n_listens;
+	places = calloc(n_places, sizeof(*places));
+	n_places = 0;
 	if (!places)
 		return NULL;
 	for (size_t i = 0; i < configuration->n_vms; i++) {
 		const struct vm_configuration *vm = &configuration->vms[i];
 
 		if (vm->socket)
-			places[n_places++] = place_of(vm, /* is_uds_path= */ false);
-		places[n_places++] = place_of(vm, /* is_uds_path= */ true);
+			places[n_places++] = place_of(vm, "socket", vm->socket);
+		if (vm->uds_path)
+			places[n_places++] = place_of(vm, "uds-path", vm->uds_path);
+		for (size_t k = 0; k < vm->n_listens; k++)
+			if (vm->listens[k].address.family == PORT_UNIX)
+				places[n_places++] =
+					place_of(vm, "listen", vm->listens[k].address.name);
 	}
 	if (configuration->control.path) {
 		struct place *place = &places[n_places++];

@@ -27,6 +27,7 @@ static const struct number_limits number_limits[N_KEYS] = {
 	[KEY_QUEUE_SIZE] = {1, 32768, CONFIGURATION_QUEUE_SIZE_DEFAULT, ""},
 	[KEY_MAX_CONNECTIONS] = {1, 65536, CONFIGURATION_CONNECTIONS_DEFAULT, ""},
 	[KEY_MAX_HANDSHAKES] = {1, 65536, CONFIGURATION_HANDSHAKES_DEFAULT, ""},
+	[KEY_WAIT] = {0, 3600, 0, " seconds"},
 	/* 0 to 2 are the standard streams in the conventions for vhost-user programs. */
 	[KEY_FD] = {STDERR_FILENO + 1, INT_MAX, 0, ""},
 };
@@ -204,6 +205,12 @@ static int read_offers(const struct vm_arguments *arguments, uint32_t *ret_offer
 	return 0;
 }
 
+/* Does anything lead to or from the guest without a uds-path? */
+static bool has_ports(const struct vm_configuration *vm)
+{
+	return vm->n_connects > 0 || vm->n_listens > 0 || vm->forward_cid != 0;
+}
+
 int configuration_read_vm(struct vm_arguments *arguments, struct vm_configuration *vm,
 			  struct configuration_error *ret_error)
 {
@@ -215,6 +222,7 @@ int configuration_read_vm(struct vm_arguments *arguments, struct vm_configuratio
 		{KEY_QUEUE_SIZE, &vm->queue_size},
 		{KEY_MAX_CONNECTIONS, &vm->max_connections},
 		{KEY_MAX_HANDSHAKES, &vm->max_handshakes},
+		{KEY_WAIT, &vm->wait_s},
 	};
 	uint64_t fd;
 	int r;
@@ -236,7 +244,9 @@ int configuration_read_vm(struct vm_arguments *arguments, struct vm_configuratio
 		if (r)
 			return r;
 	}
-	r = configuration_read_path(arguments, KEY_UDS_PATH, &vm->uds_path, ret_error);
+	r = configuration_read_ports(arguments, vm, ret_error);
+	if (!r && (arguments->values[KEY_UDS_PATH] || !has_ports(vm)))
+		r = configuration_read_path(arguments, KEY_UDS_PATH, &vm->uds_path, ret_error);
 	if (!r)
 		r = configuration_read_access(arguments, KEY_SOCKET_MODE, &vm->socket_access,
 					      ret_error);
@@ -258,8 +268,21 @@ int configuration_read_vm(struct vm_arguments *arguments, struct vm_configuratio
 	return read_groups(arguments, vm, ret_error);
 }
 
-/* One KEY=VALUE of --vm; item is cut in two where it stands. */
-static int read_vm_item(char *item, struct vm_arguments *arguments,
+static int add_to_list(struct vm_arguments *arguments, char **lists, size_t key, const char *value,
+		       struct configuration_error *ret_error)
+{
+	char *joined = configuration_join(lists[key], value);
+
+	if (!joined)
+		return configuration_fail_memory(ret_error);
+	free(lists[key]);
+	lists[key] = joined;
+	arguments->values[key] = joined;
+	return 0;
+}
+
+/* One KEY=VALUE of --vm; item is cut in two where it stands. lists own what they join. */
+static int read_vm_item(char *item, struct vm_arguments *arguments, char **lists,
 			struct configuration_error *ret_error)
 {
 	char *value = strchr(item, '=');
@@ -276,6 +299,8 @@ static int read_vm_item(char *item, struct vm_arguments *arguments,
 	for (size_t key = 0; key < N_VM_KEYS; key++) {
 		if (strcmp(item, configuration_keys[key]) != 0)
 			continue;
+		if (configuration_is_list((enum key)key))
+			return add_to_list(arguments, lists, key, value, ret_error);
 		if (arguments->values[key])
 			return configuration_fail(ret_error, EX_USAGE,
 						  "%skey %s is given more than once",
@@ -286,8 +311,9 @@ static int read_vm_item(char *item, struct vm_arguments *arguments,
 	return configuration_fail(
 		ret_error, EX_USAGE,
 		"%sunknown key " QUOTED "; known are guest-cid, socket, uds-path, each of the "
-		"two with -mode, -owner and -group, tx-buffer-size, queue-size, groups, "
-		"max-connections, max-handshakes and offer",
+		"two with -mode, -owner and -group, forward-cid, forward-listen, connect, listen, "
+		"ok, wait, tx-buffer-size, queue-size, groups, max-connections, max-handshakes and "
+		"offer",
 		arguments->where, item);
 }
 
@@ -295,7 +321,7 @@ int configuration_read_vm_text(const char *text, struct vm_configuration *vm,
 			       struct configuration_error *ret_error)
 {
 	struct vm_arguments arguments = {.source = VM_FROM_TEXT};
-	char *copy = strdup(text);
+	char *copy = strdup(text), *lists[N_VM_KEYS] = {NULL};
 	char *rest = copy;
 	int r = 0;
 
@@ -303,9 +329,11 @@ int configuration_read_vm_text(const char *text, struct vm_configuration *vm,
 		return configuration_fail_memory(ret_error);
 	snprintf(arguments.where, sizeof(arguments.where), "--vm " QUOTED ": ", text);
 	while (!r && rest)
-		r = read_vm_item(strsep(&rest, ","), &arguments, ret_error);
+		r = read_vm_item(strsep(&rest, ","), &arguments, lists, ret_error);
 	if (!r)
 		r = configuration_read_vm(&arguments, vm, ret_error);
+	for (size_t key = 0; key < N_VM_KEYS; key++)
+		free(lists[key]);
 	free(copy);
 	return r;
 }

@@ -19,7 +19,7 @@ static int take_end(struct control_client *client, int which)
 static bool hand_over(struct control_client *client, struct device *device)
 {
 	int fd = take_end(client, 0);
-	struct endpoint *endpoint = device_take_host(device, fd);
+	struct endpoint *endpoint = device_take_host(device, NULL, fd);
 
 	if (!endpoint) {
 		close(fd);

@@ -3,6 +3,7 @@
 #include <inttypes.h>
 #include <stdarg.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/epoll.h>
 #include <sys/socket.h>
@@ -93,6 +94,37 @@ static void open_session(struct device *device, int socket)
 	device_log(device, LOG_INFO, "front-end connected");
 }
 
+static bool add_host_listener(struct device *device, int fd, const struct port_rule *rule)
+{
+	size_t at = device->n_host_listeners++;
+
+	device->host_listeners[at] = (struct host_listener){
+		.fd = fd,
+		.is_listening = true,
+		.has_port = rule != NULL,
+		.guest_port = rule ? rule->first : 0,
+	};
+	return front_watch(device->front, EPOLL_CTL_ADD, fd, EPOLLIN, FRONT_EVENT_HOST_LISTENER,
+			   (size_t)device->index << HOST_LISTENER_BITS | at) >= 0;
+}
+
+static bool init_host_listeners(struct device *device, const struct front_setup *setup)
+{
+	const struct vm_configuration *vm = device->configuration;
+	int uds_path = setup->host_listeners[device->index];
+
+	device->host_listeners = calloc(vm->n_listens + 1, sizeof(struct host_listener));
+	if (!device->host_listeners)
+		return false;
+	if (uds_path >= 0 && !add_host_listener(device, uds_path, NULL))
+		return false;
+	for (size_t i = 0; i < vm->n_listens; i++)
+		if (!add_host_listener(device, setup->port_listeners[device->index][i].fd,
+				       &vm->listens[i]))
+			return false;
+	return true;
+}
+
 bool device_init(struct device *device, struct front *front, uint32_t index,
 		 const struct front_setup *setup)
 {
@@ -101,20 +133,16 @@ bool device_init(struct device *device, struct front *front, uint32_t index,
 		.configuration = &setup->configuration->vms[index],
 		.index = index,
 		.listener = setup->is_connected[index] ? -1 : setup->listeners[index],
-		.host_listener = setup->host_listeners[index],
 		.log_tokens = LOG_TOKENS,
 		.restore = {.result = -ENODATA},
 		.notify = {.fd = -1},
 		.discarded = -1,
-		.listens_to_host = true,
 		.listens_to_frontend = true,
 	};
 	siblings_init(device);
 	if (!endpoints_init(&device->endpoints, device->configuration->max_connections))
 		return false;
-	if (device->host_listener >= 0 &&
-	    front_watch(front, EPOLL_CTL_ADD, device->host_listener, EPOLLIN,
-			FRONT_EVENT_HOST_LISTENER, index) < 0)
+	if (!init_host_listeners(device, setup))
 		return false;
 	if (setup->is_connected[index]) {
 		open_session(device, setup->listeners[index]);
@@ -446,6 +474,7 @@ static int send_accepted(struct device *device, uint32_t index)
 	accepted.port = endpoint->port;
 	accepted.guest_port = endpoint->guest_port;
 	accepted.type = endpoint->type;
+	accepted.is_direct = endpoint->is_direct;
 	envelope.body_case = VSOCKD__ENVELOPE__BODY_ACCEPTED;
 	envelope.accepted = &accepted;
 	return worker_send(device->front, device->worker, &envelope, endpoint->fd);
@@ -460,6 +489,7 @@ static int send_connected(struct device *device, uint32_t index)
 	connected.request = endpoint->request;
 	connected.endpoint = index;
 	connected.status = endpoint->status;
+	connected.is_pending = endpoint->is_pending;
 	envelope.body_case = VSOCKD__ENVELOPE__BODY_CONNECTED;
 	envelope.connected = &connected;
 	return worker_send(device->front, device->worker, &envelope, endpoint->fd);
@@ -524,14 +554,23 @@ void device_tell_endpoints(struct device *device)
 	}
 }
 
-static void listen_to(struct device *device, int listener, enum front_event event, bool listens,
-		      bool *is_listening)
+static void listen_to(struct device *device, int listener, enum front_event event, size_t index,
+		      bool listens, bool *is_listening)
 {
 	if (listener < 0 || listens == *is_listening)
 		return;
 	*is_listening = listens;
-	front_watch(device->front, EPOLL_CTL_MOD, listener, listens ? EPOLLIN : 0, event,
-		    device->index);
+	front_watch(device->front, EPOLL_CTL_MOD, listener, listens ? EPOLLIN : 0, event, index);
+}
+
+static void listen_to_host(struct device *device)
+{
+	bool listens = device_listens_to_host(device);
+
+	for (size_t i = 0; i < device->n_host_listeners; i++)
+		listen_to(device, device->host_listeners[i].fd, FRONT_EVENT_HOST_LISTENER,
+			  (size_t)device->index << HOST_LISTENER_BITS | i, listens,
+			  &device->host_listeners[i].is_listening);
 }
 
 void device_update(struct device *device)
@@ -550,10 +589,9 @@ void device_update(struct device *device)
 	notify_discard(device);
 	siblings_update(device);
 	device_tell_endpoints(device);
-	listen_to(device, device->host_listener, FRONT_EVENT_HOST_LISTENER,
-		  device_listens_to_host(device), &device->listens_to_host);
+	listen_to_host(device);
 	/* One front-end a device: the next one waits in the backlog. */
-	listen_to(device, device->listener, FRONT_EVENT_LISTENER,
+	listen_to(device, device->listener, FRONT_EVENT_LISTENER, device->index,
 		  !device->has_frontend && device->front->now >= device->accept_at &&
 			  device->n_kept <= KEPT_MAX,
 		  &device->listens_to_frontend);
@@ -572,38 +610,47 @@ const char *device_refuses_host(const struct device *device)
 	return device->has_failed ? "the device has failed" : NULL;
 }
 
-struct endpoint *device_take_host(struct device *device, int fd)
+struct endpoint *device_take_host(struct device *device, const struct host_listener *listener,
+				  int fd)
 {
 	uint32_t index = endpoints_take(&device->endpoints, ENDPOINT_WAITING);
+	struct endpoint *endpoint;
 
 	if (index == ENDPOINT_NONE)
 		return NULL;
-	device->endpoints.all[index].fd = fd;
-	device->endpoints.all[index].is_accepted = true;
+	endpoint = &device->endpoints.all[index];
+	endpoint->fd = fd;
+	endpoint->is_accepted = true;
+	if (listener) {
+		endpoint->is_direct = listener->has_port;
+		endpoint->guest_port = listener->guest_port;
+	}
 	endpoints_tell(&device->endpoints, index);
 	device_tell_endpoints(device);
 	return &device->endpoints.all[index];
 }
 
-static void take_host(struct device *device, int fd)
+static void take_host(struct device *device, const struct host_listener *listener, int fd)
 {
 	const char *reason = device_refuses_host(device);
 
-	if (!reason && device_take_host(device, fd))
+	if (!reason && device_take_host(device, listener, fd))
 		return;
 	close(fd);
 	device_log(device, LOG_WARNING, "host program refused: %s",
 		   reason ? reason : "as many connections as there may be");
 }
 
-void device_accept_host(struct device *device)
+void device_accept_host(struct device *device, size_t index)
 {
+	const struct host_listener *listener = &device->host_listeners[index];
+
 	for (int i = 0; i < ROUND_ACCEPTS && device_listens_to_host(device); i++) {
-		int fd = accept_socket(device, device->host_listener);
+		int fd = accept_socket(device, listener->fd);
 
 		if (fd < 0)
 			return;
-		take_host(device, fd);
+		take_host(device, listener, fd);
 	}
 }
 
@@ -646,6 +693,9 @@ void device_connected(struct device *device, uint32_t index, int error, int fd)
 {
 	struct endpoint *endpoint = &device->endpoints.all[index];
 
+	endpoint->is_pending = error == EINPROGRESS;
+	if (endpoint->is_pending)
+		error = 0; /* the worker sees how it ends */
 	endpoint->fd = fd;
 	endpoint->status = -error;
 	endpoint->state = error == 0 ? ENDPOINT_WAITING : ENDPOINT_REFUSED;
@@ -707,6 +757,10 @@ static const char *on_report(struct device *device, const Vsockd__Report *report
 		device_log(device, LOG_WARNING,
 			   "packet dropped: operation %" PRIu64 " (%" PRIu64 " dropped so far)",
 			   report->second, report->first);
+		return NULL;
+	case REPORT_CONNECT_FAILED:
+		device_log(device, LOG_INFO, "guest refused: host port %" PRIu64 ": %s",
+			   report->first, report->second ? "no answer in 2 s" : "refused");
 		return NULL;
 	case REPORT_PEER_MISBEHAVED:
 		device_log(device, LOG_WARNING,

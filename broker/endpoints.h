@@ -34,6 +34,8 @@ struct endpoint {
 	bool is_accepted;
 	bool is_cancelled;   /* the guest gave up a CONNECTING one */
 	bool is_held;	     /* a CONNECTING one waits for other_device */
+	bool is_direct;	     /* accepted for guest_port: no CONNECT, no OK */
+	bool is_pending;     /* on its way to be connected */
 	bool is_answered;    /* an accepted one of a pair: this guest has accepted it, too */
 	uint16_t generation; /* a late answer of the spawner is told apart by it */
 	int fd;		     /* owned; -1: none */

@@ -241,7 +241,8 @@ static void take_fds(struct msghdr *message, struct spawner_reply *reply, int re
 		n = (cmsg->cmsg_len - CMSG_LEN(0)) / sizeof(int);
 		memcpy(ret_fds, CMSG_DATA(cmsg), n * sizeof(int));
 	}
-	if (reply->error != 0 || reply->kind == SPAWNER_EXITED || n == n_wanted)
+	if (n == n_wanted || reply->kind == SPAWNER_EXITED ||
+	    (reply->error != 0 && reply->error != EINPROGRESS))
 		return;
 	reply->error = EMFILE;
 	for (size_t i = 0; i < n; i++) {
@@ -332,7 +333,8 @@ static void on_event(struct front *front, uint64_t tag, uint32_t events)
 		device_accept_frontend(&front->devices[index]);
 		return;
 	case FRONT_EVENT_HOST_LISTENER:
-		device_accept_host(&front->devices[index]);
+		device_accept_host(&front->devices[index >> HOST_LISTENER_BITS],
+				   index & ((1u << HOST_LISTENER_BITS) - 1));
 		return;
 	case FRONT_EVENT_FRONTEND:
 		device_frontend_event(&front->devices[index], events);

@@ -137,17 +137,30 @@ struct notify {
 	uint32_t calls, errors; /* that are due, a bit for each ring */
 };
 
+/* Where host programs come from. */
+struct host_listener {
+	int fd;
+	bool is_listening; /* epoll says when somebody comes */
+	bool has_port;	   /* all lead to one port of the guest; else they say CONNECT */
+	uint32_t guest_port;
+};
+
+/* All listeners of a device have its index and theirs in one number. */
+#define HOST_LISTENER_BITS 8
+_Static_assert(CONFIGURATION_RULES_MAX < 1 << HOST_LISTENER_BITS, "one for each, and uds-path");
+
 struct device {
 	struct front *front;
 	const struct vm_configuration *configuration;
 	uint32_t index;
-	int listener;	   /* vhost-user; -1: the session came as an fd */
-	int host_listener; /* uds-path */
+	int listener;			      /* vhost-user; -1: the session came as an fd */
+	struct host_listener *host_listeners; /* uds-path and rules; so many: */
+	size_t n_host_listeners;
 	bool has_frontend;
 	uint64_t frontend_since; /* ms */
 	bool has_more;		 /* the front-end's messages wait for the next round */
 	bool has_driver;	 /* rings 0 and 1 ran in this session, since the last reset */
-	bool listens_to_host, listens_to_frontend;
+	bool listens_to_frontend;
 	uint64_t accept_at; /* ms: the kernel had no room for another socket; not before */
 	bool has_failed;    /* workers died too often; until the session ends */
 	bool owes_error;    /* the error fds are still to be signalled, by a fresh worker */
@@ -159,7 +172,7 @@ struct device {
 	struct endpoints endpoints;
 	struct restore restore;
 	struct notify notify;
-	int discarded; /* a former notify.fd that waits for a worker; -1: none */
+	int discarded;			 /* a former notify.fd that waits for a worker; -1: none */
 	bool told_quarantine;		 /* what the worker knows */
 	bool had_event_ring;		 /* ring 2 was started in this session */
 	bool was_running[SESSION_RINGS]; /* a worker has started the ring */
@@ -186,9 +199,10 @@ struct front_setup {
 	const struct configuration *configuration;
 	const int *listeners;	  /* by VM: vhost-user, listening; or connected, see is_connected */
 	const bool *is_connected; /* by VM: the session came as an fd of its own */
-	const int *host_listeners; /* by VM */
-	int control;		   /* listens; -1: none */
-	int spawner;		   /* the front's end of the pair */
+	const int *host_listeners;		/* by VM; -1: none */
+	struct listener *const *port_listeners; /* by VM, as its rules */
+	int control;				/* listens; -1: none */
+	int spawner;				/* the front's end of the pair */
 };
 
 struct front {
@@ -222,7 +236,7 @@ int front_run(const struct front_setup *setup);
 enum front_event {
 	FRONT_EVENT_SPAWNER,
 	FRONT_EVENT_LISTENER,	   /* device */
-	FRONT_EVENT_HOST_LISTENER, /* device */
+	FRONT_EVENT_HOST_LISTENER, /* device and listener */
 	FRONT_EVENT_FRONTEND,	   /* device */
 	FRONT_EVENT_WORKER,	   /* worker */
 	FRONT_EVENT_CONTROL_LISTENER,
@@ -268,7 +282,7 @@ bool device_init(struct device *device, struct front *front, uint32_t index,
 		 const struct front_setup *setup);
 void device_accept_frontend(struct device *device);
 void device_frontend_event(struct device *device, uint32_t events);
-void device_accept_host(struct device *device);
+void device_accept_host(struct device *device, size_t listener);
 /* Does it need a worker that it does not have? */
 bool device_wants_worker(const struct device *device);
 void device_assign(struct device *device, struct worker *worker);
@@ -290,8 +304,12 @@ void device_log(struct device *device, int priority, const char *format, ...)
 const char *device_refuses_host(const struct device *device);
 /* Would a host program be accepted right now? */
 bool device_listens_to_host(const struct device *device);
-/* A connection from the host; NULL when there are as many as there may be. Owns the fd then. */
-struct endpoint *device_take_host(struct device *device, int fd);
+/*
+ * A connection from the host; NULL when there are as many as there may be. Owns the fd then.
+ * listener NULL: it says CONNECT.
+ */
+struct endpoint *device_take_host(struct device *device, const struct host_listener *listener,
+				  int fd);
 
 /* Dismiss the worker; another one is told everything. */
 void device_replace_worker(struct device *device);

@@ -29,6 +29,7 @@ struct opened {
 	size_t n_vms;
 	struct listener *sockets;      /* by VM; fd -1 where the session came as an fd */
 	struct listener *host_sockets; /* by VM */
+	struct listener **listens;     /* by VM and rule; fd -1: not open, path NULL: no file */
 	int *fds, *host_fds;	       /* the same, as the front wants them */
 	bool *is_connected;
 	struct listener control; /* fd -1: none */
@@ -97,6 +98,84 @@ static bool is_listening(int fd)
 	return getsockopt(fd, SOL_SOCKET, SO_ACCEPTCONN, &value, &len) == 0 && value != 0;
 }
 
+static const char *advice(enum port_family family, int error)
+{
+	if (family != PORT_VSOCK)
+		return "choose another address";
+	if (error == EAFNOSUPPORT)
+		return "the kernel has no AF_VSOCK; load the module vsock, or leave this out";
+	if (error == EADDRNOTAVAIL)
+		return "this host has no such CID; for 1, loopback, load the module vsock_loopback";
+	return "choose another address";
+}
+
+static int fail_address(const struct vm_configuration *vm, const char *what,
+			const struct port_address *address, int error)
+{
+	log_event(LOG_ERR, vm->guest_cid, "%s: %s: %s", what, strerror(error),
+		  advice(address->family, error));
+	return -error;
+}
+
+static int fail_rule(const struct vm_configuration *vm, const char *key,
+		     const struct port_rule *rule, int error)
+{
+	char text[PORT_TEXT_SIZE], what[PORT_TEXT_SIZE + 16];
+
+	ports_print(rule, text);
+	(void)snprintf(what, sizeof(what), "%s %s", key, text);
+	return fail_address(vm, what, &rule->address, error);
+}
+
+/* What a guest would find out else, one connection after the other. */
+static int check_connects(const struct vm_configuration *vm)
+{
+	const struct port_address forward = {.family = PORT_VSOCK, .cid = vm->forward_cid};
+	int r;
+
+	for (size_t i = 0; i < vm->n_connects; i++) {
+		r = ports_check(&vm->connects[i].address);
+		if (r < 0)
+			return fail_rule(vm, "connect", &vm->connects[i], -r);
+	}
+	r = vm->forward_cid ? ports_check(&forward) : 0;
+	return r < 0 ? fail_address(vm, "forward-cid", &forward, -r) : 0;
+}
+
+static int open_listen(const struct vm_configuration *vm, const struct port_rule *rule,
+		       struct listener *ret)
+{
+	struct listener_failure failure;
+	int r;
+
+	if (rule->address.family == PORT_UNIX) {
+		r = listener_open(rule->address.name, &vm->uds_access, ret, &failure);
+		if (r < 0)
+			log_event(LOG_ERR, vm->guest_cid, "%s", failure.text);
+		return r;
+	}
+	r = ports_listen(&rule->address, rule->first, &ret->fd);
+	return r < 0 ? fail_rule(vm, "listen", rule, -r) : 0;
+}
+
+static int open_listens(const struct vm_configuration *vm, struct listener **ret)
+{
+	struct listener *listens = calloc(vm->n_listens + 1, sizeof(*listens));
+
+	if (!listens)
+		return -ENOMEM;
+	*ret = listens;
+	for (size_t i = 0; i < vm->n_listens; i++)
+		listens[i].fd = -1;
+	for (size_t i = 0; i < vm->n_listens; i++) {
+		int r = open_listen(vm, &vm->listens[i], &listens[i]);
+
+		if (r < 0)
+			return r;
+	}
+	return check_connects(vm);
+}
+
 static int open_vm(const struct vm_configuration *vm, struct opened *opened, size_t i)
 {
 	struct listener_failure failure;
@@ -114,6 +193,9 @@ static int open_vm(const struct vm_configuration *vm, struct opened *opened, siz
 		log_event(LOG_ERR, vm->guest_cid, "%s", failure.text);
 		return r;
 	}
+	r = open_listens(vm, &opened->listens[i]);
+	if (r < 0)
+		return r;
 	if (!vm->socket) {
 		opened->is_connected[i] = !is_listening(vm->socket_fd);
 		if (fcntl(vm->socket_fd, F_SETFD, FD_CLOEXEC) < 0 ||
@@ -149,10 +231,11 @@ static int open_all(const struct configuration *configuration, struct opened *op
 		.fds = calloc(n, sizeof(int)),
 		.host_fds = calloc(n, sizeof(int)),
 		.is_connected = calloc(n, sizeof(bool)),
+		.listens = calloc(n, sizeof(struct listener *)),
 		.control.fd = -1,
 	};
 	if (!opened->sockets || !opened->host_sockets || !opened->fds || !opened->host_fds ||
-	    !opened->is_connected)
+	    !opened->is_connected || !opened->listens)
 		return -ENOMEM;
 	for (size_t i = 0; i < n; i++) {
 		int r = open_vm(&configuration->vms[i], opened, i);
@@ -163,9 +246,12 @@ static int open_all(const struct configuration *configuration, struct opened *op
 	return open_control(configuration, opened);
 }
 
-static void unlink_all(const struct opened *opened)
+static void unlink_all(const struct configuration *configuration, const struct opened *opened)
 {
 	for (size_t i = 0; i < opened->n_vms; i++) {
+		for (size_t k = 0; opened->listens[i] && k < configuration->vms[i].n_listens; k++)
+			if (opened->listens[i][k].fd >= 0 && opened->listens[i][k].path)
+				listener_unlink(&opened->listens[i][k]);
 		if (opened->sockets[i].fd >= 0)
 			listener_unlink(&opened->sockets[i]);
 		if (opened->host_sockets[i].fd >= 0)
@@ -177,6 +263,9 @@ static void unlink_all(const struct opened *opened)
 
 static void free_all(const struct opened *opened)
 {
+	for (size_t i = 0; i < opened->n_vms; i++)
+		free(opened->listens[i]);
+	free(opened->listens);
 	free(opened->sockets);
 	free(opened->host_sockets);
 	free(opened->fds);
@@ -185,9 +274,11 @@ static void free_all(const struct opened *opened)
 }
 
 /* The front has its copies; an open listener here would outlive it. */
-static void close_all(const struct opened *opened)
+static void close_all(const struct configuration *configuration, const struct opened *opened)
 {
 	for (size_t i = 0; i < opened->n_vms; i++) {
+		for (size_t k = 0; k < configuration->vms[i].n_listens; k++)
+			close(opened->listens[i][k].fd);
 		if (opened->fds[i] >= 0)
 			close(opened->fds[i]);
 		if (opened->host_fds[i] >= 0)
@@ -233,6 +324,7 @@ static int run_front(const struct configuration *configuration, const struct ope
 		.listeners = opened->fds,
 		.is_connected = opened->is_connected,
 		.host_listeners = opened->host_fds,
+		.port_listeners = opened->listens,
 		.control = opened->control.fd,
 		.spawner = spawner,
 	};
@@ -266,7 +358,7 @@ static int run_processes(const struct configuration *configuration, const struct
 		_exit(run_front(configuration, opened, pair[1]));
 	}
 	close(pair[1]);
-	close_all(opened);
+	close_all(configuration, opened);
 	setup.front_channel = pair[0];
 	setup.front_pidfd = front.pidfd;
 	return spawner_run(&setup);
@@ -355,7 +447,7 @@ static int run(const struct configuration *configuration)
 		r = EX_CANTCREAT;
 	else
 		r = run_processes(configuration, &opened, worker_program);
-	unlink_all(&opened);
+	unlink_all(configuration, &opened);
 	free_all(&opened);
 	return r;
 }
@@ -372,7 +464,8 @@ int main(int argc, char **argv)
 	}
 	switch (configuration.action) {
 	case CONFIGURATION_HELP:
-		fputs(configuration_help, stdout);
+		for (size_t i = 0; configuration_help[i]; i++)
+			fputs(configuration_help[i], stdout);
 		break;
 	case CONFIGURATION_VERSION:
 		puts("vsockd " VSOCKD_VERSION);

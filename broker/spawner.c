@@ -215,29 +215,36 @@ static int worker_ended(const struct spawner *spawner, struct processes_slot *wo
 	return send_reply(spawner, &reply, NULL, 0);
 }
 
-/* The connected socket of host port `port` as the VM sees it, or negative errno. */
-static int connect_host(const struct vm_configuration *vm, uint32_t port)
+/* A unix socket connects at once or not at all: EAGAIN is a full backlog. */
+static int connect_uds_path(const struct vm_configuration *vm, uint32_t port, int *ret_fd)
 {
-	struct sockaddr_un address = {.sun_family = AF_UNIX};
-	int len, fd;
+	struct port_address address = {.family = PORT_UNIX};
+	int len;
 
 	if (!vm->uds_path)
 		return -ENOENT;
-	len = snprintf(address.sun_path, sizeof(address.sun_path), "%s_%" PRIu32, vm->uds_path,
-		       port);
-	if (len < 0 || (size_t)len >= sizeof(address.sun_path))
+	len = snprintf(address.name, sizeof(address.name), "%s_%" PRIu32, vm->uds_path, port);
+	if (len < 0 || (size_t)len >= sizeof(address.name))
 		return -ENAMETOOLONG;
-	fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
-	if (fd < 0)
-		return -errno;
-	/* A unix socket connects at once or not at all: EAGAIN is a full backlog. */
-	if (connect(fd, (const struct sockaddr *)&address, sizeof(address))) {
-		int error = errno;
+	return ports_connect(&address, port, SOCK_STREAM, ret_fd);
+}
 
-		close(fd);
-		return -error;
-	}
-	return fd;
+/*
+ * What host port `port` is to the VM: what a rule says, else who listens at the
+ * uds-path, else the same port of forward-cid. As ports_connect().
+ */
+static int connect_host(const struct vm_configuration *vm, uint32_t port, int *ret_fd)
+{
+	const struct port_rule *rule = ports_find(vm->connects, vm->n_connects, port);
+	struct port_address forward = {.family = PORT_VSOCK, .cid = vm->forward_cid};
+	int status;
+
+	if (rule)
+		return ports_connect(&rule->address, port, SOCK_STREAM, ret_fd);
+	status = connect_uds_path(vm, port, ret_fd);
+	if (vm->forward_cid && (status == -ENOENT || status == -ECONNREFUSED))
+		return ports_connect(&forward, port, SOCK_STREAM, ret_fd);
+	return status;
 }
 
 static int on_connect(const struct spawner *spawner, const struct spawner_request *request)
@@ -249,13 +256,15 @@ static int on_connect(const struct spawner *spawner, const struct spawner_reques
 		.token = request->token,
 	};
 
+	int status;
+
 	if (request->type != TYPE_STREAM)
 		return refuse(spawner, reply, EPROTONOSUPPORT);
-	AUTO_CLOSE int fd =
-		connect_host(&spawner->setup->configuration->vms[request->device], request->number);
-	if (fd < 0)
-		return refuse(spawner, reply, -fd);
-	return send_reply(spawner, &reply, &fd, 1);
+	AUTO_CLOSE int fd = -1;
+	status = connect_host(&spawner->setup->configuration->vms[request->device], request->number,
+			      &fd);
+	reply.error = -status;
+	return send_reply(spawner, &reply, &fd, fd >= 0);
 }
 
 static int on_pair(const struct spawner *spawner, const struct spawner_request *request)

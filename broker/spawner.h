@@ -38,7 +38,8 @@ struct spawner_request {
 
 enum spawner_reply_kind {
 	SPAWNER_SPAWNED = 1,   /* error 0: number = worker number; fd: the front's channel end */
-	SPAWNER_CONNECTED = 2, /* error 0: fd is the connected, non-blocking socket */
+	SPAWNER_CONNECTED = 2, /* error 0: fd is the connected, non-blocking socket;
+				  EINPROGRESS: the same, but not connected yet */
 	SPAWNER_EXITED = 3,    /* worker `number` is gone; error = its wait status */
 	SPAWNER_PAIRED = 4,    /* error 0: two fds, both ends of a non-blocking socket pair */
 };

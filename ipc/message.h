@@ -101,6 +101,7 @@ enum report_event {
 	REPORT_HANDSHAKE_LIMIT,	 /* limit */
 	REPORT_PACKET_DROPPED,	 /* total so far, operation of this one */
 	REPORT_PEER_MISBEHAVED,	 /* host port, guest port, rule */
+	REPORT_CONNECT_FAILED,	 /* host port, 1: for want of an answer */
 	REPORT_EVENT_MAX,
 };
 

@@ -7,7 +7,8 @@
  * end is a socket in any case: a host program's, or one of a pair whose other end
  * another guest's worker has. What a connection may be in:
  *
- *   guest asks:  REQUESTED -> ESTABLISHED -> ... ABANDONED when the guest gave up
+ *   guest asks:  REQUESTED -> ESTABLISHED -> ... ABANDONED when the guest gave up,
+ *                OPENING in between where the socket takes its time to connect
  *   host asks:   HANDSHAKE -> CONNECTING -> ESTABLISHED -> ... no HANDSHAKE
  *                where the port is known
  *   the end:     CLOSING (we said SHUTDOWN, the guest's RST is due),
@@ -35,6 +36,7 @@ enum connection_state {
 	CONNECTION_CONNECTING,
 	CONNECTION_REQUESTED,
 	CONNECTION_ABANDONED,
+	CONNECTION_OPENING,
 	CONNECTION_ESTABLISHED,
 	CONNECTION_CLOSING,
 	CONNECTION_DRAINING,
@@ -63,6 +65,7 @@ enum {
 enum connection_timer {
 	CONNECTION_TIMER_HANDSHAKE,
 	CONNECTION_TIMER_CONNECT,
+	CONNECTION_TIMER_RETRY,
 	CONNECTION_TIMER_CREDIT,
 	CONNECTION_TIMER_CLOSING,
 	CONNECTION_TIMER_DRAINING,
@@ -71,6 +74,7 @@ enum connection_timer {
 
 #define CONNECTION_HANDSHAKE_MS 5000
 #define CONNECTION_CONNECT_MS	2000 /* from the moment the guest can see the REQUEST */
+#define CONNECTION_RETRY_MS	250  /* from the RST of a guest that is to be asked again */
 #define CONNECTION_CREDIT_MS	20
 #define CONNECTION_CLOSING_MS	8000 /* as long as Linux waits for a RST */
 #define CONNECTION_DRAINING_MS	30000
@@ -90,6 +94,7 @@ struct connection {
 	uint8_t our_shutdown;	/* what the guest was told */
 	uint8_t read_ahead;	/* how many rx buffers the next read is worth */
 	bool is_from_host;
+	bool is_quiet; /* the host program gets no OK line */
 	bool is_hashed;
 	bool is_readable, is_writable; /* until the socket says EAGAIN */
 	bool has_hung_up;	       /* the host program has closed */
@@ -101,6 +106,7 @@ struct connection {
 	bool has_asked_credit;	       /* CREDIT_REQUEST is out, nothing new since */
 	uint8_t n_unanswered;	       /* CREDIT_REQUESTs in a row that nothing answered */
 	uint16_t type;
+	uint16_t n_retries; /* how often the guest is still asked that refuses */
 	int fd;
 	uint32_t generation;		/* tells events of a former life apart */
 	uint32_t endpoint;		/* the front's name for fd */

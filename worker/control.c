@@ -358,6 +358,8 @@ static int on_assign(struct device *device, const Vsockd__Assign *assign)
 	device->guest_cid = assign->guest_cid;
 	device->buffer_size = assign->buffer_size;
 	device->max_handshakes = assign->max_handshakes;
+	device->is_quiet = assign->is_quiet;
+	device->n_retries = (uint16_t)(assign->wait_ms / CONNECTION_RETRY_MS);
 	connections_assign(&device->connections, assign->max_connections, assign->first_port);
 	device->is_assigned = true;
 	return 0;
@@ -590,7 +592,7 @@ static bool on_connected(struct device *device, const Vsockd__Connected *connect
 	if ((connected->status == 0) != (fd >= 0))
 		return false;
 	if (fd >= 0)
-		host_connected(device, connection, connected->endpoint, fd);
+		host_connected(device, connection, connected, fd);
 	else
 		host_refused(device, connection);
 	return true;
@@ -766,7 +768,7 @@ static bool dispatch(struct device *device, const Vsockd__Envelope *envelope, in
 		return true;
 	case VSOCKD__ENVELOPE__BODY_ACCEPTED:
 		if (envelope->accepted->cid == PACKET_HOST_CID)
-			host_accepted(device, envelope->accepted->endpoint, fd);
+			host_accepted(device, envelope->accepted, fd);
 		else
 			host_accepted_sibling(device, envelope->accepted, fd);
 		return true;

@@ -48,6 +48,8 @@ static void note_socket(struct device *device, struct connection *connection, ui
 		connection->is_writable = true;
 		if (connection->buffer.len > 0)
 			link_append(&device->connections.flush, &connection->flush_link);
+		if (connection->state == CONNECTION_OPENING)
+			link_append(&device->connections.ready, &connection->ready_link);
 	}
 }
 
@@ -94,7 +96,13 @@ static void expire(struct device *device, struct connection *connection,
 		host_handshake_failed(device, connection, REPORT_HANDSHAKE_TIMEOUT);
 		return;
 	case CONNECTION_TIMER_CONNECT:
-		host_handshake_failed(device, connection, REPORT_HANDSHAKE_NO_ANSWER);
+		if (connection->state == CONNECTION_OPENING)
+			host_connect_failed(device, connection, /* is_late= */ true);
+		else
+			host_handshake_failed(device, connection, REPORT_HANDSHAKE_NO_ANSWER);
+		return;
+	case CONNECTION_TIMER_RETRY:
+		to_guest_send(device, connection, CONNECTION_SEND_REQUEST);
 		return;
 	case CONNECTION_TIMER_CREDIT:
 		/* The guest may have consumed packets without a word: ask again. */

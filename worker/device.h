@@ -102,6 +102,8 @@ struct device {
 	uint64_t features;
 	uint32_t buffer_size; /* buf_alloc of every connection */
 	uint32_t max_handshakes;
+	bool is_quiet;	    /* no OK line for host programs */
+	uint16_t n_retries; /* how often a guest is asked again that refuses one */
 	uint64_t now;	    /* ms, monotonic; as of this wake-up */
 	uint64_t guest_now; /* ms; stands still while rings 0 and 1 do not run */
 
@@ -227,16 +229,18 @@ void to_guest_send_orphan_rst(struct device *device, const struct packet_header 
 
 /* host.c */
 bool host_watch(struct device *device, struct connection *connection);
-void host_accepted(struct device *device, uint32_t endpoint, int fd);
+void host_accepted(struct device *device, const Vsockd__Accepted *accepted, int fd);
 /* Another guest's connection: its ports are known. */
 void host_accepted_sibling(struct device *device, const Vsockd__Accepted *accepted, int fd);
 /* The other guest's end was reset. */
 void host_peer_reset(struct device *device, const Vsockd__PeerReset *reset);
 /* The guest gave up; the front's answer is still to come, what it brings is closed then. */
 void host_abandon(struct device *device, struct connection *connection);
-void host_connected(struct device *device, struct connection *connection, uint32_t endpoint,
-		    int fd);
+void host_connected(struct device *device, struct connection *connection,
+		    const Vsockd__Connected *connected, int fd);
 void host_refused(struct device *device, struct connection *connection);
+/* The socket was on its way, and does not get there, or not in time. */
+void host_connect_failed(struct device *device, struct connection *connection, bool is_late);
 void host_read_handshake(struct device *device, struct connection *connection);
 /* The guest accepted: tell the host program, or the front. */
 void host_answer(struct device *device, struct connection *connection);

@@ -143,6 +143,13 @@ static void on_rst(struct device *device, struct connection *connection)
 		host_abandon(device, connection);
 		return;
 	case CONNECTION_CONNECTING:
+		if (connection->timer == CONNECTION_TIMER_RETRY)
+			return;
+		if (connection->n_retries > 0) {
+			connection->n_retries--;
+			device_arm(device, connection, CONNECTION_TIMER_RETRY);
+			return;
+		}
 		host_handshake_failed(device, connection, REPORT_HANDSHAKE_REFUSED);
 		return;
 	default:
@@ -217,6 +224,10 @@ static void on_control(struct device *device, struct connection *connection,
 		/* The guest gave up (SHUTDOWN), or speaks before it was answered. */
 		host_abandon(device, connection);
 		to_guest_send_orphan_rst(device, header);
+		return;
+	}
+	if (connection->state == CONNECTION_OPENING) {
+		host_reset(device, connection);
 		return;
 	}
 	if (connection->state == CONNECTION_CONNECTING && header->op != PACKET_OP_RESPONSE) {

@@ -34,6 +34,8 @@ static const struct field fields[] = {
 	FIELD(our_shutdown, PACKET_SHUTDOWN_BOTH),
 	FIELD(read_ahead, UINT8_MAX),
 	FIELD(is_from_host, 1),
+	FIELD(is_quiet, 1),
+	FIELD(n_retries, UINT16_MAX),
 	FIELD(has_ended, 1),
 	FIELD(is_deaf, 1),
 	FIELD(has_shut_write, 1),
@@ -78,8 +80,10 @@ static const struct rule {
 } rules[] = {
 	[CONNECTION_HANDSHAKE] = {true, false, false, 0, 0, TIMER(HANDSHAKE)},
 	[CONNECTION_CONNECTING] = {true, true, true, CONNECTION_SEND_REQUEST,
-				   CONNECTION_TELL_OPENED, TIMER(CONNECT) | NO_TIMER},
+				   CONNECTION_TELL_OPENED,
+				   TIMER(CONNECT) | TIMER(RETRY) | NO_TIMER},
 	[CONNECTION_REQUESTED] = {false, true, true, 0, CONNECTION_TELL_CONNECT, NO_TIMER},
+	[CONNECTION_OPENING] = {true, true, true, 0, 0, TIMER(CONNECT)},
 	[CONNECTION_ABANDONED] = {false, false, false, 0, CONNECTION_TELL_CANCEL, NO_TIMER},
 	[CONNECTION_ESTABLISHED] = {true, true, true,
 				    CONNECTION_SEND_RESPONSE | CONNECTION_SEND_CREDIT_UPDATE |

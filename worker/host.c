@@ -100,7 +100,23 @@ void host_drain(struct device *device, struct connection *connection, bool with_
 	device_arm(device, connection, CONNECTION_TIMER_DRAINING);
 }
 
-void host_accepted(struct device *device, uint32_t endpoint, int fd)
+static void request(struct device *device, struct connection *connection, uint32_t guest_port)
+{
+	connection_disarm(connection);
+	leave_handshake(device, connection);
+	connection->state = CONNECTION_CONNECTING;
+	connection->history.since = device->now;
+	connection->guest_port = guest_port;
+	connection->host_port = connection_next_port(&device->connections, guest_port);
+	connection->n_retries = device->n_retries;
+	credit_init(&connection->credit, device->buffer_size);
+	connection_hash(&device->connections, connection);
+	connection->tell |= CONNECTION_TELL_OPENED;
+	link_append(&device->connections.tell, &connection->tell_link);
+	to_guest_send(device, connection, CONNECTION_SEND_REQUEST);
+}
+
+void host_accepted(struct device *device, const Vsockd__Accepted *accepted, int fd)
 {
 	struct connection *connection;
 
@@ -109,9 +125,10 @@ void host_accepted(struct device *device, uint32_t endpoint, int fd)
 	if (!connection)
 		__builtin_trap(); /* the front counts endpoints; so many were not promised */
 	connection->fd = fd;
-	connection->endpoint = endpoint;
+	connection->endpoint = accepted->endpoint;
 	connection->is_from_host = true;
 	connection->history.since = device->now;
+	connection->is_quiet = device->is_quiet || accepted->is_direct;
 	connection->type = PACKET_TYPE_STREAM;
 	device->connections.n_handshakes++;
 	if (device->connections.n_handshakes > device->max_handshakes) {
@@ -124,7 +141,10 @@ void host_accepted(struct device *device, uint32_t endpoint, int fd)
 		host_close(device, connection);
 		return;
 	}
-	device_arm(device, connection, CONNECTION_TIMER_HANDSHAKE);
+	if (accepted->is_direct)
+		request(device, connection, accepted->guest_port);
+	else
+		device_arm(device, connection, CONNECTION_TIMER_HANDSHAKE);
 }
 
 /*
@@ -160,6 +180,7 @@ void host_accepted_sibling(struct device *device, const Vsockd__Accepted *accept
 	connection->fd = fd;
 	connection->endpoint = accepted->endpoint;
 	connection->is_from_host = true;
+	connection->history.since = device->now;
 	connection->type = (uint16_t)accepted->type;
 	connection->peer_cid = accepted->cid;
 	connection->guest_port = accepted->guest_port;
@@ -225,26 +246,12 @@ void host_handshake_failed(struct device *device, struct connection *connection,
 	statistics_count(device, counters[reason], 1);
 	control_report(device, REPORT_HANDSHAKE_FAILED, connection->endpoint, reason,
 		       connection->guest_port);
-	/* A guest that was asked, and did not say no itself, is to forget it. */
-	if (connection->state == CONNECTION_CONNECTING && reason != REPORT_HANDSHAKE_REFUSED)
+	/* A guest that was asked, and did not say no itself, is to forget it; RETRY: it did. */
+	if (connection->state == CONNECTION_CONNECTING && reason != REPORT_HANDSHAKE_REFUSED &&
+	    connection->timer != CONNECTION_TIMER_RETRY)
 		host_reset(device, connection);
 	else
 		host_close(device, connection);
-}
-
-static void request(struct device *device, struct connection *connection, uint32_t guest_port)
-{
-	connection_disarm(connection);
-	leave_handshake(device, connection);
-	connection->state = CONNECTION_CONNECTING;
-	connection->history.since = device->now;
-	connection->guest_port = guest_port;
-	connection->host_port = connection_next_port(&device->connections, guest_port);
-	credit_init(&connection->credit, device->buffer_size);
-	connection_hash(&device->connections, connection);
-	connection->tell |= CONNECTION_TELL_OPENED;
-	link_append(&device->connections.tell, &connection->tell_link);
-	to_guest_send(device, connection, CONNECTION_SEND_REQUEST);
 }
 
 void host_read_handshake(struct device *device, struct connection *connection)
@@ -285,7 +292,8 @@ void host_answer(struct device *device, struct connection *connection)
 	if (connection_has_sibling(connection)) {
 		connection->tell |= CONNECTION_TELL_ANSWERED;
 		link_append(&device->connections.tell, &connection->tell_link);
-	} else if (writev(connection->fd, &iov, 1) != (ssize_t)iov.iov_len) {
+	} else if (!connection->is_quiet &&
+		   writev(connection->fd, &iov, 1) != (ssize_t)iov.iov_len) {
 		/* Nothing was written before: a socket without room for a line is gone. */
 		host_reset(device, connection);
 		return;
@@ -296,10 +304,11 @@ void host_answer(struct device *device, struct connection *connection)
 	to_guest_notice(device, connection);
 }
 
-void host_connected(struct device *device, struct connection *connection, uint32_t endpoint, int fd)
+void host_connected(struct device *device, struct connection *connection,
+		    const Vsockd__Connected *connected, int fd)
 {
 	connection->fd = fd;
-	connection->endpoint = endpoint;
+	connection->endpoint = connected->endpoint;
 	connection->tell &= (uint8_t)~CONNECTION_TELL_CANCEL;
 	if (connection->state == CONNECTION_ABANDONED) {
 		host_close(device, connection);
@@ -309,10 +318,22 @@ void host_connected(struct device *device, struct connection *connection, uint32
 		host_reset(device, connection);
 		return;
 	}
+	if (connected->is_pending) {
+		connection->state = CONNECTION_OPENING;
+		device_arm(device, connection, CONNECTION_TIMER_CONNECT);
+		return;
+	}
 	connection->state = CONNECTION_ESTABLISHED;
 	connection->is_writable = true;
 	statistics_connected(device, connection);
 	to_guest_send(device, connection, CONNECTION_SEND_RESPONSE);
+}
+
+void host_connect_failed(struct device *device, struct connection *connection, bool is_late)
+{
+	statistics_count(device, COUNTER_GUEST_REFUSED, 1);
+	control_report(device, REPORT_CONNECT_FAILED, connection->host_port, is_late, 0);
+	host_reset(device, connection);
 }
 
 void host_refused(struct device *device, struct connection *connection)

@@ -433,6 +433,22 @@ static enum served serve_established(struct device *device, struct connection *c
 	return served;
 }
 
+/* The socket was on its way: now it is connected, or will never be. */
+static enum served serve_opening(struct device *device, struct connection *connection)
+{
+	if (connection->has_hung_up) {
+		host_connect_failed(device, connection, /* is_late= */ false);
+		return SERVED;
+	}
+	if (!connection->is_writable)
+		return SERVED;
+	connection_disarm(connection);
+	connection->state = CONNECTION_ESTABLISHED;
+	statistics_connected(device, connection);
+	connection->due |= CONNECTION_SEND_RESPONSE;
+	return serve_established(device, connection);
+}
+
 static enum served serve_connecting(struct device *device, struct connection *connection)
 {
 	if (connection->has_hung_up) {
@@ -462,6 +478,8 @@ static enum served serve(struct device *device, struct connection *connection)
 	switch (connection->state) {
 	case CONNECTION_CONNECTING:
 		return serve_connecting(device, connection);
+	case CONNECTION_OPENING:
+		return serve_opening(device, connection);
 	case CONNECTION_ESTABLISHED:
 		return serve_established(device, connection);
 	case CONNECTION_CLOSING:

@@ -530,21 +530,27 @@ void rig_reset(void)
 	assert_int_equal(rig_command(&envelope, -1), 0);
 }
 
-uint32_t rig_endpoint(int *ret_host, int *ret_worker)
+uint32_t rig_endpoint_of(int worker)
 {
 	uint32_t endpoint = rig.n_endpoints++;
-	int pair[2];
 
 	assert_true(endpoint < RIG_ENDPOINTS);
+	rig.copies[endpoint] = worker;
+	return endpoint;
+}
+
+uint32_t rig_endpoint(int *ret_host, int *ret_worker)
+{
+	int pair[2];
+
 	assert_int_equal(socketpair(AF_UNIX, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0, pair),
 			 0);
 	*ret_host = pair[0];
 	*ret_worker = pair[1];
-	rig.copies[endpoint] = pair[1];
-	return endpoint;
+	return rig_endpoint_of(pair[1]);
 }
 
-uint32_t rig_accept(int *ret_host)
+static uint32_t accept_host(int *ret_host, bool is_direct, uint32_t guest_port)
 {
 	Vsockd__Accepted accepted = VSOCKD__ACCEPTED__INIT;
 	Vsockd__Envelope envelope = VSOCKD__ENVELOPE__INIT;
@@ -552,10 +558,22 @@ uint32_t rig_accept(int *ret_host)
 
 	accepted.endpoint = rig_endpoint(ret_host, &worker);
 	accepted.cid = PACKET_HOST_CID;
+	accepted.is_direct = is_direct;
+	accepted.guest_port = guest_port;
 	envelope.body_case = VSOCKD__ENVELOPE__BODY_ACCEPTED;
 	envelope.accepted = &accepted;
 	rig_post(&envelope, worker);
 	return accepted.endpoint;
+}
+
+uint32_t rig_accept(int *ret_host)
+{
+	return accept_host(ret_host, false, 0);
+}
+
+uint32_t rig_accept_direct(int *ret_host, uint32_t guest_port)
+{
+	return accept_host(ret_host, true, guest_port);
 }
 
 void rig_sibling_asks(struct rig_peer *peer)
@@ -591,7 +609,7 @@ void rig_peer_reset(const struct rig_peer *peer)
 	rig_post(&envelope, -1);
 }
 
-static void answer_connect(const struct rig_peer *peer, int status, int fd)
+static void answer_connect(const struct rig_peer *peer, int status, int fd, bool is_pending)
 {
 	Vsockd__Connected connected = VSOCKD__CONNECTED__INIT;
 	Vsockd__Envelope envelope = VSOCKD__ENVELOPE__INIT;
@@ -599,6 +617,7 @@ static void answer_connect(const struct rig_peer *peer, int status, int fd)
 	connected.request = peer->request;
 	connected.endpoint = peer->endpoint;
 	connected.status = status;
+	connected.is_pending = is_pending;
 	envelope.body_case = VSOCKD__ENVELOPE__BODY_CONNECTED;
 	envelope.connected = &connected;
 	rig_post(&envelope, fd);
@@ -609,12 +628,17 @@ void rig_connected(struct rig_peer *peer)
 	int worker;
 
 	peer->endpoint = rig_endpoint(&peer->host, &worker);
-	answer_connect(peer, 0, worker);
+	answer_connect(peer, 0, worker, false);
+}
+
+void rig_connected_later(const struct rig_peer *peer, int worker)
+{
+	answer_connect(peer, 0, worker, true);
 }
 
 void rig_refused(struct rig_peer *peer, int status)
 {
-	answer_connect(peer, status, -1);
+	answer_connect(peer, status, -1, false);
 }
 
 /* ---- the driver ---- */
@@ -755,6 +779,11 @@ static uint32_t read_chain(const struct rig_ring *ring, uint32_t id, uint8_t *by
 		done += n;
 	} while ((flags & RIG_NEXT) && done < len);
 	return done;
+}
+
+bool rig_has_packet(void)
+{
+	return rig_used_index(RING_RX) != rig.rings[RING_RX].used_idx;
 }
 
 bool rig_take(struct rig_packet *ret)
@@ -975,6 +1004,15 @@ void rig_narrow(const struct rig_peer *peer)
 				    sizeof(small)),
 			 0);
 	assert_int_equal(setsockopt(peer->host, SOL_SOCKET, SO_SNDBUF, &small, sizeof(small)), 0);
+}
+
+void rig_fill(int socket)
+{
+	static const char bytes[4096];
+
+	while (send(socket, bytes, sizeof(bytes), MSG_NOSIGNAL | MSG_DONTWAIT) > 0)
+		;
+	assert_int_equal(errno, EAGAIN);
 }
 
 uint32_t rig_n_chunks(void)

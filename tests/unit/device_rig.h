@@ -146,10 +146,14 @@ void rig_reset(void);
 
 /* An endpoint of the front: the worker's end of a new socketpair; the other in *ret_host. */
 uint32_t rig_endpoint(int *ret_host, int *ret_worker);
+uint32_t rig_endpoint_of(int worker); /* of a socket that is there already */
 uint32_t rig_accept(int *ret_host);
+uint32_t rig_accept_direct(int *ret_host, uint32_t guest_port); /* no CONNECT */
 /* Another guest's connection, to be named by cid and both ports of peer. */
 void rig_sibling_asks(struct rig_peer *peer);
 void rig_peer_reset(const struct rig_peer *peer);
+/* The same, with the endpoint's socket on its way. */
+void rig_connected_later(const struct rig_peer *peer, int worker);
 void rig_connected(struct rig_peer *peer);	     /* the front's answer to Connect */
 void rig_refused(struct rig_peer *peer, int status); /* negative errno */
 
@@ -170,6 +174,7 @@ uint32_t rig_n_sent(void); /* chains of ring 1 that came back since the last cal
 
 /* The next chain of ring 0 that came back. */
 bool rig_take(struct rig_packet *ret);
+bool rig_has_packet(void);
 /* It has to be this one, from a host port to a guest port of peer. */
 const struct rig_packet *rig_expect(const struct rig_peer *peer, enum packet_op op);
 void rig_expect_no_packet(void);
@@ -198,6 +203,8 @@ void rig_host_reads_end(const struct rig_peer *peer);
 void rig_close_host(struct rig_peer *peer);
 /* Small socket buffers, so that a host program that does not read is soon noticed. */
 void rig_narrow(const struct rig_peer *peer);
+/* Until the socket takes no more: it can't be written, as if it were not connected yet. */
+void rig_fill(int socket);
 uint32_t rig_n_chunks(void); /* of the pool, in use */
 /* Guest bytes until the socket takes no more and `len` more; returns all of them. */
 uint32_t rig_choke(const struct rig_peer *peer, uint32_t stream, uint32_t len);

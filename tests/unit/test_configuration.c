@@ -371,7 +371,8 @@ static void test_user_is_one_that_exists(void **state)
 		{"--vm socket=s,uds-path=u,user=root", EX_USAGE,
 		 "--vm \"socket=s,uds-path=u,user=root\": unknown key \"user\"; known are "
 		 "guest-cid, socket, uds-path, each of the two with -mode, -owner and -group, "
-		 "tx-buffer-size, queue-size, groups, max-connections, max-handshakes and offer"},
+		 "forward-cid, forward-listen, connect, listen, ok, wait, tx-buffer-size, "
+		 "queue-size, groups, max-connections, max-handshakes and offer"},
 	};
 	struct configuration c = parse_good(ONE_VM);
 
@@ -478,9 +479,11 @@ static void test_no_line_of_the_help_is_wider_than_80_columns(void **state)
 	size_t column = 0;
 
 	(void)state;
-	for (const char *c = configuration_help; *c; c++) {
-		column = *c == '\n' ? 0 : column + 1;
-		assert_true(column <= 80);
+	for (size_t i = 0; configuration_help[i]; i++) {
+		for (const char *c = configuration_help[i]; *c; c++) {
+			column = *c == '\n' ? 0 : column + 1;
+			assert_true(column <= 80);
+		}
 	}
 	assert_int_equal(column, 0);
 }
@@ -494,10 +497,7 @@ static void test_a_malformed_command_line_is_refused_with_usage(void **state)
 		{"--log-level debug", EX_USAGE,
 		 "no VM was given; add --socket PATH and --uds-path PATH, --vm or --config; "
 		 "see vsockd --help"},
-		{"--forward-cid 1", EX_USAGE,
-		 "unknown option \"--forward-cid\"; see vsockd --help"},
-		{"--forward-listen=9001+9002", EX_USAGE,
-		 "unknown option \"--forward-listen=9001+9002\"; see vsockd --help"},
+		{"--forward 1", EX_USAGE, "unknown option \"--forward\"; see vsockd --help"},
 		{"--guest 3", EX_USAGE, "unknown option \"--guest\"; see vsockd --help"},
 		{"--guest=3", EX_USAGE, "unknown option \"--guest=3\"; see vsockd --help"},
 		{"--insecure-no-seccom", EX_USAGE,
@@ -540,14 +540,16 @@ static void test_a_malformed_command_line_is_refused_with_usage(void **state)
 		 "--vm \"\": \"\" is not KEY=VALUE (a value cannot contain a comma)"},
 		{"--vm socket=s,socket=t,uds-path=u", EX_USAGE,
 		 "--vm \"socket=s,socket=t,uds-path=u\": key socket is given more than once"},
-		{"--vm forward_cid=1,socket=s", EX_USAGE,
-		 "--vm \"forward_cid=1,socket=s\": unknown key \"forward-cid\"; known are "
+		{"--vm forward_cids=1,socket=s", EX_USAGE,
+		 "--vm \"forward_cids=1,socket=s\": unknown key \"forward-cids\"; known are "
 		 "guest-cid, socket, uds-path, each of the two with -mode, -owner and -group, "
-		 "tx-buffer-size, queue-size, groups, max-connections, max-handshakes and offer"},
+		 "forward-cid, forward-listen, connect, listen, ok, wait, tx-buffer-size, "
+		 "queue-size, groups, max-connections, max-handshakes and offer"},
 		{"--vm fd=3,uds-path=u", EX_USAGE,
 		 "--vm \"fd=3,uds-path=u\": unknown key \"fd\"; known are "
 		 "guest-cid, socket, uds-path, each of the two with -mode, -owner and -group, "
-		 "tx-buffer-size, queue-size, groups, max-connections, max-handshakes and offer"},
+		 "forward-cid, forward-listen, connect, listen, ok, wait, tx-buffer-size, "
+		 "queue-size, groups, max-connections, max-handshakes and offer"},
 		{ONE_VM "--offer inband-notifications+", EX_USAGE,
 		 "vm 3: offer \"inband-notifications+\": unknown; give inband-notifications"},
 		{ONE_VM "--offer inband", EX_USAGE,
@@ -662,6 +664,105 @@ static void test_groups_are_checked(void **state)
 	c = parse_good(ONE_VM "--groups " NAME_64);
 	assert_string_equal(c.vms[0].groups[0], NAME_64);
 	configuration_free(&c);
+}
+
+static void check_rules(const struct port_rule *rules, size_t n_rules, const char *const *texts,
+			size_t n_texts)
+{
+	assert_int_equal(n_rules, n_texts);
+	for (size_t i = 0; i < n_texts; i++) {
+		char text[PORT_TEXT_SIZE];
+
+		ports_print(&rules[i], text);
+		assert_string_equal(text, texts[i]);
+	}
+}
+
+static void test_rules_for_ports_are_kept_in_their_order(void **state)
+{
+	static const char *const connects[] = {"80:unix:/w", "1-9:deny"};
+	static const char *const listens[] = {"22:abstract:s", "9001:vsock:any:9001",
+					      "9002:vsock:any:9002"};
+	static const char *const forms[] = {
+		ONE_VM "--connect 80:unix:/w --forward-listen 9001+9002 --listen 22:abstract:s "
+		       "--connect=1-9:deny --forward-cid 1 --ok off --wait 7",
+		"--vm socket=s,uds-path=u,connect=80:unix:/w,wait=7,forward_listen=9001+9002,"
+		"connect=1-9:deny,listen=22:abstract:s,forward-cid=1,ok=off",
+	};
+
+	(void)state;
+	for (size_t i = 0; i < 2; i++) {
+		struct configuration c = parse_good(forms[i]);
+		const struct vm_configuration *vm = &c.vms[0];
+
+		check_rules(vm->connects, vm->n_connects, connects, 2);
+		check_rules(vm->listens, vm->n_listens, listens, 3);
+		assert_int_equal(vm->forward_cid, 1);
+		assert_true(vm->is_quiet);
+		assert_int_equal(vm->wait_s, 7);
+		configuration_free(&c);
+	}
+}
+
+static void test_a_vm_with_rules_needs_no_uds_path(void **state)
+{
+	static const char *const enough[] = {"--connect 1:deny", "--listen 1:tcp",
+					     "--forward-cid 3", "--forward-listen 5"};
+
+	(void)state;
+	for (size_t i = 0; i < sizeof(enough) / sizeof(enough[0]); i++) {
+		struct configuration c;
+		char text[64];
+
+		snprintf(text, sizeof(text), "--socket s %s", enough[i]);
+		c = parse_good(text);
+		assert_null(c.vms[0].uds_path);
+		configuration_free(&c);
+	}
+}
+
+#define AS_IN_VSOCKD "; give PORT:ADDRESS as in vsockd(8), PORTS"
+
+static void test_rules_for_ports_are_checked(void **state)
+{
+	static const struct refusal refusals[] = {
+		{ONE_VM "--connect 80", EX_DATAERR,
+		 "vm 3: connect \"80\": it does not begin with PORT: or PORT-PORT:" AS_IN_VSOCKD},
+		{ONE_VM "--connect 1:deny --connect 2:tcp:10.0.0.1", EX_DATAERR,
+		 "vm 3: connect \"2:tcp:10.0.0.1\": the address is not one of loopback; others "
+		 "are reached by any host" AS_IN_VSOCKD},
+		{ONE_VM "--listen 1:deny", EX_DATAERR,
+		 "vm 3: listen \"1:deny\": an address begins with unix:, abstract:, tcp or "
+		 "vsock:" AS_IN_VSOCKD},
+		{ONE_VM "--forward-cid 0", EX_DATAERR,
+		 "vm 3: forward-cid \"0\": give 1 to 4294967294"},
+		{ONE_VM "--forward-cid 4294967295", EX_DATAERR,
+		 "vm 3: forward-cid \"4294967295\": give 1 to 4294967294"},
+		{ONE_VM "--forward-listen 1+", EX_DATAERR,
+		 "vm 3: forward-listen \"1+\": give at most 64 ports from 0 to 4294967294, joined "
+		 "by '+'"},
+		{ONE_VM "--forward-listen 4294967295", EX_DATAERR,
+		 "vm 3: forward-listen \"4294967295\": give at most 64 ports from 0 to 4294967294, "
+		 "joined by '+'"},
+		{ONE_VM "--ok maybe", EX_USAGE, "vm 3: ok \"maybe\": give on or off"},
+		{ONE_VM "--wait 3601", EX_DATAERR,
+		 "vm 3: wait \"3601\": too large; give 0 to 3600 seconds"},
+		{"--socket /x/a --listen 1:unix:/x/a", EX_DATAERR,
+		 "vm 3: listen \"/x/a\": it is also the socket of vm 3; choose another path"},
+		{"--socket s --uds-path /x/u --listen 1:unix:/x/u_5", EX_DATAERR,
+		 "vm 3: listen \"/x/u_5\": it is port 5 of uds-path \"/x/u\" of vm 3; choose "
+		 "another path"},
+	};
+	char many[70 * 20] = "";
+	struct configuration_error error;
+	struct configuration c;
+
+	(void)state;
+	CHECK_REFUSALS(refusals);
+	strcpy(many, "--socket s");
+	for (int i = 0; i < 65; i++)
+		strcat(many, " --connect 1:deny");
+	assert_int_equal(parse(many, &c, &error), EX_DATAERR);
 }
 
 static void test_a_path_must_fit_with_its_longest_port(void **state)
@@ -1011,6 +1112,9 @@ int main(void)
 		cmocka_unit_test(test_a_malformed_command_line_is_refused_with_usage),
 		cmocka_unit_test(test_a_number_out_of_its_limits_is_refused),
 		cmocka_unit_test(test_groups_are_checked),
+		cmocka_unit_test(test_rules_for_ports_are_kept_in_their_order),
+		cmocka_unit_test(test_a_vm_with_rules_needs_no_uds_path),
+		cmocka_unit_test(test_rules_for_ports_are_checked),
 		cmocka_unit_test(test_a_path_must_fit_with_its_longest_port),
 		cmocka_unit_test(test_vms_that_share_a_cid_or_a_path_are_refused),
 		cmocka_unit_test(test_only_256_vms_fit),

@@ -248,8 +248,8 @@ static void test_ports_in_use_with_this_guest_port_are_skipped(void **state)
 /* ---- timers ---- */
 
 static const uint32_t durations[CONNECTION_TIMERS] = {
-	CONNECTION_HANDSHAKE_MS, CONNECTION_CONNECT_MS,	 CONNECTION_CREDIT_MS,
-	CONNECTION_CLOSING_MS,	 CONNECTION_DRAINING_MS,
+	CONNECTION_HANDSHAKE_MS, CONNECTION_CONNECT_MS, CONNECTION_RETRY_MS,
+	CONNECTION_CREDIT_MS,	 CONNECTION_CLOSING_MS, CONNECTION_DRAINING_MS,
 };
 
 static void test_a_timer_ends_after_its_time_and_not_before(void **state)
