@@ -14,6 +14,7 @@
 #include <unistd.h>
 
 #include "broker/control.h"
+#include "broker/scrape.h"
 #include "policy/policy.h"
 
 /* Listeners, channels, epoll, rings and memory regions of one VM, next to its connections. */
@@ -52,6 +53,10 @@ const char *const configuration_keys[N_KEYS] = {
 	[KEY_CONTROL_MODE] = "control-mode",
 	[KEY_CONTROL_OWNER] = "control-owner",
 	[KEY_CONTROL_GROUP] = "control-group",
+	[KEY_METRICS] = "metrics",
+	[KEY_METRICS_MODE] = "metrics-mode",
+	[KEY_METRICS_OWNER] = "metrics-owner",
+	[KEY_METRICS_GROUP] = "metrics-group",
 	[KEY_NO_NAMESPACES] = "insecure-no-namespaces",
 	[KEY_NO_SECCOMP] = "insecure-no-seccomp",
 };
@@ -101,6 +106,10 @@ static const struct option options[] = {
 	{"control-mode", required_argument, NULL, OPTION_KEY + KEY_CONTROL_MODE},
 	{"control-owner", required_argument, NULL, OPTION_KEY + KEY_CONTROL_OWNER},
 	{"control-group", required_argument, NULL, OPTION_KEY + KEY_CONTROL_GROUP},
+	{"metrics", required_argument, NULL, OPTION_KEY + KEY_METRICS},
+	{"metrics-mode", required_argument, NULL, OPTION_KEY + KEY_METRICS_MODE},
+	{"metrics-owner", required_argument, NULL, OPTION_KEY + KEY_METRICS_OWNER},
+	{"metrics-group", required_argument, NULL, OPTION_KEY + KEY_METRICS_GROUP},
 	{"insecure-no-namespaces", no_argument, NULL, OPTION_KEY + KEY_NO_NAMESPACES},
 	{"insecure-no-seccomp", no_argument, NULL, OPTION_KEY + KEY_NO_SECCOMP},
 	{"print-capabilities", no_argument, NULL, OPTION_CAPABILITIES},
@@ -439,6 +448,9 @@ static int read_globals(const struct vm_arguments *arguments, struct configurati
 	if (!r)
 		r = configuration_read_service(arguments, KEY_CONTROL, &configuration->control,
 					       ret_error);
+	if (!r)
+		r = configuration_read_service(arguments, KEY_METRICS, &configuration->metrics,
+					       ret_error);
 	return r;
 }
 
@@ -580,13 +592,19 @@ void configuration_free(struct configuration *configuration)
 	free(configuration->vms);
 	free(configuration->worker);
 	free(configuration->control.path);
+	free(configuration->metrics.path);
 	free(configuration->file);
 	*configuration = (struct configuration){.action = CONFIGURATION_RUN};
 }
 
 uint64_t configuration_n_files(const struct configuration *configuration)
 {
-	uint64_t n_files = FILES_OF_PROCESS + (configuration->control.path ? FILES_OF_CONTROL : 0);
+	uint64_t n_files = FILES_OF_PROCESS;
+
+	if (configuration->control.path)
+		n_files += FILES_OF_CONTROL;
+	if (configuration->metrics.path)
+		n_files += SCRAPE_CLIENTS_MAX;
 
 	for (size_t i = 0; i < configuration->n_vms; i++)
 		n_files += (uint64_t)configuration->vms[i].max_connections +

@@ -82,7 +82,7 @@ struct configuration {
 	uint32_t insecure; /* POLICY_INSECURE_... */
 	char *worker;	   /* --worker PATH, NULL: found beside vsockd */
 	char *file;	   /* --config PATH, NULL: everything was on the command line */
-	struct service_socket control;
+	struct service_socket control, metrics;
 };
 
 struct configuration_error {

@@ -73,6 +73,10 @@ const char *const configuration_help[] = {
 	"  --control-mode OCTAL  permissions, owner and group of that socket (default:\n"
 	"  --control-owner USER  600, and those vsockd runs as)\n"
 	"  --control-group GROUP\n"
+	"  --metrics PATH        answer HTTP with metrics here (default: nowhere)\n"
+	"  --metrics-mode OCTAL  the same three for that socket\n"
+	"  --metrics-owner USER\n"
+	"  --metrics-group GROUP\n"
 	"  --worker PATH         the vsockd-worker program (default: the one installed\n"
 	"                        with vsockd)\n"
 	"  --insecure-no-namespaces\n"
@@ -133,6 +137,9 @@ void configuration_print(FILE *stream, const struct configuration *configuration
 	if (configuration->control.path)
 		print_socket(stream, "control", configuration->control.path,
 			     &configuration->control.access, "\n");
+	if (configuration->metrics.path)
+		print_socket(stream, "metrics", configuration->metrics.path,
+			     &configuration->metrics.access, "\n");
 	for (size_t i = 0; i < configuration->n_vms; i++) {
 		const struct vm_configuration *vm = &configuration->vms[i];
 

@@ -103,10 +103,18 @@ static struct place place_of(const struct vm_configuration *vm, const char *kind
 	return place;
 }
 
+static struct place place_of_service(const struct service_socket *service, const char *kind)
+{
+	struct place place = {.kind = kind, .path = service->path, .name = service->path};
+
+	snprintf(place.where, sizeof(place.where), "%s", service->origin);
+	return place;
+}
+
 /* All paths, of the VMs and of vsockd itself; NULL without memory, to be freed by the caller. */
 static struct place *list_places(const struct configuration *configuration, size_t *ret_n_places)
 {
-	size_t n_places = 2 * configuration->n_vms + 2;
+	size_t n_places = 2 * configuration->n_vms + 3;
 	struct place *places;
 
 	for (size_t i = 0; i < configuration->n_vms; i++)
@@ -127,16 +135,10 @@ static struct place *list_places(const struct configuration *configuration, size
 				places[n_places++] =
 					place_of(vm, "listen", vm->listens[k].address.name);
 	}
-	if (configuration->control.path) {
-		struct place *place = &places[n_places++];
-
-		*place = (struct place){
-			.kind = "control",
-			.path = configuration->control.path,
-			.name = configuration->control.path,
-		};
-		snprintf(place->where, sizeof(place->where), "%s", configuration->control.origin);
-	}
+	if (configuration->control.path)
+		places[n_places++] = place_of_service(&configuration->control, "control");
+	if (configuration->metrics.path)
+		places[n_places++] = place_of_service(&configuration->metrics, "metrics");
 	*ret_n_places = n_places;
 	return places;
 }

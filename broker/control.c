@@ -45,6 +45,10 @@ static const struct control_row rows[] = {
 	{.number = CONTROL_KILL, .name = "kill", .is_logged = true, .run = control_kill},
 	{.number = CONTROL_COUNTERS, .name = "counters", .run = control_counters},
 	{.number = CONTROL_METRICS, .name = "metrics", .run = control_metrics},
+	{.number = CONTROL_LOG_LEVEL,
+	 .name = "log-level",
+	 .is_logged = true,
+	 .run = control_log_level},
 	{.number = CONTROL_CONNECT, .name = "connect", .is_logged = true, .run = control_connect},
 	{.number = CONTROL_LISTEN, .name = "listen", .is_logged = true, .run = control_listen},
 };

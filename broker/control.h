@@ -117,6 +117,7 @@ bool control_kill(struct front *front, struct control_client *client);
 bool control_counters(struct front *front, struct control_client *client);
 bool control_metrics(struct front *front, struct control_client *client);
 void control_forget_query(struct front *front, struct control_client *client);
+bool control_log_level(struct front *front, struct control_client *client);
 /* control_streams.c */
 bool control_connect(struct front *front, struct control_client *client);
 bool control_listen(struct front *front, struct control_client *client);

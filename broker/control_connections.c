@@ -4,6 +4,7 @@
 
 #include "broker/control.h"
 #include "broker/front.h"
+#include "broker/log.h"
 
 /* How often what may not come by itself is looked at: a worker that does not answer. */
 #define LOOK_AGAIN_MS 250
@@ -235,4 +236,17 @@ bool control_metrics(struct front *front, struct control_client *client)
 			return false;
 		client->position = next;
 	}
+}
+
+bool control_log_level(struct front *front, struct control_client *client)
+{
+	uint32_t level = client->request.number;
+
+	if (level < LOG_ERR || level > LOG_DEBUG)
+		return control_refuse(client, -EINVAL, "%" PRIu32 " is no level of the log", level);
+	/* The spawner first: it cannot fail once the front has done its part. */
+	if (!front_request_log_level(front, (int)level))
+		return wait(front, client);
+	log_set_level((int)level);
+	return true;
 }

@@ -15,6 +15,7 @@
 #include "broker/control.h"
 #include "broker/disposal.h"
 #include "broker/log.h"
+#include "broker/scrape.h"
 #include "broker/spawner.h"
 #include "policy/policy.h"
 
@@ -141,6 +142,13 @@ void front_request_connect(struct front *front, const struct device *device, uin
 {
 	device->endpoints.all[endpoint].give_up_at = front->now + CONNECT_GIVE_UP_MS;
 	queue_connect(front, make_token(device, endpoint));
+}
+
+bool front_request_log_level(struct front *front, int level)
+{
+	struct spawner_request request = {.kind = SPAWNER_LOG_LEVEL, .number = (uint32_t)level};
+
+	return send_request(front, &request);
 }
 
 bool front_request_pair(struct front *front, const struct device *device, uint16_t client)
@@ -351,6 +359,12 @@ static void on_event(struct front *front, uint64_t tag, uint32_t events)
 	case FRONT_EVENT_NOTIFY:
 		notify_flush(&front->devices[index]);
 		return;
+	case FRONT_EVENT_SCRAPE_LISTENER:
+		scrape_accept(front);
+		return;
+	case FRONT_EVENT_SCRAPE:
+		scrape_event(front, index, events);
+		return;
 	}
 }
 
@@ -372,6 +386,8 @@ static int timeout(const struct front *front)
 		deadline = front->spawn_at;
 	if (control_deadline(front) < deadline)
 		deadline = control_deadline(front);
+	if (scrape_deadline(front) < deadline)
+		deadline = scrape_deadline(front);
 	if (deadline == UINT64_MAX)
 		return -1;
 	wait = deadline > front->now ? deadline - front->now : 0;
@@ -409,6 +425,7 @@ static void run_once(struct front *front)
 	}
 	workers_replenish(front);
 	control_run(front);
+	scrape_run(front);
 	if (are_all_over(front))
 		front->exit_code = EX_OK;
 }
@@ -444,7 +461,8 @@ static bool prepare(struct front *front, const struct front_setup *setup)
 	for (size_t i = 0; i < front->n_devices; i++)
 		if (!device_init(&front->devices[i], front, (uint32_t)i, setup))
 			return false;
-	return setup->control < 0 || control_init(front, setup->control);
+	return (setup->control < 0 || control_init(front, setup->control)) &&
+	       (setup->metrics < 0 || scrape_init(front, setup->metrics));
 }
 
 int front_run(const struct front_setup *setup)

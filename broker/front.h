@@ -14,6 +14,7 @@
  *   restore.c  device states, the transport reset, the quarantine after a load
  *   query.c    what workers are asked (query.h)
  *   control.c  the control socket (control.h)
+ *   scrape.c   the metrics socket (scrape.h)
  *   siblings.c connections between guests
  *   notify.c   in-band notifications to a front-end
  */
@@ -201,7 +202,7 @@ struct front_setup {
 	const bool *is_connected; /* by VM: the session came as an fd of its own */
 	const int *host_listeners;		/* by VM; -1: none */
 	struct listener *const *port_listeners; /* by VM, as its rules */
-	int control;				/* listens; -1: none */
+	int control, metrics;			/* listen; -1: none */
 	int spawner;				/* the front's end of the pair */
 };
 
@@ -215,6 +216,7 @@ struct front {
 	struct worker *workers;
 	size_t n_workers;
 	struct control *control; /* NULL: no control socket */
+	struct scrape *scrape;	 /* NULL: no metrics socket */
 	uint64_t seed;		 /* for the start of host-side ports */
 	bool has_served;	 /* some worker was Ready once */
 	bool is_spawning;	 /* SPAWN is out */
@@ -242,6 +244,8 @@ enum front_event {
 	FRONT_EVENT_CONTROL_LISTENER,
 	FRONT_EVENT_CONTROL, /* client */
 	FRONT_EVENT_NOTIFY,  /* device: the back-end channel has room */
+	FRONT_EVENT_SCRAPE_LISTENER,
+	FRONT_EVENT_SCRAPE, /* client */
 };
 
 int front_watch(struct front *front, int operation, int fd, uint32_t events, enum front_event event,
@@ -251,6 +255,8 @@ int front_watch(struct front *front, int operation, int fd, uint32_t events, enu
 bool front_request_spawn(struct front *front);
 void front_request_stop(struct front *front, uint32_t number);
 void front_request_connect(struct front *front, const struct device *device, uint32_t endpoint);
+/* The spawner's log has a level of its own. false: not now. */
+bool front_request_log_level(struct front *front, int level);
 /*
  * A pair of sockets for a device and a client of the control socket, control_paired()
  * is the answer. false: not now.

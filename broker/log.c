@@ -2,20 +2,39 @@
 #include "broker/log.h"
 
 #include <inttypes.h>
+#include <stdbool.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <sys/stat.h>
 #include <sys/uio.h>
 #include <unistd.h>
 
 #define LOG_LINE_MAX 1024
 
 static int log_level = LOG_INFO;
-static int has_priorities;
+static bool has_priorities;
+
+/* The variable is inherited; the stream may be another one by now (systemd.exec(5)). */
+static bool is_journal(void)
+{
+	const char *text = getenv("JOURNAL_STREAM");
+	uintmax_t device, inode;
+	struct stat stream;
+
+	return text && sscanf(text, "%ju:%ju", &device, &inode) == 2 &&
+	       fstat(STDERR_FILENO, &stream) == 0 && stream.st_dev == device &&
+	       stream.st_ino == inode;
+}
 
 void log_open(int level)
 {
 	log_level = level;
-	has_priorities = getenv("JOURNAL_STREAM") != NULL;
+	has_priorities = is_journal();
+}
+
+void log_set_level(int level)
+{
+	log_level = level;
 }
 
 static const char *priority_name(int priority)

@@ -3,8 +3,8 @@
 
 /*
  * The one log call of the broker: one line an event on stderr, `vm=` first.
- * Under the journal (JOURNAL_STREAM is set) a line starts with its priority as
- * "<N>". Nothing in a line comes from a guest, a front-end or a host program
+ * Where stderr is the journal's (JOURNAL_STREAM names it) a line starts with its
+ * priority as "<N>". Nothing in a line comes from a guest, a front-end or a host program
  * as text; numbers only. No heap, one writev() a line, so the front may log
  * behind its filter.
  */
@@ -17,6 +17,9 @@
 
 /* Once at start, before the first line. level: LOG_ERR to LOG_DEBUG. */
 void log_open(int level);
+
+/* From now on; the same levels. */
+void log_set_level(int level);
 
 /* cid: the guest CID that the event belongs to, or LOG_NO_VM. */
 void log_event(int priority, uint64_t cid, const char *format, ...)

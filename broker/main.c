@@ -32,7 +32,7 @@ struct opened {
 	struct listener **listens;     /* by VM and rule; fd -1: not open, path NULL: no file */
 	int *fds, *host_fds;	       /* the same, as the front wants them */
 	bool *is_connected;
-	struct listener control; /* fd -1: none */
+	struct listener control, metrics; /* fd -1: none */
 };
 
 /*
@@ -207,15 +207,17 @@ static int open_vm(const struct vm_configuration *vm, struct opened *opened, siz
 	return 0;
 }
 
-static int open_control(const struct configuration *configuration, struct opened *opened)
+static int open_service(const struct service_socket *service, struct listener *ret_listener,
+			int (*open_listener)(const char *path, const struct listener_access *access,
+					     struct listener *ret_listener,
+					     struct listener_failure *ret_failure))
 {
-	const struct service_socket *control = &configuration->control;
 	struct listener_failure failure;
 	int r;
 
-	if (!control->path)
+	if (!service->path)
 		return 0;
-	r = listener_open_packets(control->path, &control->access, &opened->control, &failure);
+	r = open_listener(service->path, &service->access, ret_listener, &failure);
 	if (r < 0)
 		log_event(LOG_ERR, LOG_NO_VM, "%s", failure.text);
 	return r;
@@ -224,6 +226,7 @@ static int open_control(const struct configuration *configuration, struct opened
 static int open_all(const struct configuration *configuration, struct opened *opened)
 {
 	size_t n = configuration->n_vms;
+	int r = 0;
 
 	*opened = (struct opened){
 		.sockets = calloc(n, sizeof(struct listener)),
@@ -233,17 +236,16 @@ static int open_all(const struct configuration *configuration, struct opened *op
 		.is_connected = calloc(n, sizeof(bool)),
 		.listens = calloc(n, sizeof(struct listener *)),
 		.control.fd = -1,
+		.metrics.fd = -1,
 	};
 	if (!opened->sockets || !opened->host_sockets || !opened->fds || !opened->host_fds ||
 	    !opened->is_connected || !opened->listens)
 		return -ENOMEM;
-	for (size_t i = 0; i < n; i++) {
-		int r = open_vm(&configuration->vms[i], opened, i);
-
-		if (r < 0)
-			return r;
-	}
-	return open_control(configuration, opened);
+	for (size_t i = 0; i < n && r == 0; i++)
+		r = open_vm(&configuration->vms[i], opened, i);
+	if (r == 0)
+		r = open_service(&configuration->control, &opened->control, listener_open_packets);
+	return r ? r : open_service(&configuration->metrics, &opened->metrics, listener_open);
 }
 
 static void unlink_all(const struct configuration *configuration, const struct opened *opened)
@@ -259,6 +261,8 @@ static void unlink_all(const struct configuration *configuration, const struct o
 	}
 	if (opened->control.fd >= 0)
 		listener_unlink(&opened->control);
+	if (opened->metrics.fd >= 0)
+		listener_unlink(&opened->metrics);
 }
 
 static void free_all(const struct opened *opened)
@@ -286,6 +290,8 @@ static void close_all(const struct configuration *configuration, const struct op
 	}
 	if (opened->control.fd >= 0)
 		close(opened->control.fd);
+	if (opened->metrics.fd >= 0)
+		close(opened->metrics.fd);
 }
 
 /*
@@ -326,6 +332,7 @@ static int run_front(const struct configuration *configuration, const struct ope
 		.host_listeners = opened->host_fds,
 		.port_listeners = opened->listens,
 		.control = opened->control.fd,
+		.metrics = opened->metrics.fd,
 		.spawner = spawner,
 	};
 

@@ -308,6 +308,9 @@ static bool is_permitted(const struct spawner *spawner, const struct spawner_req
 	case SPAWNER_STOP:
 		return !request->device && !request->type &&
 		       request->number < spawner->workers.next_number;
+	case SPAWNER_LOG_LEVEL:
+		return !request->device && !request->type && request->number >= LOG_ERR &&
+		       request->number <= LOG_DEBUG;
 	case SPAWNER_CONNECT:
 		return request->device < configuration->n_vms &&
 		       (request->type == TYPE_STREAM || request->type == TYPE_SEQPACKET);
@@ -355,6 +358,9 @@ static int answer(struct spawner *spawner, const struct spawner_request *request
 	case SPAWNER_STOP:
 		/* Unknown: it has ended by itself, and the front hasn't read EXITED yet. */
 		processes_kill(&spawner->workers, request->number);
+		return GO_ON;
+	case SPAWNER_LOG_LEVEL:
+		log_set_level((int)request->number);
 		return GO_ON;
 	case SPAWNER_PAIR:
 		return on_pair(spawner, request);

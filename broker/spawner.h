@@ -19,9 +19,12 @@ enum spawner_request_kind {
 	SPAWNER_SPAWN = 1,   /* start a worker; token comes back in the reply */
 	SPAWNER_STOP = 2,    /* kill worker `number`; EXITED follows, or is on its way already */
 	SPAWNER_CONNECT = 3, /* connect device `device` to host port `number` */
-	SPAWNER_PAIR =
-		4, /* a pair for devices `device` and `number`, which share a group; or
-		      are the same, where there is a control socket: one end is its client's */
+	/*
+	 * A pair for devices `device` and `number`, which share a group, or are the same
+	 * where there is a control socket: then one end is for a client of that.
+	 */
+	SPAWNER_PAIR = 4,
+	SPAWNER_LOG_LEVEL = 5, /* log lines up to level `number`; no reply */
 };
 
 /*

@@ -18,6 +18,7 @@ const struct command commands[] = {
 	 connect_run},
 	{"listen", "CID PORT -- COMMAND...", 3, INT_MAX, false,
 	 "run a command for each connection of the guest", listen_run},
+	{"log-level", "LEVEL", 1, 1, false, "what vsockd logs from now on", log_level_run},
 	{"metrics", "", 0, 0, false, "print OpenMetrics", metrics_run},
 };
 const size_t n_commands = sizeof(commands) / sizeof(commands[0]);

@@ -39,6 +39,8 @@ int status_run(const struct context *context);
 /* connections.c */
 int connections_run(const struct context *context);
 int kill_run(const struct context *context);
+/* log_level.c */
+int log_level_run(const struct context *context);
 /* metrics.c */
 int metrics_run(const struct context *context);
 /* stream.c */

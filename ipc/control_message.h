@@ -27,6 +27,7 @@ enum control_command {
 	CONTROL_KILL,	     /* end a connection */
 	CONTROL_COUNTERS,    /* Counters, of a VM or of all, some for each */
 	CONTROL_METRICS,     /* Text: OpenMetrics */
+	CONTROL_LOG_LEVEL,   /* number: as in syslog(3), LOG_ERR to LOG_DEBUG */
 	CONTROL_CONNECT,     /* Stream */
 	CONTROL_LISTEN,	     /* Stream for each; no End before the client leaves */
 };

@@ -105,6 +105,23 @@ awk '/^\.Sh / { section = $2 } section == "COMMANDS" && /^\.It Cm / { print $3 }
 [ -s "$work/in_help" ] || complain "no commands were found in vsockctl --help"
 compare "$work/in_help" "$work/in_page" "stands in vsockctl --help, but not in COMMANDS of $ctl_page"
 compare "$work/in_page" "$work/in_help" "stands in COMMANDS of $ctl_page, but not in vsockctl --help"
+for completion in "$root"/dist/completion/*; do
+	for command in $(cat "$work/in_help"); do
+		grep -q "[ :'\"]*\<$command\>" "$completion" ||
+			complain "$completion does not complete $command"
+	done
+done
+# Those who have no such shell cannot be hurt by what is wrong for it.
+for shell in zsh fish; do
+	command -v $shell >"$work/shell" || continue
+	file=_vsockctl
+	[ $shell = zsh ] || file=vsockctl.fish
+	$shell -n "$root/dist/completion/$file" ||
+		complain "$shell does not understand its completion"
+done
+completed=$(bash -c '. "$1"; COMP_WORDS=(vsockctl --json stat); COMP_CWORD=2; _vsockctl
+	echo "${COMPREPLY[*]}"' - "$root/dist/completion/vsockctl.bash" 2>&1)
+[ "$completed" = status ] || complain "the completion for bash makes of stat: $completed"
 grep -o -e '--[a-z][a-z-]*' "$work/help" | LC_ALL=C sort -u >"$work/in_help"
 awk '/^\.Sh / { section = $2 } section == "DESCRIPTION" && /^\.It Fl -/' "$ctl_page" |
 	grep -o 'Fl -[a-z][a-z-]*' | sed 's/^Fl /-/' | LC_ALL=C sort -u >"$work/in_page"
@@ -114,6 +131,11 @@ compare "$work/in_page" "$work/in_help" "stands in $ctl_page, but not in vsockct
 for metric in $(grep -o '"vsockd_[a-z_]*",' "$root/broker/metrics.c" | tr -d '",' | sort -u); do
 	grep -q "Cm.* $metric\(_total\)\{0,1\}\( \|$\)" "$ctl_page" ||
 		complain "$metric is a metric, but not explained in $ctl_page"
+done
+
+for metric in $(grep -oh 'vsockd_[a-z_]*' "$root"/dist/monitoring/* | LC_ALL=C sort -u); do
+	grep -q "\"$(echo "$metric" | sed 's/_total$//; s/_bucket$//')\"" "$root/broker/metrics.c" ||
+		complain "$metric is used in dist/monitoring, but is no metric"
 done
 
 # Of a role: the calls that are printed, those that the page lists, and the number that each gives.

@@ -440,6 +440,25 @@ static void test_top_prints_once_into_a_pipe(void **state)
 	assert_int_equal(run(setup, "top", "0"), DATAERR);
 }
 
+/* ---- the log ---- */
+
+static void test_the_level_of_the_log_changes_for_all_processes(void **state)
+{
+	struct setup *setup = *state;
+
+	assert_false(daemon_log_has(&setup->daemon, "debug: worker"));
+	assert_int_equal(run(setup, "log-level", "debug"), 0);
+	/* Another spare is started, by the spawner, which says so. */
+	setup_guest(setup, 0, (struct guest_options){0});
+	assert_int_equal(daemon_wait_log(&setup->daemon, "debug: worker 1 is process", LIMIT), 0);
+	assert_int_equal(run(setup, "log-level", "error"), 0);
+	setup_end_guest(setup, 0);
+	setup_wait_idle(setup);
+	assert_false(daemon_log_has(&setup->daemon, "front-end left"));
+	assert_int_equal(run(setup, "log-level", "loud"), USAGE);
+	expect_complaint("level \"loud\": unknown");
+}
+
 /* ---- who may ask, and where ---- */
 
 static void test_who_may_not_write_to_the_socket_is_told_who_may(void **state)
@@ -554,6 +573,7 @@ int main(void)
 		WITH_ONE(test_listen_runs_a_command_for_each_connection),
 		WITH_TWO(test_metrics_count_what_went_through_over_the_lives_of_workers),
 		WITH_ONE(test_top_prints_once_into_a_pipe),
+		WITH_ONE(test_the_level_of_the_log_changes_for_all_processes),
 		WITH_ONE(test_who_may_not_write_to_the_socket_is_told_who_may),
 		WITH_ONE(test_a_socket_that_is_not_there_is_named),
 		WITH_ONE(test_a_command_line_that_is_wrong_is_told_in_one_line),

@@ -1,0 +1,50 @@
+# SPDX-License-Identifier: Apache-2.0
+# bash completion for vsockctl(1)
+
+# The VMs of the socket that the words before name.
+_vsockctl_cids() {
+	local control=() i
+	for ((i = 1; i < COMP_CWORD; i++)); do
+		if [ "${COMP_WORDS[i]}" = --control ]; then
+			control=(--control "${COMP_WORDS[i + 1]}")
+		fi
+	done
+	vsockctl "${control[@]}" status 2>/dev/null | awk 'NR > 1 { print $1 }'
+}
+
+_vsockctl() {
+	local current=${COMP_WORDS[COMP_CWORD]} command='' at=0 i
+	COMPREPLY=()
+	if [ "${COMP_WORDS[COMP_CWORD - 1]}" = --control ]; then
+		mapfile -t COMPREPLY < <(compgen -f -- "$current")
+		return
+	fi
+	for ((i = 1; i < COMP_CWORD; i++)); do
+		case ${COMP_WORDS[i]} in
+		--control) i=$((i + 1)) ;;
+		-*) ;;
+		*)
+			command=${COMP_WORDS[i]}
+			at=$((COMP_CWORD - i))
+			break
+			;;
+		esac
+	done
+	case $command:$at in
+	:*)
+		mapfile -t COMPREPLY < <(compgen -W '--control --json --help --version
+			status show connections kill top connect listen log-level metrics' \
+			-- "$current")
+		;;
+	show:1 | connections:1 | connect:1 | listen:1)
+		mapfile -t COMPREPLY < <(compgen -W "$(_vsockctl_cids)" -- "$current")
+		;;
+	log-level:1)
+		mapfile -t COMPREPLY < <(compgen -W 'error warning notice info debug' -- "$current")
+		;;
+	listen:*)
+		mapfile -t COMPREPLY < <(compgen -c -- "$current")
+		;;
+	esac
+}
+complete -F _vsockctl vsockctl

@@ -1,0 +1,41 @@
+# SPDX-License-Identifier: Apache-2.0
+# fish completion for vsockctl(1)
+
+function __vsockctl_ask
+    set -l words (commandline -opc)
+    set -l at (contains -i -- --control $words)
+    if test -n "$at"
+        vsockctl --control $words[(math $at + 1)] $argv 2>/dev/null
+    else
+        vsockctl $argv 2>/dev/null
+    end
+end
+
+function __vsockctl_cids
+    __vsockctl_ask status | awk 'NR > 1 { print $1 "\t" $2 }'
+end
+
+function __vsockctl_connections
+    __vsockctl_ask connections | awk 'NR > 1 && $1 != "-" { print $1 }'
+end
+
+set -l commands status show connections kill top connect listen log-level metrics
+set -l none "not __fish_seen_subcommand_from $commands"
+
+complete -c vsockctl -f
+complete -c vsockctl -n "$none" -l control -r -F -d 'the control socket'
+complete -c vsockctl -n "$none" -l json -d 'print JSON'
+complete -c vsockctl -n "$none" -l help -d 'print a summary and exit'
+complete -c vsockctl -n "$none" -l version -d 'print the version and exit'
+complete -c vsockctl -n "$none" -a status -d 'the VMs, and how each is'
+complete -c vsockctl -n "$none" -a show -d 'all about one VM'
+complete -c vsockctl -n "$none" -a connections -d 'connections, of one VM or of all'
+complete -c vsockctl -n "$none" -a kill -d 'end a connection at once'
+complete -c vsockctl -n "$none" -a top -d 'what is moved, live in a terminal'
+complete -c vsockctl -n "$none" -a connect -d 'stdin and stdout to a port of the guest'
+complete -c vsockctl -n "$none" -a listen -d 'run a command for each connection of the guest'
+complete -c vsockctl -n "$none" -a log-level -d 'what vsockd logs from now on'
+complete -c vsockctl -n "$none" -a metrics -d 'print OpenMetrics'
+complete -c vsockctl -n '__fish_seen_subcommand_from show connections connect listen' -a '(__vsockctl_cids)'
+complete -c vsockctl -n '__fish_seen_subcommand_from kill' -a '(__vsockctl_connections)'
+complete -c vsockctl -n '__fish_seen_subcommand_from log-level' -a 'error warning notice info debug'
