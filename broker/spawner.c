@@ -515,7 +515,7 @@ static int run(struct spawner *spawner)
 		step = prepare_loop(spawner);
 	if (step != GO_ON)
 		return step;
-	if (policy_reduce_spawner(spawner->setup->configuration->insecure, &failure)) {
+	if (policy_reduce_spawner(spawner->setup->configuration->insecure, false, &failure)) {
 		log_event(LOG_ERR, LOG_NO_VM, "%s", failure.text);
 		return EX_OSERR;
 	}

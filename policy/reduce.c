@@ -36,6 +36,8 @@ static bool namespaces_need_administrator(void)
 	       setting_is("/proc/sys/kernel/apparmor_restrict_unprivileged_userns", '1');
 }
 
+#define KEPT_MAX 8
+
 struct kept_capability {
 	unsigned int capability;
 	bool is_needed;
@@ -43,7 +45,7 @@ struct kept_capability {
 
 static int keep_only(const struct kept_capability *kept, size_t n_kept)
 {
-	bool is_held[8] = {false};
+	bool is_held[KEPT_MAX] = {false};
 	bool has_setpcap;
 
 	if (capng_get_caps_process())
@@ -125,7 +127,7 @@ int policy_become_user(uid_t user, gid_t group, struct policy_failure *ret_failu
 	return 0;
 }
 
-int policy_reduce_spawner(uint32_t insecure, struct policy_failure *ret_failure)
+int policy_reduce_spawner(uint32_t insecure, bool makes_sockets, struct policy_failure *ret_failure)
 {
 	bool has_namespaces = !(insecure & POLICY_INSECURE_NO_NAMESPACES);
 	const struct kept_capability kept[] = {
@@ -134,6 +136,9 @@ int policy_reduce_spawner(uint32_t insecure, struct policy_failure *ret_failure)
 		{CAP_SETGID, true},
 		/* Host programs' sockets belong to other users: connect() needs to write them. */
 		{CAP_DAC_OVERRIDE, true},
+		/* Owner and mode of the sockets that a reload makes. */
+		{CAP_CHOWN, makes_sockets},
+		{CAP_FOWNER, makes_sockets},
 		{CAP_SYS_ADMIN, has_namespaces && namespaces_need_administrator()},
 		/* The owner of a user namespace may signal into it; without one it takes this. */
 		{CAP_KILL, !has_namespaces},
@@ -143,6 +148,7 @@ int policy_reduce_spawner(uint32_t insecure, struct policy_failure *ret_failure)
 	const struct rlimit none = {0, 0};
 	int status;
 
+	_Static_assert(sizeof(kept) / sizeof(kept[0]) <= KEPT_MAX, "all of them are noted");
 	if (policy_has_capability(CAP_SETGID) && setgroups(0, NULL))
 		return policy_fail(ret_failure, errno, "cannot drop supplementary groups: %s",
 				   strerror(errno));

@@ -8,6 +8,7 @@
  * threaded, have /proc, and have fds 0, 1 and 2 open.
  */
 
+#include <stdbool.h>
 #include <stdint.h>
 #include <sys/types.h>
 
@@ -69,9 +70,11 @@ int policy_become_user(uid_t user, gid_t group, struct policy_failure *ret_failu
  * Once everything is opened and the front has been forked: the spawner keeps
  * CAP_SETUID and CAP_SETGID to give workers their ids, CAP_DAC_OVERRIDE to
  * connect to sockets of other users and to unlink its own (each where it has
- * it: after policy_become_user() the first two are all); CAP_SYS_ADMIN only
- * where the host keeps user namespaces for it, CAP_KILL and CAP_SETPCAP only
- * without namespaces. The bounding set is reduced to the same, supplementary
+ * it: after policy_become_user() the first two are all); if makes_sockets, as it
+ * is going to make further ones, CAP_CHOWN and CAP_FOWNER to give them away;
+ * CAP_SYS_ADMIN only where the host keeps user namespaces for it, CAP_KILL and
+ * CAP_SETPCAP only without namespaces. The bounding set is reduced to the same, supplementary
  * groups go, no_new_privs is set, there is no core and no tracing.
  */
-int policy_reduce_spawner(uint32_t insecure, struct policy_failure *ret_failure);
+int policy_reduce_spawner(uint32_t insecure, bool makes_sockets,
+			  struct policy_failure *ret_failure);

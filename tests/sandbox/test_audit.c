@@ -516,14 +516,16 @@ static void test_forbidden_namespaces_are_named_with_the_way_out(void **state)
 }
 
 /* In a process of its own, as it can't take back what it gives up. */
-static int reduce_and_kill_the_front(void)
+static int reduce_and_kill_the_front(bool makes_sockets)
 {
 	struct policy_failure failure;
 	struct confined front;
-	const char *kept = geteuid() ? "0000000000000000" : "00000000000000c2";
+	const char *kept = geteuid()	   ? "0000000000000000"
+			   : makes_sockets ? "00000000000000cb"
+					   : "00000000000000c2";
 
 	start_front(0, &front);
-	if (policy_reduce_spawner(0, &failure))
+	if (policy_reduce_spawner(0, makes_sockets, &failure))
 		return 1;
 	expect_line(getpid(), "status", "CapInh:", "0000000000000000");
 	expect_line(getpid(), "status", "CapPrm:", kept);
@@ -542,12 +544,15 @@ static void test_the_spawner_keeps_ids_and_connecting_and_no_more(void **state)
 
 	(void)state;
 	need_namespaces();
-	pid = fork();
-	assert_true(pid >= 0);
-	if (!pid)
-		_exit(reduce_and_kill_the_front());
-	assert_int_equal(waitpid(pid, &status, 0), pid);
-	assert_int_equal(status, 0);
+	/* And the owners of sockets, if a reload is to make some. */
+	for (int makes_sockets = 0; makes_sockets < 2; makes_sockets++) {
+		pid = fork();
+		assert_true(pid >= 0);
+		if (!pid)
+			_exit(reduce_and_kill_the_front(makes_sockets));
+		assert_int_equal(waitpid(pid, &status, 0), pid);
+		assert_int_equal(status, 0);
+	}
 }
 
 static int run(void)
