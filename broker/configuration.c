@@ -607,7 +607,8 @@ uint64_t configuration_n_files(const struct configuration *configuration)
 		n_files += SCRAPE_CLIENTS_MAX;
 
 	for (size_t i = 0; i < configuration->n_vms; i++)
-		n_files += (uint64_t)configuration->vms[i].max_connections +
-			   configuration->vms[i].n_listens + FILES_PER_VM;
+		if (configuration->vms[i].guest_cid)
+			n_files += (uint64_t)configuration->vms[i].max_connections +
+				   configuration->vms[i].n_listens + FILES_PER_VM;
 	return n_files;
 }

@@ -24,6 +24,11 @@
 #define CONFIGURATION_QUEUE_SIZE_DEFAULT  1024
 #define CONFIGURATION_CONNECTIONS_DEFAULT 4096
 #define CONFIGURATION_HANDSHAKES_DEFAULT  512
+#define CONFIGURATION_CONNECTIONS_MAX	  65536
+
+/* Above all that configuration_n_files() can be. */
+#define CONFIGURATION_FILES_MAX                                                                    \
+	((uint64_t)CONFIGURATION_VMS_MAX * CONFIGURATION_CONNECTIONS_MAX * 2)
 
 /* Of "FILE:LINE: ", which complaints begin with; empty for what no file said. */
 #define CONFIGURATION_ORIGIN_SIZE 128

@@ -25,8 +25,10 @@ static const struct number_limits number_limits[N_KEYS] = {
 	[KEY_TX_BUFFER_SIZE] = {4096, 16u << 20, CONFIGURATION_TX_BUFFER_DEFAULT, " bytes"},
 	/* virtio 1.3, 2.7: the size of a split ring is a power of two, at most 32768. */
 	[KEY_QUEUE_SIZE] = {1, 32768, CONFIGURATION_QUEUE_SIZE_DEFAULT, ""},
-	[KEY_MAX_CONNECTIONS] = {1, 65536, CONFIGURATION_CONNECTIONS_DEFAULT, ""},
-	[KEY_MAX_HANDSHAKES] = {1, 65536, CONFIGURATION_HANDSHAKES_DEFAULT, ""},
+	[KEY_MAX_CONNECTIONS] = {1, CONFIGURATION_CONNECTIONS_MAX,
+				 CONFIGURATION_CONNECTIONS_DEFAULT, ""},
+	[KEY_MAX_HANDSHAKES] = {1, CONFIGURATION_CONNECTIONS_MAX, CONFIGURATION_HANDSHAKES_DEFAULT,
+				""},
 	[KEY_WAIT] = {0, 3600, 0, " seconds"},
 	/* 0 to 2 are the standard streams in the conventions for vhost-user programs. */
 	[KEY_FD] = {STDERR_FILENO + 1, INT_MAX, 0, ""},
@@ -194,10 +196,9 @@ static int read_offers(const struct vm_arguments *arguments, uint32_t *ret_offer
 		       (strlen(offers[i].name) != len || strncmp(offers[i].name, name, len) != 0))
 			i++;
 		if (i == sizeof(offers) / sizeof(offers[0]))
-			return configuration_fail(ret_error, EX_USAGE,
-						  "%soffer " QUOTED
-						  ": unknown; give inband-notifications",
-						  arguments->where, text);
+			return configuration_fail_at(
+				ret_error, EX_USAGE, arguments, KEY_OFFER,
+				"offer " QUOTED ": unknown; give inband-notifications", text);
 		result |= offers[i].offer;
 		name = name[len] ? name + len + 1 : NULL;
 	}

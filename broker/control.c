@@ -107,7 +107,8 @@ bool control_refuse(struct control_client *client, int status, const char *forma
 struct device *control_device(struct front *front, struct control_client *client)
 {
 	for (size_t i = 0; i < front->n_devices; i++)
-		if (front->devices[i].configuration->guest_cid == client->request.cid)
+		if (device_is_present(&front->devices[i]) &&
+		    front->devices[i].configuration->guest_cid == client->request.cid)
 			return &front->devices[i];
 	control_refuse(client, -ENOENT,
 		       "there is no VM with CID %" PRIu64 "; \"vsockctl status\" lists them",

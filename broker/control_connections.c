@@ -20,7 +20,9 @@ static uint32_t endpoint_number(const struct device *device, uint32_t index)
 
 static bool is_wanted(const struct control_client *client, const struct device *device)
 {
-	return client->request.cid == 0 || client->request.cid == device->configuration->guest_cid;
+	return device_is_present(device) &&
+	       (client->request.cid == 0 ||
+		client->request.cid == device->configuration->guest_cid);
 }
 
 /* The VM that was asked for exists, or all of them were. */

@@ -33,7 +33,7 @@ static bool say_vm(struct front *front, struct control_client *client, const str
 	vm.state = control_vm_state(device);
 	vm.n_workers_lost = device->n_lost;
 	vm.n_connections = device->endpoints.n_used;
-	vm.max_connections = device->configuration->max_connections;
+	vm.max_connections = device->limits.max_connections;
 	if (device->has_frontend) {
 		vm.frontend_age = age(front, device->frontend_since);
 		vm.features = device->session.features;
@@ -52,7 +52,8 @@ static bool say_vm(struct front *front, struct control_client *client, const str
 bool control_status(struct front *front, struct control_client *client)
 {
 	for (; client->cursor < front->n_devices; client->cursor++)
-		if (!say_vm(front, client, &front->devices[client->cursor]))
+		if (device_is_present(&front->devices[client->cursor]) &&
+		    !say_vm(front, client, &front->devices[client->cursor]))
 			return false;
 	return true;
 }
@@ -74,8 +75,8 @@ static bool say_details(struct front *front, struct control_client *client,
 	Control__Reply reply = CONTROL__REPLY__INIT;
 	Control__Details details = CONTROL__DETAILS__INIT;
 
-	details.max_handshakes = device->configuration->max_handshakes;
-	details.buffer_size = device->configuration->tx_buffer_size;
+	details.max_handshakes = device->limits.max_handshakes;
+	details.buffer_size = device->limits.tx_buffer_size;
 	details.n_deaths = device->n_deaths;
 	details.log_size =
 		device->has_frontend && device->session.log.fd >= 0 ? device->session.log.size : 0;

@@ -78,8 +78,24 @@ static uint64_t protocol_features(const struct device *device)
 	       (offers & CONFIGURATION_OFFER_IN_BAND ? SESSION_PROTOCOL_FEATURES_IN_BAND : 0);
 }
 
-static void open_session(struct device *device, int socket)
+static void take_limits(struct device *device)
 {
+	const struct vm_configuration *configuration = device->configuration;
+
+	device->limits = (struct device_limits){
+		.tx_buffer_size = configuration->tx_buffer_size,
+		.max_connections = configuration->max_connections,
+		.max_handshakes = configuration->max_handshakes,
+		.wait_s = configuration->wait_s,
+		.is_quiet = configuration->is_quiet,
+	};
+	if (device->endpoints.n_max != configuration->max_connections)
+		endpoints_resize(&device->endpoints, configuration->max_connections);
+}
+
+void device_open_session(struct device *device, int socket)
+{
+	take_limits(device);
 	frontend_init(&device->frontend, socket);
 	session_init(&device->session, device->configuration->guest_cid, SESSION_FEATURES,
 		     protocol_features(device), &sync_operations, device);
@@ -94,62 +110,85 @@ static void open_session(struct device *device, int socket)
 	device_log(device, LOG_INFO, "front-end connected");
 }
 
-static bool add_host_listener(struct device *device, int fd, const struct port_rule *rule)
+int *device_listener(struct device *device, size_t number)
 {
-	size_t at = device->n_host_listeners++;
-
-	device->host_listeners[at] = (struct host_listener){
-		.fd = fd,
-		.is_listening = true,
-		.has_port = rule != NULL,
-		.guest_port = rule ? rule->first : 0,
-	};
-	return front_watch(device->front, EPOLL_CTL_ADD, fd, EPOLLIN, FRONT_EVENT_HOST_LISTENER,
-			   (size_t)device->index << HOST_LISTENER_BITS | at) >= 0;
+	return number == SOCKET_FRONTEND ? &device->listener
+					 : &device->host_listeners[number - SOCKET_HOST].fd;
 }
 
-static bool init_host_listeners(struct device *device, const struct front_setup *setup)
+void device_clear(struct device *device, struct front *front, uint32_t index)
 {
-	const struct vm_configuration *vm = device->configuration;
-	int uds_path = setup->host_listeners[device->index];
+	static const struct vm_configuration absent = {.guest_cid = 0};
+	struct endpoints endpoints = device->endpoints;
 
-	device->host_listeners = calloc(vm->n_listens + 1, sizeof(struct host_listener));
-	if (!device->host_listeners)
-		return false;
-	if (uds_path >= 0 && !add_host_listener(device, uds_path, NULL))
-		return false;
-	for (size_t i = 0; i < vm->n_listens; i++)
-		if (!add_host_listener(device, setup->port_listeners[device->index][i].fd,
-				       &vm->listens[i]))
-			return false;
-	return true;
-}
-
-bool device_init(struct device *device, struct front *front, uint32_t index,
-		 const struct front_setup *setup)
-{
 	*device = (struct device){
 		.front = front,
-		.configuration = &setup->configuration->vms[index],
+		.configuration = &absent,
 		.index = index,
-		.listener = setup->is_connected[index] ? -1 : setup->listeners[index],
 		.log_tokens = LOG_TOKENS,
 		.restore = {.result = -ENODATA},
 		.notify = {.fd = -1},
 		.discarded = -1,
-		.listens_to_frontend = true,
+		.endpoints = endpoints,
 	};
-	siblings_init(device);
-	if (!endpoints_init(&device->endpoints, device->configuration->max_connections))
-		return false;
-	if (!init_host_listeners(device, setup))
-		return false;
-	if (setup->is_connected[index]) {
-		open_session(device, setup->listeners[index]);
-		return true;
+	for (size_t number = 0; number < SOCKETS_MAX; number++) {
+		*device_listener(device, number) = -1;
+		device->next_listeners[number] = -1;
 	}
-	return front_watch(front, EPOLL_CTL_ADD, device->listener, EPOLLIN, FRONT_EVENT_LISTENER,
-			   index) >= 0;
+	siblings_init(device);
+}
+
+bool device_is_present(const struct device *device)
+{
+	return device->configuration->guest_cid != 0;
+}
+
+static uint64_t listener_tag(const struct device *device, size_t number)
+{
+	return number == SOCKET_FRONTEND
+		       ? device->index
+		       : (uint64_t)device->index << HOST_LISTENER_BITS | (number - SOCKET_HOST);
+}
+
+bool device_listen(struct device *device, size_t number, int listener)
+{
+	bool is_host = number != SOCKET_FRONTEND;
+	enum front_event event = is_host ? FRONT_EVENT_HOST_LISTENER : FRONT_EVENT_LISTENER;
+	uint64_t tag = listener_tag(device, number);
+	int r;
+
+	*device_listener(device, number) = listener;
+	if (is_host)
+		device->host_listeners[number - SOCKET_HOST].is_listening = true;
+	else
+		device->listens_to_frontend = true;
+	r = front_watch(device->front, EPOLL_CTL_ADD, listener, EPOLLIN, event, tag);
+	/* Another one's so far. */
+	if (r == -EEXIST)
+		r = front_watch(device->front, EPOLL_CTL_MOD, listener, EPOLLIN, event, tag);
+	return r == 0;
+}
+
+/* Where those lead whose port is a rule's. */
+static void take_rules(struct device *device)
+{
+	const struct vm_configuration *configuration = device->configuration;
+
+	for (size_t i = 0; i < configuration->n_listens; i++) {
+		struct host_listener *listener =
+			&device->host_listeners[SOCKET_RULES - SOCKET_HOST + i];
+
+		listener->has_port = true;
+		listener->guest_port = configuration->listens[i].first;
+	}
+}
+
+void device_configure(struct device *device, const struct vm_configuration *configuration)
+{
+	device->configuration = configuration;
+	take_rules(device);
+	if (!device->has_frontend)
+		take_limits(device);
 }
 
 /* -1 when there is none, or no room for it: that was logged. */
@@ -168,11 +207,11 @@ void device_accept_frontend(struct device *device)
 {
 	int socket;
 
-	if (device->has_frontend)
+	if (device->has_frontend || device->listener < 0)
 		return;
 	socket = accept_socket(device, device->listener);
 	if (socket >= 0)
-		open_session(device, socket);
+		device_open_session(device, socket);
 	device_update(device);
 }
 
@@ -188,6 +227,7 @@ void device_assign(struct device *device, struct worker *worker)
 	worker->state = WORKER_ASSIGNED;
 	worker->was_assigned = true;
 	worker->device = device;
+	worker->cid = device->configuration->guest_cid;
 	device->owes_error = false;
 	device->worker = worker;
 	sync_begin(device);
@@ -233,6 +273,20 @@ static void close_session(struct device *device, const char *why)
 	frontend_end(&device->frontend);
 	session_end(&device->session);
 	device_update(device);
+}
+
+void device_end(struct device *device)
+{
+	if (device->has_frontend)
+		close_session(device, NULL);
+	for (size_t number = 0; number < SOCKETS_MAX; number++)
+		if (*device_listener(device, number) >= 0 && !device->gives_listener[number])
+			close(*device_listener(device, number));
+	if (device->discarded >= 0)
+		disposal_close(device->discarded);
+	front_forget_connects(device->front, device);
+	workers_forget(device->front, device);
+	device_clear(device, device->front, device->index);
 }
 
 static void fail(struct device *device)
@@ -567,7 +621,7 @@ static void listen_to_host(struct device *device)
 {
 	bool listens = device_listens_to_host(device);
 
-	for (size_t i = 0; i < device->n_host_listeners; i++)
+	for (size_t i = 0; i <= device->configuration->n_listens; i++)
 		listen_to(device, device->host_listeners[i].fd, FRONT_EVENT_HOST_LISTENER,
 			  (size_t)device->index << HOST_LISTENER_BITS | i, listens,
 			  &device->host_listeners[i].is_listening);
@@ -645,7 +699,9 @@ void device_accept_host(struct device *device, size_t index)
 {
 	const struct host_listener *listener = &device->host_listeners[index];
 
-	for (int i = 0; i < ROUND_ACCEPTS && device_listens_to_host(device); i++) {
+	/* fd -1: it was removed in this wake-up. */
+	for (int i = 0; i < ROUND_ACCEPTS && listener->fd >= 0 && device_listens_to_host(device);
+	     i++) {
 		int fd = accept_socket(device, listener->fd);
 
 		if (fd < 0)

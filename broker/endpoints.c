@@ -15,21 +15,40 @@ static void forget_queues(struct endpoints *endpoints)
 
 bool endpoints_init(struct endpoints *endpoints, uint32_t n_max)
 {
+	void *memory = calloc(1, endpoints_memory(n_max));
+
+	if (!memory)
+		return false;
+	endpoints_place(endpoints, memory, n_max);
+	endpoints_resize(endpoints, n_max);
+	return true;
+}
+
+uint64_t endpoints_memory(uint32_t n_most)
+{
+	return (uint64_t)n_most * (sizeof(struct endpoint) + 2 * sizeof(uint32_t));
+}
+
+void endpoints_place(struct endpoints *endpoints, void *memory, uint32_t n_most)
+{
 	*endpoints = (struct endpoints){
-		.all = calloc(n_max, sizeof(struct endpoint)),
-		.n_max = n_max,
+		.all = memory,
+		.requests = (uint32_t *)((struct endpoint *)memory + n_most),
+		.first_free = ENDPOINT_NONE,
 		.first_untold = ENDPOINT_NONE,
 		.last_untold = ENDPOINT_NONE,
-		.requests = calloc(2 * (size_t)n_max, sizeof(uint32_t)),
 	};
-	if (!endpoints->all || !endpoints->requests)
-		return false;
-	forget_queues(endpoints);
+}
+
+void endpoints_resize(struct endpoints *endpoints, uint32_t n_max)
+{
 	for (uint32_t i = 0; i < n_max; i++) {
 		endpoints->all[i].fd = -1;
 		endpoints->all[i].next = i + 1 < n_max ? i + 1 : ENDPOINT_NONE;
 	}
-	return true;
+	endpoints->n_max = n_max;
+	endpoints->first_free = n_max > 0 ? 0 : ENDPOINT_NONE;
+	forget_queues(endpoints);
 }
 
 uint32_t endpoints_take(struct endpoints *endpoints, enum endpoint_state state)

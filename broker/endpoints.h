@@ -64,6 +64,15 @@ struct endpoints {
 /* Allocates the table. false when there is no memory. */
 bool endpoints_init(struct endpoints *endpoints, uint32_t n_max);
 
+/*
+ * The same in memory that is there, for up to n_most entries and all zero; of no
+ * use until endpoints_resize() says how many there may be. That is called while no
+ * entry is used; generations go on.
+ */
+uint64_t endpoints_memory(uint32_t n_most);
+void endpoints_place(struct endpoints *endpoints, void *memory, uint32_t n_most);
+void endpoints_resize(struct endpoints *endpoints, uint32_t n_max);
+
 /* A free entry, now in state; ENDPOINT_NONE when all are in use. */
 uint32_t endpoints_take(struct endpoints *endpoints, enum endpoint_state state);
 

@@ -6,6 +6,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/epoll.h>
+#include <sys/mman.h>
 #include <sys/random.h>
 #include <sys/socket.h>
 #include <sysexits.h>
@@ -110,6 +111,29 @@ static void choose_request(const struct endpoint *endpoint, struct spawner_reque
 	}
 }
 
+void front_request_reloaded(struct front *front, unsigned int bank)
+{
+	struct spawner_request request = {.kind = SPAWNER_RELOADED, .number = bank};
+
+	if (!send_request(front, &request))
+		front->exit_code = EX_SOFTWARE;
+}
+
+static void forget_first_connect(struct front *front)
+{
+	front->first_connect = (front->first_connect + 1) % front->n_connects_max;
+	front->n_connects--;
+}
+
+/* Guests that shared a group when it was queued; the configuration may have changed. */
+static bool is_allowed(struct front *front, const struct device *device,
+		       const struct endpoint *endpoint)
+{
+	return endpoint->cid == ENDPOINT_HOST_CID || endpoint->client != 0 ||
+	       configuration_shares_group(device->configuration,
+					  front->devices[endpoint->other_device].configuration);
+}
+
 static void send_connects(struct front *front)
 {
 	while (front->n_connects > 0 && front->n_connects_sent < CONNECTS_SENT_MAX) {
@@ -120,14 +144,18 @@ static void send_connects(struct front *front)
 			.token = token,
 		};
 
+		if (endpoint && !is_allowed(front, token_device(front, token), endpoint)) {
+			forget_first_connect(front);
+			siblings_paired(token_device(front, token), (uint32_t)token, EACCES, NULL);
+			continue;
+		}
 		if (endpoint) {
 			choose_request(endpoint, &request);
 			if (!send_request(front, &request))
 				return;
 			front->n_connects_sent++;
 		}
-		front->first_connect = (front->first_connect + 1) % front->n_connects_max;
-		front->n_connects--;
+		forget_first_connect(front);
 	}
 }
 
@@ -138,8 +166,18 @@ static void queue_connect(struct front *front, uint64_t token)
 	send_connects(front);
 }
 
-void front_request_connect(struct front *front, const struct device *device, uint32_t endpoint)
+/* As many as there can be, unless VMs shrink and grow while this many connect. */
+static bool is_full(const struct front *front)
 {
+	return front->n_connects + front->n_retries >= front->n_connects_max;
+}
+
+void front_request_connect(struct front *front, struct device *device, uint32_t endpoint)
+{
+	if (is_full(front)) {
+		device_connected(device, endpoint, ENOBUFS, -1);
+		return;
+	}
 	device->endpoints.all[endpoint].give_up_at = front->now + CONNECT_GIVE_UP_MS;
 	queue_connect(front, make_token(device, endpoint));
 }
@@ -171,6 +209,34 @@ static void retry_connect(struct front *front, uint64_t token)
 	front->retries[at] = token;
 	front->retry_times[at] = front->now + CONNECT_RETRY_MS;
 	front->n_retries++;
+}
+
+/* Those of the ring that are not the device's, in their order; times may be NULL. */
+static size_t forget_tokens(const struct front *front, const struct device *device,
+			    uint64_t *tokens, uint64_t *times, size_t first, size_t n)
+{
+	size_t n_kept = 0;
+
+	for (size_t i = 0; i < n; i++) {
+		size_t from = (first + i) % front->n_connects_max;
+		size_t to = (first + n_kept) % front->n_connects_max;
+
+		if (tokens[from] >> 48 == device->index)
+			continue;
+		tokens[to] = tokens[from];
+		if (times)
+			times[to] = times[from];
+		n_kept++;
+	}
+	return n_kept;
+}
+
+void front_forget_connects(struct front *front, const struct device *device)
+{
+	front->n_connects = forget_tokens(front, device, front->connects, NULL,
+					  front->first_connect, front->n_connects);
+	front->n_retries = forget_tokens(front, device, front->retries, front->retry_times,
+					 front->first_retry, front->n_retries);
 }
 
 static void run_retries(struct front *front)
@@ -234,13 +300,27 @@ static void on_spawned(struct front *front, const struct spawner_reply *reply, i
 
 #define REPLY_FDS_MAX 2
 
+static size_t count_fds(const struct spawner_reply *reply)
+{
+	switch (reply->kind) {
+	case SPAWNER_PAIRED:
+		return 2;
+	case SPAWNER_SPAWNED:
+	case SPAWNER_CONNECTED:
+	case SPAWNER_LISTENER:
+		return 1;
+	default:
+		return 0;
+	}
+}
+
 /*
  * The fds of a reply: all that belong to it, and error 0, or none and -1 each.
  * Some may have found no number here: the limit on open files is reached.
  */
 static void take_fds(struct msghdr *message, struct spawner_reply *reply, int ret_fds[])
 {
-	size_t n_wanted = reply->kind == SPAWNER_PAIRED ? 2 : 1, n = 0;
+	size_t n_wanted = count_fds(reply), n = 0;
 	struct cmsghdr *cmsg = CMSG_FIRSTHDR(message);
 
 	ret_fds[0] = -1;
@@ -249,8 +329,7 @@ static void take_fds(struct msghdr *message, struct spawner_reply *reply, int re
 		n = (cmsg->cmsg_len - CMSG_LEN(0)) / sizeof(int);
 		memcpy(ret_fds, CMSG_DATA(cmsg), n * sizeof(int));
 	}
-	if (n == n_wanted || reply->kind == SPAWNER_EXITED ||
-	    (reply->error != 0 && reply->error != EINPROGRESS))
+	if (n == n_wanted || n_wanted == 0 || (reply->error != 0 && reply->error != EINPROGRESS))
 		return;
 	reply->error = EMFILE;
 	for (size_t i = 0; i < n; i++) {
@@ -286,6 +365,15 @@ static int receive_reply(struct front *front, struct spawner_reply *ret_reply, i
 static void on_reply(struct front *front, const struct spawner_reply *reply, const int *fds)
 {
 	switch (reply->kind) {
+	case SPAWNER_LISTENER:
+		changes_listener(front, reply, fds[0]);
+		return;
+	case SPAWNER_MOVE:
+		changes_move(front, reply);
+		return;
+	case SPAWNER_RELOAD:
+		changes_reload(front, reply);
+		return;
 	case SPAWNER_SPAWNED:
 		on_spawned(front, reply, fds[0]);
 		return;
@@ -430,39 +518,102 @@ static void run_once(struct front *front)
 		front->exit_code = EX_OK;
 }
 
-static bool allocate(struct front *front, const struct configuration *configuration)
+/*
+ * Room for what may come, of which only what is used costs memory; in a file as the
+ * workers' buffers are, because a host may count every byte of private memory.
+ */
+static void *reserve(uint64_t size)
 {
-	size_t n_connects = 1;
+	int fd = memfd_create("front", MFD_CLOEXEC);
+	void *start = MAP_FAILED;
 
-	front->n_devices = configuration->n_vms;
-	front->n_workers = configuration->n_vms * SPAWNER_WORKERS_PER_VM + SPAWNER_WORKERS_SPARE;
-	for (size_t i = 0; i < configuration->n_vms; i++)
-		n_connects += configuration->vms[i].max_connections;
+	if (fd >= 0 && ftruncate(fd, (off_t)size) == 0)
+		start = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_NORESERVE, fd, 0);
+	if (fd >= 0)
+		close(fd);
+	return start == MAP_FAILED ? NULL : start;
+}
+
+/* VMs that come later get their endpoints here. */
+static bool place_endpoints(struct front *front)
+{
+	uint64_t size = endpoints_memory(CONFIGURATION_CONNECTIONS_MAX);
+	char *memory = reserve(size * BANK_PLACES);
+
+	for (size_t i = 0; i < BANK_PLACES && memory; i++)
+		endpoints_place(&front->devices[i].endpoints, memory + i * size,
+				CONFIGURATION_CONNECTIONS_MAX);
+	return memory != NULL;
+}
+
+static bool allocate_endpoints(struct front *front)
+{
+	const struct configuration *configuration = front->configuration;
+	bool is_good = true;
+
+	for (size_t i = 0; i < front->n_devices && is_good; i++)
+		is_good = endpoints_init(&front->devices[i].endpoints,
+					 configuration->vms[i].max_connections);
+	return is_good;
+}
+
+static bool allocate(struct front *front, const struct front_setup *setup)
+{
+	size_t n_places = front->banks ? BANK_PLACES : front->n_devices;
+	size_t n_vms = front->banks ? CONFIGURATION_VMS_MAX : front->n_devices;
+
+	front->n_workers_max = n_vms * SPAWNER_WORKERS_PER_VM + SPAWNER_WORKERS_SPARE;
 	/* Tokens of endpoints that ended stay until their turn: as many once more. */
-	front->n_connects_max = 2 * n_connects;
-	front->devices = calloc(front->n_devices, sizeof(struct device));
-	front->workers = calloc(front->n_workers, sizeof(struct worker));
-	front->connects = calloc(front->n_connects_max, sizeof(uint64_t));
-	front->retries = calloc(front->n_connects_max, sizeof(uint64_t));
-	front->retry_times = calloc(front->n_connects_max, sizeof(uint64_t));
-	for (size_t i = 0; i < front->n_workers && front->workers; i++)
+	front->n_connects_max = 2 * setup->n_files;
+	front->devices = calloc(n_places, sizeof(struct device));
+	front->workers = calloc(front->n_workers_max, sizeof(struct worker));
+	front->connects = reserve(front->n_connects_max * sizeof(uint64_t));
+	front->retries = reserve(front->n_connects_max * sizeof(uint64_t));
+	front->retry_times = reserve(front->n_connects_max * sizeof(uint64_t));
+	if (!front->devices || !front->workers || !front->connects || !front->retries ||
+	    !front->retry_times)
+		return false;
+	for (size_t i = 0; i < front->n_workers_max; i++)
 		front->workers[i].channel = -1;
-	return front->devices && front->workers && front->connects && front->retries &&
-	       front->retry_times &&
-	       getrandom(&front->seed, sizeof(front->seed), 0) == sizeof(front->seed);
+	if (!(front->banks ? place_endpoints(front) : allocate_endpoints(front)))
+		return false;
+	for (size_t i = 0; i < n_places; i++)
+		device_clear(&front->devices[i], front, (uint32_t)i);
+	return getrandom(&front->seed, sizeof(front->seed), 0) == sizeof(front->seed);
+}
+
+static bool begin_device(struct device *device, const struct vm_configuration *configuration,
+			 const struct vm_sockets *sockets)
+{
+	device_configure(device, configuration);
+	for (size_t number = 0; number < SOCKETS_MAX; number++) {
+		int fd = sockets->all[number].fd;
+
+		if (number == SOCKET_FRONTEND && sockets->is_connected)
+			continue;
+		if (fd >= 0 && !device_listen(device, number, fd))
+			return false;
+	}
+	if (sockets->is_connected)
+		device_open_session(device, sockets->all[SOCKET_FRONTEND].fd);
+	return true;
 }
 
 static bool prepare(struct front *front, const struct front_setup *setup)
 {
 	front->epoll = epoll_create1(EPOLL_CLOEXEC);
-	if (front->epoll < 0 || !allocate(front, setup->configuration) ||
+	if (front->epoll < 0 || !allocate(front, setup) ||
 	    front_watch(front, EPOLL_CTL_ADD, setup->spawner, EPOLLIN, FRONT_EVENT_SPAWNER, 0) < 0)
 		return false;
 	for (size_t i = 0; i < front->n_devices; i++)
-		if (!device_init(&front->devices[i], front, (uint32_t)i, setup))
+		if (!begin_device(&front->devices[i], &setup->configuration->vms[i],
+				  &setup->sockets->vms[i]))
 			return false;
-	return (setup->control < 0 || control_init(front, setup->control)) &&
-	       (setup->metrics < 0 || scrape_init(front, setup->metrics));
+	if (front->banks && banks_protect(front->banks) < 0)
+		return false;
+	return (setup->sockets->control.fd < 0 ||
+		control_init(front, setup->sockets->control.fd)) &&
+	       (setup->sockets->metrics.fd < 0 || scrape_init(front, setup->sockets->metrics.fd));
 }
 
 int front_run(const struct front_setup *setup)
@@ -471,11 +622,13 @@ int front_run(const struct front_setup *setup)
 	struct policy_failure failure;
 	struct policy_limits limits = {
 		.insecure = setup->configuration->insecure,
-		.n_files = configuration_n_files(setup->configuration),
+		.n_files = setup->n_files,
 	};
 
 	front = (struct front){
 		.configuration = setup->configuration,
+		.banks = setup->banks,
+		.n_devices = setup->configuration->n_vms,
 		.spawner = setup->spawner,
 		.now = now_ms(),
 		.exit_code = -1,

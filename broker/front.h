@@ -17,17 +17,21 @@
  *   scrape.c   the metrics socket (scrape.h)
  *   siblings.c connections between guests
  *   notify.c   in-band notifications to a front-end
+ *   changes.c  VMs that come, go and change while it runs
  */
 
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 
+#include "broker/banks.h"
 #include "broker/configuration.h"
 #include "broker/endpoints.h"
 #include "broker/frontend.h"
 #include "broker/query.h"
 #include "broker/session.h"
+#include "broker/sockets.h"
+#include "broker/spawner.h"
 #include "ipc/message.h"
 
 /* ---- workers ---- */
@@ -47,10 +51,12 @@ struct worker {
 	uint64_t started;      /* ms */
 	int channel;	       /* -1 once it leaves */
 	struct device *device; /* ASSIGNED: whose; LEAVING: whose it was; else NULL */
+	uint64_t cid;	       /* the device's, for the log: the device may have gone */
 	bool wants_write;
 	bool has_failed; /* it left against our will: its end is worth a line */
 	bool is_stopped; /* STOP was asked for */
 	bool was_assigned;
+	bool is_too_small; /* for VMs as they are now: to be dismissed once it is ready */
 	uint64_t deadline; /* ms: STARTING and LEAVING workers are stopped then */
 };
 
@@ -146,17 +152,28 @@ struct host_listener {
 	uint32_t guest_port;
 };
 
+/* By the number of the socket (sockets.h), without the first: that is the front-end's. */
+#define HOST_LISTENERS_MAX (SOCKETS_MAX - SOCKET_HOST)
+
 /* All listeners of a device have its index and theirs in one number. */
 #define HOST_LISTENER_BITS 8
-_Static_assert(CONFIGURATION_RULES_MAX < 1 << HOST_LISTENER_BITS, "one for each, and uds-path");
+_Static_assert(HOST_LISTENERS_MAX <= 1 << HOST_LISTENER_BITS, "one for each, and uds-path");
+
+/* What a session's worker is told; a changed configuration holds for the next session. */
+struct device_limits {
+	uint32_t tx_buffer_size, max_connections, max_handshakes, wait_s;
+	bool is_quiet;
+};
 
 struct device {
 	struct front *front;
-	const struct vm_configuration *configuration;
+	const struct vm_configuration *configuration; /* guest_cid 0: there is no such VM */
+	struct device_limits limits;
 	uint32_t index;
-	int listener;			      /* vhost-user; -1: the session came as an fd */
-	struct host_listener *host_listeners; /* uds-path and rules; so many: */
-	size_t n_host_listeners;
+	int listener; /* vhost-user; -1: the session came as an fd */
+	struct host_listener host_listeners[HOST_LISTENERS_MAX]; /* fd -1: none */
+	int next_listeners[SOCKETS_MAX];  /* by number, from the next RELOAD on; -1: as before */
+	bool gives_listener[SOCKETS_MAX]; /* to another one, from then on */
 	bool has_frontend;
 	uint64_t frontend_since; /* ms */
 	bool has_more;		 /* the front-end's messages wait for the next round */
@@ -198,30 +215,29 @@ struct device {
 
 struct front_setup {
 	const struct configuration *configuration;
-	const int *listeners;	  /* by VM: vhost-user, listening; or connected, see is_connected */
-	const bool *is_connected; /* by VM: the session came as an fd of its own */
-	const int *host_listeners;		/* by VM; -1: none */
-	struct listener *const *port_listeners; /* by VM, as its rules */
-	int control, metrics;			/* listen; -1: none */
-	int spawner;				/* the front's end of the pair */
+	const struct sockets *sockets; /* the front's own copies of the fds */
+	const struct banks *banks;     /* NULL: the configuration does not change */
+	uint64_t n_files;	       /* fds that the front may have */
+	int spawner;		       /* the front's end of the pair */
 };
 
 struct front {
 	const struct configuration *configuration;
+	const struct banks *banks;
 	int epoll;
 	int spawner;
-	uint64_t now; /* ms, monotonic; as of this wake-up */
-	struct device *devices;
+	uint64_t now;		/* ms, monotonic; as of this wake-up */
+	struct device *devices; /* by place in the configuration; some may be no VM's */
 	size_t n_devices;
 	struct worker *workers;
-	size_t n_workers;
-	struct control *control; /* NULL: no control socket */
-	struct scrape *scrape;	 /* NULL: no metrics socket */
-	uint64_t seed;		 /* for the start of host-side ports */
-	bool has_served;	 /* some worker was Ready once */
-	bool is_spawning;	 /* SPAWN is out */
-	uint64_t spawn_at;	 /* ms: not before, after a failure */
-	int exit_code;		 /* -1: go on */
+	size_t n_workers, n_workers_max; /* in use so far; that there is room for */
+	struct control *control;	 /* NULL: no control socket */
+	struct scrape *scrape;		 /* NULL: no metrics socket */
+	uint64_t seed;			 /* for the start of host-side ports */
+	bool has_served;		 /* some worker was Ready once */
+	bool is_spawning;		 /* SPAWN is out */
+	uint64_t spawn_at;		 /* ms: not before, after a failure */
+	int exit_code;			 /* -1: go on */
 	/* Sockets to connect, as tokens, in order; and those to try again, in order of time. */
 	uint64_t *connects;
 	size_t first_connect, n_connects, n_connects_max;
@@ -254,7 +270,10 @@ int front_watch(struct front *front, int operation, int fd, uint32_t events, enu
 /* front.c: ask the spawner; connects are queued, so this can't fail. */
 bool front_request_spawn(struct front *front);
 void front_request_stop(struct front *front, uint32_t number);
-void front_request_connect(struct front *front, const struct device *device, uint32_t endpoint);
+void front_request_connect(struct front *front, struct device *device, uint32_t endpoint);
+/* Its endpoints are all gone. */
+void front_forget_connects(struct front *front, const struct device *device);
+void front_request_reloaded(struct front *front, unsigned int bank);
 /* The spawner's log has a level of its own. false: not now. */
 bool front_request_log_level(struct front *front, int level);
 /*
@@ -281,11 +300,31 @@ void worker_kill(struct worker *worker, struct front *front);
 int worker_send(struct front *front, struct worker *worker, const Vsockd__Envelope *envelope,
 		int fd);
 
+/* Those that were started for smaller VMs serve nobody any more. */
+void workers_renew(struct front *front);
+/* The device is going: its workers that still leave are nobody's. */
+void workers_forget(struct front *front, const struct device *device);
+
+/* changes.c */
+void changes_listener(struct front *front, const struct spawner_reply *reply, int fd);
+void changes_move(struct front *front, const struct spawner_reply *reply);
+void changes_reload(struct front *front, const struct spawner_reply *reply);
+
 /* device.c */
+/* A place without a VM; its endpoints are as they were. */
+void device_clear(struct device *device, struct front *front, uint32_t index);
+/* It is that VM's from now on; the same VM's as before, if there was one. */
+void device_configure(struct device *device, const struct vm_configuration *configuration);
+void device_open_session(struct device *device, int socket);
+/* The session ends and the listeners are closed, but those that another device gets. */
+void device_end(struct device *device);
+bool device_is_present(const struct device *device);
+/* Its socket of that number; -1: none. */
+int *device_listener(struct device *device, size_t number);
+/* Listen there; false when the socket can't be watched. */
+bool device_listen(struct device *device, size_t number, int listener);
 /* Rings 0 and 1 are started and enabled. */
 bool device_rings_run(const struct device *device);
-bool device_init(struct device *device, struct front *front, uint32_t index,
-		 const struct front_setup *setup);
 void device_accept_frontend(struct device *device);
 void device_frontend_event(struct device *device, uint32_t events);
 void device_accept_host(struct device *device, size_t listener);

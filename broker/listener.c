@@ -277,6 +277,20 @@ int listener_open_packets(const char *path, const struct listener_access *access
 	return open_socket(path, SOCK_SEQPACKET, access, ret_listener, ret_failure);
 }
 
+int listener_change_access(const struct listener *listener, const struct listener_access *access,
+			   struct listener_failure *ret_failure)
+{
+	struct stat found;
+
+	AUTO_CLOSE int file = open(listener->path, O_PATH | O_NOFOLLOW | O_CLOEXEC);
+	if (file < 0 || fstat(file, &found))
+		return fail(ret_failure, errno, listener->path, "cannot be found: %s",
+			    strerror(errno));
+	if (found.st_dev != listener->device || found.st_ino != listener->inode)
+		return fail(ret_failure, EEXIST, listener->path, "something else stands there now");
+	return give_access(file, listener->path, access, ret_failure);
+}
+
 void listener_unlink(const struct listener *listener)
 {
 	struct stat found;

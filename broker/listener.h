@@ -47,6 +47,13 @@ int listener_open(const char *path, const struct listener_access *access,
 int listener_open_packets(const char *path, const struct listener_access *access,
 			  struct listener *ret_listener, struct listener_failure *ret_failure);
 
+/*
+ * Let others connect than before; an owner or group of -1 stays what it is. 0, or
+ * negative errno with ret_failure filled; then part of it may be done.
+ */
+int listener_change_access(const struct listener *listener, const struct listener_access *access,
+			   struct listener_failure *ret_failure);
+
 /* Remove the socket from the file system if it is still ours there. */
 void listener_unlink(const struct listener *listener);
 

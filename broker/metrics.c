@@ -43,7 +43,7 @@ static uint64_t connections(const struct device *device, uint32_t unused)
 static uint64_t connections_limit(const struct device *device, uint32_t unused)
 {
 	(void)unused;
-	return device->configuration->max_connections;
+	return device->limits.max_connections;
 }
 
 static uint64_t workers_lost(const struct device *device, uint32_t unused)
@@ -187,14 +187,17 @@ static void print_sample(const struct device *device, const struct family *famil
 		 sample->suffix, device->configuration->guest_cid, sample->labels, number);
 }
 
+static void next_device(const struct front *front, struct metrics_position *position)
+{
+	position->sample = 0;
+	if (++position->device >= front->n_devices)
+		*position = (struct metrics_position){.family = position->family + 1};
+}
+
 static void next_sample(const struct front *front, struct metrics_position *position)
 {
-	if (++position->sample < families[position->family].n_samples)
-		return;
-	position->sample = 0;
-	if (++position->device < front->n_devices)
-		return;
-	*position = (struct metrics_position){.family = position->family + 1};
+	if (++position->sample == families[position->family].n_samples)
+		next_device(front, position);
 }
 
 bool metrics_line(const struct front *front, struct metrics_position *position,
@@ -216,6 +219,10 @@ bool metrics_line(const struct front *front, struct metrics_position *position,
 	} else if (position->line == LINE_HELP) {
 		snprintf(line, METRICS_LINE_MAX, "# HELP %s %s\n", family->name, family->help);
 		position->line = LINE_SAMPLES;
+	} else if (!device_is_present(&front->devices[position->device])) {
+		/* A place of a VM that has gone. */
+		next_device(front, position);
+		return metrics_line(front, position, line);
 	} else {
 		print_sample(&front->devices[position->device], family,
 			     &family->samples[position->sample], line);

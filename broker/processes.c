@@ -58,37 +58,72 @@ int spawner_buffer_size(const struct configuration *configuration, uint64_t *ret
 	return 0;
 }
 
-int processes_init(struct processes *workers, const struct configuration *configuration,
-		   int program)
+static uint32_t count_vms(const struct configuration *configuration)
 {
-	struct processes made = {.program = program, .insecure = configuration->insecure};
-	int status = spawner_buffer_size(configuration, &made.buffer_size);
+	uint32_t n = 0;
+
+	for (size_t i = 0; i < configuration->n_vms; i++)
+		n += configuration->vms[i].guest_cid != 0;
+	return n;
+}
+
+static uint32_t workers_of(size_t n_vms)
+{
+	return (uint32_t)n_vms * SPAWNER_WORKERS_PER_VM + SPAWNER_WORKERS_SPARE;
+}
+
+int processes_adapt(struct processes *workers, const struct configuration *configuration)
+{
+	int status = spawner_buffer_size(configuration, &workers->buffer_size);
 
 	if (status)
 		return status;
-	made.n_slots =
-		(uint32_t)configuration->n_vms * SPAWNER_WORKERS_PER_VM + SPAWNER_WORKERS_SPARE;
+	/* Never fewer: those of VMs that have gone may still deliver. */
+	if (workers_of(count_vms(configuration)) > workers->n_max)
+		workers->n_max = workers_of(count_vms(configuration));
+	(void)snprintf(workers->files, sizeof(workers->files), "--files=%" PRIu64,
+		       spawner_files(configuration));
+	(void)snprintf(workers->connections, sizeof(workers->connections), "--connections=%" PRIu32,
+		       spawner_connections(configuration));
+	(void)snprintf(workers->buffer, sizeof(workers->buffer), "--buffer=%" PRIu64,
+		       workers->buffer_size);
+	return 0;
+}
+
+int processes_init(struct processes *workers, const struct configuration *configuration,
+		   size_t n_vms_max, int program)
+{
+	struct processes made = {
+		.program = program,
+		.insecure = configuration->insecure,
+		.n_slots = workers_of(n_vms_max),
+	};
+	int status = processes_adapt(&made, configuration);
+
+	if (status)
+		return status;
 	made.slots = calloc(made.n_slots, sizeof(*made.slots));
 	if (!made.slots)
 		return -ENOMEM;
-	(void)snprintf(made.files, sizeof(made.files), "--files=%" PRIu64,
-		       spawner_files(configuration));
-	(void)snprintf(made.connections, sizeof(made.connections), "--connections=%" PRIu32,
-		       spawner_connections(configuration));
-	(void)snprintf(made.buffer, sizeof(made.buffer), "--buffer=%" PRIu64, made.buffer_size);
 	(void)snprintf(made.insecure_mask, sizeof(made.insecure_mask), "--insecure=%" PRIu32,
 		       made.insecure);
 	*workers = made;
 	return 0;
 }
 
+/* NULL when as many live as may. */
 static struct processes_slot *find_free(const struct processes *workers)
 {
+	struct processes_slot *free_slot = NULL;
+	uint32_t n_live = 0;
+
 	for (uint32_t i = 0; i < workers->n_slots; i++) {
-		if (!workers->slots[i].is_live)
-			return &workers->slots[i];
+		if (workers->slots[i].is_live)
+			n_live++;
+		else if (!free_slot)
+			free_slot = &workers->slots[i];
 	}
-	return NULL;
+	return n_live < workers->n_max ? free_slot : NULL;
 }
 
 /*

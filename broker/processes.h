@@ -23,6 +23,7 @@ struct processes_slot {
 struct processes {
 	struct processes_slot *slots; /* a slot decides the user id of its worker */
 	uint32_t n_slots;
+	uint32_t n_max; /* so many may live: fewer than slots while there are fewer VMs */
 	uint32_t next_number;
 	int program; /* the caller's */
 	uint32_t insecure;
@@ -30,9 +31,15 @@ struct processes {
 	char files[32], connections[32], buffer[40], insecure_mask[32]; /* arguments */
 };
 
-/* 0, or negative errno; then there is nothing to end. */
+/*
+ * n_vms_max: VMs that there may be, later too. 0, or negative errno; then there is
+ * nothing to end.
+ */
 int processes_init(struct processes *workers, const struct configuration *configuration,
-		   int program);
+		   size_t n_vms_max, int program);
+
+/* Workers that are started from now on can serve any VM of that configuration. */
+int processes_adapt(struct processes *workers, const struct configuration *configuration);
 
 /*
  * Start a worker whose fd 3 is a duplicate of channel. 0 or negative errno;

@@ -141,7 +141,7 @@ static const struct device *find(const struct device *device, uint32_t cid, cons
 	for (size_t i = 0; i < front->n_devices; i++) {
 		const struct device *to = &front->devices[i];
 
-		if (to->configuration->guest_cid != cid || to == device)
+		if (!device_is_present(to) || to->configuration->guest_cid != cid || to == device)
 			continue;
 		if (configuration_shares_group(device->configuration, to->configuration))
 			return to;

@@ -21,6 +21,7 @@
 #include "broker/configuration.h"
 #include "broker/log.h"
 #include "broker/processes.h"
+#include "broker/reload.h"
 #include "policy/start.h"
 
 #define TYPE_STREAM    1u
@@ -46,6 +47,7 @@ struct spawner {
 	const struct spawner_setup *setup;
 	struct processes workers;
 	int epoll_fd, signal_fd;
+	bool wants_reload; /* as soon as the front has taken the last one */
 };
 
 static void close_fd(int *fd)
@@ -102,12 +104,25 @@ static int try_send(const struct spawner *spawner, const struct spawner_reply *r
 	return 0;
 }
 
+/* Which signal came: GO_ON when it has done all it can do. */
+static int on_signal(struct spawner *spawner)
+{
+	struct signalfd_siginfo signal;
+
+	if (read(spawner->signal_fd, &signal, sizeof(signal)) != sizeof(signal))
+		return GO_ON;
+	if (signal.ssi_signo != SIGHUP || !spawner->setup->reload)
+		return EX_OK;
+	spawner->wants_reload = true;
+	return GO_ON;
+}
+
 /*
  * A front that doesn't read is waited for here: nothing else can be done
  * meanwhile that would not end in another reply. Its death and our signals
  * still count, so this never hangs on a front that is stuck.
  */
-static int await_room(const struct spawner *spawner)
+static int await_room(struct spawner *spawner)
 {
 	struct pollfd fds[] = {
 		{.fd = spawner->setup->front_channel, .events = POLLOUT},
@@ -119,16 +134,14 @@ static int await_room(const struct spawner *spawner)
 		if (errno != EINTR)
 			return EX_OSERR;
 	}
-	if (fds[2].revents)
-		return EX_OK;
 	if (fds[1].revents)
 		return front_ended(spawner);
-	return GO_ON;
+	return fds[2].revents ? on_signal(spawner) : GO_ON;
 }
 
 /* Send a reply with fds, which stay the caller's. GO_ON or exit code. */
-static int send_reply(const struct spawner *spawner, const struct spawner_reply *reply,
-		      const int *fds, size_t n_fds)
+static int send_reply(struct spawner *spawner, const struct spawner_reply *reply, const int *fds,
+		      size_t n_fds)
 {
 	struct spawner_reply bare;
 	int step, error;
@@ -158,7 +171,7 @@ static int send_reply(const struct spawner *spawner, const struct spawner_reply 
 	}
 }
 
-static int refuse(const struct spawner *spawner, struct spawner_reply reply, int error)
+static int refuse(struct spawner *spawner, struct spawner_reply reply, int error)
 {
 	reply.error = error;
 	return send_reply(spawner, &reply, NULL, 0);
@@ -199,7 +212,7 @@ static int on_spawn(struct spawner *spawner, const struct spawner_request *reque
 	return send_reply(spawner, &reply, &front_end, 1);
 }
 
-static int worker_ended(const struct spawner *spawner, struct processes_slot *worker)
+static int worker_ended(struct spawner *spawner, struct processes_slot *worker)
 {
 	struct spawner_reply reply = {.kind = SPAWNER_EXITED, .number = worker->number};
 	int status = processes_reap(worker);
@@ -247,7 +260,7 @@ static int connect_host(const struct vm_configuration *vm, uint32_t port, int *r
 	return status;
 }
 
-static int on_connect(const struct spawner *spawner, const struct spawner_request *request)
+static int on_connect(struct spawner *spawner, const struct spawner_request *request)
 {
 	struct spawner_reply reply = {
 		.kind = SPAWNER_CONNECTED,
@@ -267,7 +280,14 @@ static int on_connect(const struct spawner *spawner, const struct spawner_reques
 	return send_reply(spawner, &reply, &fd, fd >= 0);
 }
 
-static int on_pair(const struct spawner *spawner, const struct spawner_request *request)
+static bool may_pair(const struct configuration *configuration, uint32_t one, uint32_t other)
+{
+	if (one == other)
+		return configuration->control.path != NULL;
+	return configuration_shares_group(&configuration->vms[one], &configuration->vms[other]);
+}
+
+static int on_pair(struct spawner *spawner, const struct spawner_request *request)
 {
 	struct spawner_reply reply = {
 		.kind = SPAWNER_PAIRED,
@@ -277,6 +297,9 @@ static int on_pair(const struct spawner *spawner, const struct spawner_request *
 	};
 	int pair[2], step;
 
+	/* They might when the front asked, before it knew of a reload. */
+	if (!may_pair(spawner->setup->configuration, request->device, request->number))
+		return refuse(spawner, reply, EACCES);
 	if (request->type != TYPE_STREAM)
 		return refuse(spawner, reply, EPROTONOSUPPORT);
 	if (socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0, pair))
@@ -287,20 +310,25 @@ static int on_pair(const struct spawner *spawner, const struct spawner_request *
 	return step;
 }
 
-static bool may_pair(const struct configuration *configuration, uint32_t one, uint32_t other)
-{
-	if (one == other)
-		return configuration->control.path != NULL;
-	return configuration_shares_group(&configuration->vms[one], &configuration->vms[other]);
-}
-
 /*
  * The front may be in an attacker's hands. It knows what it may say; what it
  * may not say it doesn't say by mistake.
  */
+static bool is_permitted_vm(const struct configuration *configuration,
+			    const struct spawner_request *request)
+{
+	if (request->device >= configuration->n_vms ||
+	    (request->type != TYPE_STREAM && request->type != TYPE_SEQPACKET))
+		return false;
+	if (request->kind == SPAWNER_CONNECT)
+		return true;
+	return request->number < configuration->n_vms &&
+	       may_pair(configuration, request->device, request->number);
+}
+
 static bool is_permitted(const struct spawner *spawner, const struct spawner_request *request)
 {
-	const struct configuration *configuration = spawner->setup->configuration;
+	const struct reload *reload = spawner->setup->reload;
 
 	switch (request->kind) {
 	case SPAWNER_SPAWN:
@@ -312,13 +340,13 @@ static bool is_permitted(const struct spawner *spawner, const struct spawner_req
 		return !request->device && !request->type && request->number >= LOG_ERR &&
 		       request->number <= LOG_DEBUG;
 	case SPAWNER_CONNECT:
-		return request->device < configuration->n_vms &&
-		       (request->type == TYPE_STREAM || request->type == TYPE_SEQPACKET);
 	case SPAWNER_PAIR:
-		return request->device < configuration->n_vms &&
-		       request->number < configuration->n_vms &&
-		       may_pair(configuration, request->device, request->number) &&
-		       (request->type == TYPE_STREAM || request->type == TYPE_SEQPACKET);
+		return is_permitted_vm(spawner->setup->configuration, request) ||
+		       (reload && reload->is_pending &&
+			is_permitted_vm(&reload->previous, request));
+	case SPAWNER_RELOADED:
+		return reload && reload->is_pending && !request->device &&
+		       request->number == reload->bank && !request->type;
 	default:
 		return false;
 	}
@@ -364,6 +392,9 @@ static int answer(struct spawner *spawner, const struct spawner_request *request
 		return GO_ON;
 	case SPAWNER_PAIR:
 		return on_pair(spawner, request);
+	case SPAWNER_RELOADED:
+		reload_finish(spawner->setup->reload);
+		return GO_ON;
 	default:
 		return on_connect(spawner, request);
 	}
@@ -411,7 +442,7 @@ static int on_event(struct spawner *spawner, uint64_t tag)
 
 	switch (tag) {
 	case TAG_SIGNAL:
-		return EX_OK;
+		return on_signal(spawner);
 	case TAG_FRONT:
 		return front_ended(spawner);
 	case TAG_CHANNEL:
@@ -445,6 +476,28 @@ static int on_events(struct spawner *spawner, const struct epoll_event *events, 
 	return step;
 }
 
+/* The file was changed, or whoever sent the signal says so. */
+static int run_reload(struct spawner *spawner)
+{
+	static struct reload_messages messages;
+	struct reload *reload = spawner->setup->reload;
+	int step = GO_ON, status;
+
+	spawner->wants_reload = false;
+	if (!reload_run(reload, &messages))
+		return GO_ON;
+	status = processes_adapt(&spawner->workers, reload->configuration);
+	if (status) {
+		log_event(LOG_ERR, LOG_NO_VM, "cannot prepare for workers: %s", strerror(-status));
+		step = EX_OSERR;
+	}
+	for (size_t i = 0; i < messages.n && step == GO_ON; i++)
+		step = send_reply(spawner, &messages.all[i].reply, &messages.all[i].fd,
+				  messages.all[i].fd >= 0);
+	reload_forget(&messages);
+	return step;
+}
+
 static int loop(struct spawner *spawner)
 {
 	struct epoll_event events[EVENTS_PER_WAKEUP];
@@ -458,6 +511,8 @@ static int loop(struct spawner *spawner)
 			return EX_OSERR;
 		}
 		step = on_events(spawner, events, n_events);
+		if (step == GO_ON && spawner->wants_reload && !spawner->setup->reload->is_pending)
+			step = run_reload(spawner);
 	}
 	return step;
 }
@@ -480,6 +535,7 @@ static int prepare_loop(struct spawner *spawner)
 	(void)sigemptyset(&signals);
 	(void)sigaddset(&signals, SIGTERM);
 	(void)sigaddset(&signals, SIGINT);
+	(void)sigaddset(&signals, SIGHUP);
 	(void)signal(SIGPIPE, SIG_IGN);
 	spawner->signal_fd = signalfd(-1, &signals, SFD_CLOEXEC | SFD_NONBLOCK);
 	spawner->epoll_fd = epoll_create1(EPOLL_CLOEXEC);
@@ -495,7 +551,10 @@ static int prepare_loop(struct spawner *spawner)
 
 static int prepare_workers(struct spawner *spawner)
 {
-	int status = processes_init(&spawner->workers, spawner->setup->configuration,
+	const struct configuration *configuration = spawner->setup->configuration;
+	int status = processes_init(&spawner->workers, configuration,
+				    spawner->setup->reload ? CONFIGURATION_VMS_MAX
+							   : configuration->n_vms,
 				    spawner->setup->worker_program);
 
 	if (!status)
@@ -515,7 +574,8 @@ static int run(struct spawner *spawner)
 		step = prepare_loop(spawner);
 	if (step != GO_ON)
 		return step;
-	if (policy_reduce_spawner(spawner->setup->configuration->insecure, false, &failure)) {
+	if (policy_reduce_spawner(spawner->setup->configuration->insecure,
+				  spawner->setup->reload != NULL, &failure)) {
 		log_event(LOG_ERR, LOG_NO_VM, "%s", failure.text);
 		return EX_OSERR;
 	}

@@ -14,6 +14,7 @@
 #include <stdint.h>
 
 struct configuration;
+struct reload;
 
 enum spawner_request_kind {
 	SPAWNER_SPAWN = 1,   /* start a worker; token comes back in the reply */
@@ -25,6 +26,7 @@ enum spawner_request_kind {
 	 */
 	SPAWNER_PAIR = 4,
 	SPAWNER_LOG_LEVEL = 5, /* log lines up to level `number`; no reply */
+	SPAWNER_RELOADED = 16, /* the front goes by bank `number` now; once for each RELOAD */
 };
 
 /*
@@ -45,6 +47,14 @@ enum spawner_reply_kind {
 				  EINPROGRESS: the same, but not connected yet */
 	SPAWNER_EXITED = 3,    /* worker `number` is gone; error = its wait status */
 	SPAWNER_PAIRED = 4,    /* error 0: two fds, both ends of a non-blocking socket pair */
+	/*
+	 * Unasked: a changed configuration. LISTENER and MOVE say what to listen on from
+	 * RELOAD on; number is that of the socket, see sockets.h.
+	 */
+	SPAWNER_LISTENER = 16, /* a new socket of device `device`: the fd */
+	SPAWNER_MOVE = 17,     /* device `device` gets one that is another's: device << 32 | number
+				  in the token */
+	SPAWNER_RELOAD = 18,   /* go by bank `number`; error 1: workers of before are too small */
 };
 
 struct spawner_reply {
@@ -73,9 +83,10 @@ struct spawner_reply {
 
 struct spawner_setup {
 	const struct configuration *configuration;
-	int front_channel;  /* the spawner's end of the pair */
-	int front_pidfd;    /* end of the front ends the spawner */
-	int worker_program; /* O_PATH fd of vsockd-worker */
+	int front_channel;     /* the spawner's end of the pair */
+	int front_pidfd;       /* end of the front ends the spawner */
+	int worker_program;    /* O_PATH fd of vsockd-worker */
+	struct reload *reload; /* NULL: there is no file to read again */
 };
 
 /*
@@ -91,11 +102,12 @@ uint64_t spawner_files(const struct configuration *configuration);
 
 /*
  * Drop the privileges that are not needed any more (policy_reduce_spawner()),
- * then run until SIGTERM or SIGINT (returns 0), until the front ends (returns
+ * then run until SIGTERM or SIGINT (returns 0; SIGHUP too where there is nothing to
+ * read again), until the front ends (returns
  * its exit code, or EX_SOFTWARE when it was killed) or breaks the protocol, or
  * until something fails that cannot be mended; the exit code of vsockd is
  * returned, a log line was written. All workers and the front are killed and
- * reaped before the return. The caller blocked SIGTERM, SIGINT and SIGCHLD
+ * reaped before the return. The caller blocked SIGTERM, SIGINT, SIGHUP and SIGCHLD
  * before the front was forked, and keeps the fds of setup. Ignores SIGPIPE.
  * Logs.
  */

@@ -242,12 +242,12 @@ static int send_assign(struct device *device, uint32_t sequence)
 
 	assign.sequence = sequence;
 	assign.guest_cid = device->configuration->guest_cid;
-	assign.buffer_size = device->configuration->tx_buffer_size;
-	assign.max_connections = device->configuration->max_connections;
-	assign.max_handshakes = device->configuration->max_handshakes;
+	assign.buffer_size = device->limits.tx_buffer_size;
+	assign.max_connections = device->limits.max_connections;
+	assign.max_handshakes = device->limits.max_handshakes;
 	assign.first_port = next_first_port(device->front);
-	assign.is_quiet = device->configuration->is_quiet;
-	assign.wait_ms = device->configuration->wait_s * 1000;
+	assign.is_quiet = device->limits.is_quiet;
+	assign.wait_ms = device->limits.wait_s * 1000;
 	envelope.body_case = VSOCKD__ENVELOPE__BODY_ASSIGN;
 	envelope.assign = &assign;
 	return worker_send(device->front, device->worker, &envelope, -1);

@@ -73,6 +73,8 @@ void workers_spawned(struct front *front, uint32_t number, uint32_t pid, int cha
 	for (size_t i = 0; i < front->n_workers && !worker; i++)
 		if (front->workers[i].state == WORKER_NONE)
 			worker = &front->workers[i];
+	if (!worker && front->n_workers < front->n_workers_max)
+		worker = &front->workers[front->n_workers++];
 	if (!worker) {
 		/* The spawner has no more workers than there are entries here. */
 		close(channel);
@@ -128,7 +130,7 @@ static void stop(struct worker *worker, struct front *front)
  */
 void worker_dismiss(struct worker *worker, struct front *front)
 {
-	for (size_t i = 0; i < front->n_workers; i++) {
+	for (size_t i = 0; i < front->n_workers && worker->device; i++) {
 		struct worker *other = &front->workers[i];
 
 		if (other->state == WORKER_LEAVING && other->device == worker->device &&
@@ -136,6 +138,25 @@ void worker_dismiss(struct worker *worker, struct front *front)
 			stop(other, front);
 	}
 	leave(worker, front);
+}
+
+void workers_renew(struct front *front)
+{
+	for (size_t i = 0; i < front->n_workers; i++) {
+		struct worker *worker = &front->workers[i];
+
+		if (worker->state == WORKER_STARTING)
+			worker->is_too_small = true;
+		else if (worker->state == WORKER_SPARE)
+			worker_dismiss(worker, front);
+	}
+}
+
+void workers_forget(struct front *front, const struct device *device)
+{
+	for (size_t i = 0; i < front->n_workers; i++)
+		if (front->workers[i].device == device)
+			front->workers[i].device = NULL;
 }
 
 void worker_kill(struct worker *worker, struct front *front)
@@ -162,7 +183,7 @@ static void on_closed(struct front *front, struct worker *worker)
 
 static uint64_t worker_cid(const struct worker *worker)
 {
-	return worker->device ? worker->device->configuration->guest_cid : LOG_NO_VM;
+	return worker->was_assigned ? worker->cid : LOG_NO_VM;
 }
 
 static const char *signal_meaning(int signal)
@@ -229,6 +250,11 @@ static const char *on_ready(struct front *front, struct worker *worker, const Vs
 		log_event(LOG_NOTICE, LOG_NO_VM, "ready: %zu VM%s", front->n_devices,
 			  front->n_devices == 1 ? "" : "s");
 	front->has_served = true;
+	if (worker->is_too_small) {
+		worker_dismiss(worker, front);
+		workers_replenish(front);
+		return NULL;
+	}
 	for (size_t i = 0; i < front->n_devices; i++) {
 		if (device_wants_worker(&front->devices[i])) {
 			device_assign(&front->devices[i], worker);

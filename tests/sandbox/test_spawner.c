@@ -5,6 +5,7 @@
  */
 #include <errno.h>
 #include <fcntl.h>
+#include <inttypes.h>
 #include <setjmp.h>
 #include <signal.h>
 #include <stdarg.h>
@@ -26,6 +27,7 @@
 #include "broker/configuration.h"
 #include "broker/listener.h"
 #include "broker/log.h"
+#include "broker/reload.h"
 #include "broker/spawner.h"
 #include "policy/start.h"
 #include "tests/sandbox/sandbox.h"
@@ -52,7 +54,9 @@ static void limit_wait(int fd)
 }
 
 /* In its own process, like the spawner's part of vsockd's main(). */
-static _Noreturn void be_spawner(int channel, int report, char *path)
+static _Noreturn void be_reloading_spawner(struct spawner_setup *setup);
+
+static _Noreturn void be_spawner(int channel, int report, char *path, bool has_file)
 {
 	static char common[] = "common", apart[] = "apart", alone[] = "alone";
 	char *groups[N_VMS][2] = {{apart, common}, {common}, {alone}};
@@ -86,6 +90,7 @@ static _Noreturn void be_spawner(int channel, int report, char *path)
 	(void)sigemptyset(&signals);
 	(void)sigaddset(&signals, SIGTERM);
 	(void)sigaddset(&signals, SIGINT);
+	(void)sigaddset(&signals, SIGHUP);
 	(void)sigaddset(&signals, SIGCHLD);
 	(void)sigprocmask(SIG_BLOCK, &signals, NULL);
 	log_open(LOG_ERR);
@@ -98,10 +103,55 @@ static _Noreturn void be_spawner(int channel, int report, char *path)
 	if (write(report, &front, sizeof(front)) != sizeof(front))
 		_exit(99);
 	setup.front_pidfd = (int)syscall(SYS_pidfd_open, front, 0u);
+	if (has_file)
+		be_reloading_spawner(&setup);
 	_exit(spawner_run(&setup));
 }
 
-static void bench_start(struct bench *ret_bench)
+static void write_vms(uint64_t first, uint64_t second)
+{
+	char path[sizeof(directory) + 16];
+	FILE *file;
+
+	(void)snprintf(path, sizeof(path), "%s/vsockd.yaml", directory);
+	file = fopen(path, "w");
+	assert_non_null(file);
+	(void)fprintf(file,
+		      "vms:\n- {guest-cid: %" PRIu64 ", socket: %s/s%" PRIu64
+		      ", uds-path: %s/u%" PRIu64 "}\n- {guest-cid: %" PRIu64
+		      ", socket: %s/s%" PRIu64 ", uds-path: %s/u%" PRIu64 "}\n%s",
+		      first, directory, first, directory, first, second, directory, second,
+		      directory, second,
+		      sandbox_has_namespaces() ? "" : "insecure-no-namespaces: true\n");
+	assert_int_equal(fclose(file), 0);
+}
+
+/* The same with a file, that is read again. */
+static _Noreturn void be_reloading_spawner(struct spawner_setup *setup)
+{
+	char path[sizeof(directory) + 16], name[] = "vsockd", option[] = "--config";
+	char *argv[] = {name, option, path, NULL};
+	struct configuration configuration;
+	struct configuration_error error;
+	static struct reload reload;
+	struct sockets sockets;
+	int code;
+
+	(void)snprintf(path, sizeof(path), "%s/vsockd.yaml", directory);
+	if (configuration_parse(3, argv, &configuration, &error) ||
+	    sockets_init(&sockets, &configuration, BANK_PLACES) ||
+	    reload_init(&reload, 3, argv, &configuration, &sockets, 1 << 20))
+		_exit(98);
+	sockets_close(&sockets);
+	setup->configuration = &configuration;
+	setup->reload = &reload;
+	code = spawner_run(setup);
+	sockets_end(&sockets);
+	(void)unlink(path);
+	_exit(code);
+}
+
+static void bench_begin(struct bench *ret_bench, bool has_file)
 {
 	struct bench bench;
 	int pair[2], report[2];
@@ -113,7 +163,7 @@ static void bench_start(struct bench *ret_bench)
 	assert_true(bench.spawner >= 0);
 	if (!bench.spawner) {
 		close(pair[0]);
-		be_spawner(pair[1], report[1], bench.path);
+		be_spawner(pair[1], report[1], bench.path, has_file);
 	}
 	close(pair[1]);
 	close(report[1]);
@@ -122,6 +172,11 @@ static void bench_start(struct bench *ret_bench)
 	limit_wait(pair[0]);
 	bench.channel = pair[0];
 	*ret_bench = bench;
+}
+
+static void bench_start(struct bench *ret_bench)
+{
+	bench_begin(ret_bench, /* has_file= */ false);
 }
 
 static int bench_end(struct bench *bench)
@@ -206,6 +261,16 @@ static void expect_ready(int channel)
 
 	assert_int_equal(recv(channel, text, sizeof(text), 0), 5);
 	assert_string_equal(text, "READY");
+}
+
+/* The channel of a worker that is ready. */
+static int expect_worker(const struct bench *bench)
+{
+	int channel;
+
+	assert_int_equal(expect_spawned(bench, 0, &channel).error, 0);
+	expect_ready(channel);
+	return channel;
 }
 
 static void test_a_spawned_worker_is_ready_and_its_stop_is_told(void **state)
@@ -409,6 +474,7 @@ static void test_whatever_is_not_permitted_ends_everything(void **state)
 		{.kind = SPAWNER_PAIR, .device = 2, .number = 1, .type = STREAM},
 		{.kind = SPAWNER_PAIR, .number = N_VMS, .type = STREAM},
 		{.kind = SPAWNER_PAIR, .device = N_VMS, .type = STREAM},
+		{.kind = SPAWNER_RELOADED}, /* there was no reload */
 	};
 
 	(void)state;
@@ -417,6 +483,84 @@ static void test_whatever_is_not_permitted_ends_everything(void **state)
 
 		bench_start(&bench);
 		ask(&bench, requests[i]);
+		assert_int_equal(bench_end(&bench), EX_SOFTWARE);
+	}
+}
+
+/* VM 4 goes, VM 5 comes to the next place; the front is told, and has not answered yet. */
+static void reload(struct bench *bench)
+{
+	struct spawner_reply reply;
+	int channel, fd;
+
+	write_vms(3, 4);
+	bench_begin(bench, /* has_file= */ true);
+	/* Its signals are looked at once it answers. */
+	channel = expect_worker(bench);
+	write_vms(3, 5);
+	assert_int_equal(kill(bench->spawner, SIGHUP), 0);
+	for (uint32_t kind = 0; kind < SOCKET_RULES; kind++) {
+		reply = await_reply(bench, &fd);
+		assert_int_equal(reply.kind, SPAWNER_LISTENER);
+		assert_int_equal(reply.error, 0);
+		assert_int_equal(reply.device, 2);
+		assert_int_equal(reply.number, kind);
+		assert_true(fd >= 0);
+		close(fd);
+	}
+	reply = await_reply(bench, &fd);
+	assert_int_equal(reply.kind, SPAWNER_RELOAD);
+	assert_int_equal(reply.number, 1);
+	assert_int_equal(reply.error, 0);
+	assert_int_equal(fd, -1);
+	close(channel); /* and with it the worker, of which EXITED is told */
+	reply = await_reply(bench, &fd);
+	assert_int_equal(reply.kind, SPAWNER_EXITED);
+}
+
+static void test_what_the_front_asked_before_it_knew_of_a_reload_is_refused(void **state)
+{
+	static const struct spawner_request late[] = {
+		{.kind = SPAWNER_CONNECT, .device = 1, .number = 1, .type = STREAM},
+		{.kind = SPAWNER_PAIR, .device = 0, .number = 1, .type = STREAM},
+	};
+	struct spawner_reply reply;
+	struct bench bench;
+	int fd;
+
+	(void)state;
+	reload(&bench);
+	for (size_t i = 0; i < sizeof(late) / sizeof(late[0]); i++) {
+		ask(&bench, late[i]);
+		reply = await_reply(&bench, &fd);
+		assert_int_equal(reply.error, i == 0 ? ENOENT : EACCES);
+		assert_int_equal(fd, -1);
+	}
+	ask(&bench, (struct spawner_request){.kind = SPAWNER_RELOADED, .number = 1});
+	/* From now on it knows better. */
+	ask(&bench, late[1]);
+	assert_int_equal(bench_end(&bench), EX_SOFTWARE);
+}
+
+static void test_a_reload_is_answered_once_and_with_its_number(void **state)
+{
+	static const struct spawner_request wrong[] = {
+		{.kind = SPAWNER_RELOADED, .number = 0},
+		{.kind = SPAWNER_RELOADED, .number = 2},
+		{.kind = SPAWNER_RELOADED, .number = 1, .device = 1},
+		{.kind = SPAWNER_RELOADED, .number = 1, .type = STREAM},
+	};
+	struct bench bench;
+
+	(void)state;
+	for (size_t i = 0; i <= sizeof(wrong) / sizeof(wrong[0]); i++) {
+		struct spawner_request right = {.kind = SPAWNER_RELOADED, .number = 1};
+		bool is_second = i == sizeof(wrong) / sizeof(wrong[0]);
+
+		reload(&bench);
+		if (is_second)
+			ask(&bench, right);
+		ask(&bench, is_second ? right : wrong[i]);
 		assert_int_equal(bench_end(&bench), EX_SOFTWARE);
 	}
 }
@@ -524,6 +668,8 @@ static int run(void)
 		cmocka_unit_test(test_two_vms_of_a_group_get_a_pair),
 		cmocka_unit_test(test_a_full_backlog_is_told),
 		cmocka_unit_test(test_whatever_is_not_permitted_ends_everything),
+		cmocka_unit_test(test_what_the_front_asked_before_it_knew_of_a_reload_is_refused),
+		cmocka_unit_test(test_a_reload_is_answered_once_and_with_its_number),
 		cmocka_unit_test(test_a_request_of_a_wrong_size_ends_everything),
 		cmocka_unit_test(test_a_request_with_an_fd_ends_everything),
 		cmocka_unit_test(test_the_death_of_the_front_ends_the_workers),

@@ -4,6 +4,7 @@
 #include <inttypes.h>
 #include <pwd.h>
 #include <setjmp.h>
+#include <signal.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -19,9 +20,10 @@
 #include "tests/frontend/guest.h"
 #include "tests/sandbox/sandbox.h"
 
-#define USER	   "nobody"
-#define LIMIT	   (1000 * SANDBOX_SECONDS)
-#define SETUID_GID (UINT64_C(1) << 6 | UINT64_C(1) << 7) /* CAP_SETGID, CAP_SETUID */
+#define USER	     "nobody"
+#define LIMIT	     (1000 * SANDBOX_SECONDS)
+#define CHOWN_FOWNER (UINT64_C(1) << 0 | UINT64_C(1) << 3) /* CAP_CHOWN, CAP_FOWNER */
+#define SETUID_GID   (UINT64_C(1) << 6 | UINT64_C(1) << 7) /* CAP_SETGID, CAP_SETUID */
 
 /* What being an ordinary user forbids is no shortcoming of the host, MUST_WORK or not. */
 static void need_root(void)
@@ -194,6 +196,46 @@ static void test_with_user_the_spawner_keeps_two_capabilities_and_workers_their_
 	assert_int_equal(daemon_stop(&daemon, LIMIT), 0);
 }
 
+static void write_file(struct daemon *daemon, const char *more)
+{
+	FILE *file = fopen(daemon_path(daemon, "vsockd.yaml"), "w");
+
+	assert_non_null(file);
+	fprintf(file, "user: " USER "\nvms:\n- {socket: %s/vm0, uds-path: %s/host0%s}\n",
+		daemon->directory, daemon->directory, more);
+	if (*more)
+		fprintf(file, "- {guest-cid: 4, socket: %s/vm1, uds-path: %s/host1%s}\n",
+			daemon->directory, daemon->directory, more);
+	assert_int_equal(fclose(file), 0);
+}
+
+static void test_with_user_a_reload_still_gives_sockets_away(void **state)
+{
+	static const char *const arguments[] = {"", "--config", "@/vsockd.yaml", NULL};
+	struct daemon daemon = {.pidfd = -1};
+	const struct passwd *user;
+
+	(void)state;
+	need_root();
+	need_namespaces();
+	user = find_user();
+	assert_int_equal(daemon_prepare(&daemon), 0);
+	assert_int_equal(chown(daemon.directory, user->pw_uid, user->pw_gid), 0);
+	write_file(&daemon, "");
+	assert_int_equal(daemon_start(&daemon, arguments, "host0", LIMIT), 0);
+	assert_int_equal(daemon_wait_log(&daemon, "ready", LIMIT), 0);
+	expect_capabilities(daemon.pid, SETUID_GID | CHOWN_FOWNER);
+
+	write_file(&daemon, ", uds-owner: 1, socket-group: 0, socket-mode: 660");
+	assert_int_equal(kill(daemon.pid, SIGHUP), 0);
+	assert_int_equal(daemon_wait_log(&daemon, "1 added, 0 removed, 1 changed", LIMIT), 0);
+	for (int vm = 0; vm < 2; vm++) {
+		expect_socket(&daemon, vm ? "vm1" : "vm0", 0660, user->pw_uid, 0);
+		expect_socket(&daemon, vm ? "host1" : "host0", 0600, 1, user->pw_gid);
+	}
+	assert_int_equal(daemon_stop(&daemon, LIMIT), 0);
+}
+
 static void test_with_user_a_directory_of_root_is_refused(void **state)
 {
 	static const char *const arguments[] = {"",	    "--user",	  USER,	    "--socket",
@@ -242,6 +284,7 @@ int main(void)
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(
 			test_with_user_the_spawner_keeps_two_capabilities_and_workers_their_ids),
+		cmocka_unit_test(test_with_user_a_reload_still_gives_sockets_away),
 		cmocka_unit_test(test_with_user_a_directory_of_root_is_refused),
 		cmocka_unit_test(test_an_ordinary_user_cannot_become_another),
 	};

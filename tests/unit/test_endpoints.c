@@ -30,7 +30,6 @@ static int tear_down(void **state)
 	(void)state;
 	endpoints_clear(&table);
 	free(table.all);
-	free(table.requests);
 	return 0;
 }
 
@@ -390,6 +389,23 @@ static void test_clear_leaves_nothing(void **state)
 	assert_int_equal(endpoints_take(&table, ENDPOINT_OPEN), ENDPOINT_NONE);
 }
 
+/* As a reload does it: an answer to an entry of before must not meet one of after. */
+static void test_another_size_keeps_the_generations(void **state)
+{
+	uint16_t generation;
+
+	(void)state;
+	for (uint32_t n = 1; n <= N; n++) {
+		generation = table.all[0].generation;
+		endpoints_resize(&table, n);
+		for (uint32_t i = 0; i < n; i++)
+			take(ENDPOINT_OPEN);
+		assert_int_equal(endpoints_take(&table, ENDPOINT_OPEN), ENDPOINT_NONE);
+		assert_int_equal(table.all[0].generation, generation + 1);
+		endpoints_clear(&table);
+	}
+}
+
 #define TEST(name) cmocka_unit_test_setup_teardown(name, set_up, tear_down)
 
 int main(void)
@@ -409,6 +425,7 @@ int main(void)
 		TEST(test_an_end_that_the_worker_has_not_got_is_closed),
 		TEST(test_a_dead_worker_owes_no_reset_of_what_is_gone),
 		TEST(test_clear_leaves_nothing),
+		TEST(test_another_size_keeps_the_generations),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);

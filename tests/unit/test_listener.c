@@ -259,6 +259,31 @@ static void expect_access(struct listener_access wanted, mode_t mode, uid_t owne
 	listener_close(&listener);
 }
 
+static void test_access_changes_in_place_while_the_socket_is_ours(void **state)
+{
+	static const struct listener_access wanted = {0664, (uid_t)-1, (gid_t)-1};
+	struct listener ours = open_at_path(), theirs;
+	struct listener_failure failure = {""};
+	struct stat found;
+
+	(void)state;
+	assert_int_equal(listener_change_access(&ours, &wanted, &failure), 0);
+	assert_int_equal(lstat(path, &found), 0);
+	assert_int_equal(found.st_mode, S_IFSOCK | 0664);
+	assert_int_equal(found.st_ino, ours.inode);
+
+	assert_int_equal(unlink(path), 0);
+	assert_int_equal(listener_change_access(&ours, &wanted, &failure), -ENOENT);
+	theirs = open_at_path();
+	assert_int_equal(listener_change_access(&ours, &wanted, &failure), -EEXIST);
+	assert_non_null(strstr(failure.text, "something else stands there now"));
+	assert_int_equal(lstat(path, &found), 0);
+	assert_int_equal(found.st_mode, S_IFSOCK | 0600);
+	listener_unlink(&theirs);
+	listener_close(&ours);
+	listener_close(&theirs);
+}
+
 static void test_the_mode_is_as_asked_whatever_the_umask(void **state)
 {
 	static const mode_t modes[] = {0, 0600, 0660, 0666, 0777, 0060};
@@ -416,6 +441,7 @@ int main(void)
 		TEST(test_nothing_is_touched_while_the_directory_is_locked),
 		TEST(test_the_directory_is_not_kept_locked),
 		TEST(test_unlink_removes_our_socket_only),
+		TEST(test_access_changes_in_place_while_the_socket_is_ours),
 		TEST(test_the_mode_is_as_asked_whatever_the_umask),
 		TEST(test_owner_and_group_may_be_named_that_are_there_already),
 		TEST(test_root_gives_the_socket_away),

@@ -1,0 +1,225 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include "broker/sockets.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/socket.h>
+
+#include "broker/log.h"
+
+/* ---- one socket ---- */
+
+bool sockets_has(const struct vm_configuration *vm, size_t number)
+{
+	switch (number) {
+	case SOCKET_FRONTEND:
+		return vm->socket != NULL;
+	case SOCKET_HOST:
+		return vm->uds_path != NULL;
+	default:
+		return number - SOCKET_RULES < vm->n_listens;
+	}
+}
+
+static const struct port_rule *rule_of(const struct vm_configuration *vm, size_t number)
+{
+	return &vm->listens[number - SOCKET_RULES];
+}
+
+const char *sockets_path(const struct vm_configuration *vm, size_t number)
+{
+	switch (number) {
+	case SOCKET_FRONTEND:
+		return vm->socket;
+	case SOCKET_HOST:
+		return vm->uds_path;
+	default:
+		return rule_of(vm, number)->address.family == PORT_UNIX
+			       ? rule_of(vm, number)->address.name
+			       : NULL;
+	}
+}
+
+void sockets_print(const struct vm_configuration *vm, size_t number,
+		   char ret[static PORT_TEXT_SIZE])
+{
+	const char *path = sockets_path(vm, number);
+	struct port_rule rule = {.address = {.family = PORT_UNIX}};
+
+	if (path) {
+		(void)snprintf(rule.address.name, sizeof(rule.address.name), "%s", path);
+	} else {
+		rule.address = rule_of(vm, number)->address;
+		/* The guest's port stands for one that is left out. */
+		if (!rule.address.has_port)
+			rule.address.port = rule_of(vm, number)->first;
+		rule.address.has_port = true;
+	}
+	ports_print(&rule, ret);
+}
+
+const struct listener_access *sockets_access(const struct vm_configuration *vm, size_t number)
+{
+	return number == SOCKET_FRONTEND ? &vm->socket_access : &vm->uds_access;
+}
+
+static const char *advice(enum port_family family, int error)
+{
+	if (family != PORT_VSOCK)
+		return "choose another address";
+	if (error == EAFNOSUPPORT)
+		return "the kernel has no AF_VSOCK; load the module vsock, or leave this out";
+	if (error == EADDRNOTAVAIL)
+		return "this host has no such CID; for 1, loopback, load the module vsock_loopback";
+	return "choose another address";
+}
+
+static int fail_address(const struct vm_configuration *vm, const char *what,
+			const struct port_address *address, int error)
+{
+	log_event(LOG_ERR, vm->guest_cid, "%s: %s: %s", what, strerror(error),
+		  advice(address->family, error));
+	return -error;
+}
+
+static int fail_rule(const struct vm_configuration *vm, const char *key,
+		     const struct port_rule *rule, int error)
+{
+	char text[PORT_TEXT_SIZE], what[PORT_TEXT_SIZE + 16];
+
+	ports_print(rule, text);
+	(void)snprintf(what, sizeof(what), "%s %s", key, text);
+	return fail_address(vm, what, &rule->address, error);
+}
+
+int sockets_check_connects(const struct vm_configuration *vm)
+{
+	const struct port_address forward = {.family = PORT_VSOCK, .cid = vm->forward_cid};
+	int r;
+
+	for (size_t i = 0; i < vm->n_connects; i++) {
+		r = ports_check(&vm->connects[i].address);
+		if (r < 0)
+			return fail_rule(vm, "connect", &vm->connects[i], -r);
+	}
+	r = vm->forward_cid ? ports_check(&forward) : 0;
+	return r < 0 ? fail_address(vm, "forward-cid", &forward, -r) : 0;
+}
+
+int sockets_open(const struct vm_configuration *vm, size_t number, struct listener *ret_listener)
+{
+	const char *path = sockets_path(vm, number);
+	struct listener_failure failure;
+	int r;
+
+	if (!path) {
+		r = ports_listen(&rule_of(vm, number)->address, rule_of(vm, number)->first,
+				 &ret_listener->fd);
+		return r < 0 ? fail_rule(vm, "listen", rule_of(vm, number), -r) : 0;
+	}
+	r = listener_open(path, sockets_access(vm, number), ret_listener, &failure);
+	if (r < 0)
+		log_event(LOG_ERR, vm->guest_cid, "%s", failure.text);
+	return r;
+}
+
+void sockets_remove(struct listener *listener)
+{
+	if (listener->path)
+		listener_unlink(listener);
+	listener_close(listener);
+	*listener = (struct listener){.fd = -1};
+}
+
+/* ---- all of them ---- */
+
+/* A socket given by --fd is one that listens, or is the session itself. */
+static bool is_listening(int fd)
+{
+	int value = 0;
+	socklen_t len = sizeof(value);
+
+	return getsockopt(fd, SOL_SOCKET, SO_ACCEPTCONN, &value, &len) == 0 && value != 0;
+}
+
+static int take_fd(const struct vm_configuration *vm, struct vm_sockets *sockets)
+{
+	sockets->all[SOCKET_FRONTEND].fd = vm->socket_fd;
+	sockets->is_connected = !is_listening(vm->socket_fd);
+	if (fcntl(vm->socket_fd, F_SETFD, FD_CLOEXEC) < 0 ||
+	    fcntl(vm->socket_fd, F_SETFL, O_NONBLOCK) < 0)
+		return -errno;
+	return 0;
+}
+
+static int open_vm(const struct vm_configuration *vm, struct vm_sockets *sockets)
+{
+	int r = vm->socket ? 0 : take_fd(vm, sockets);
+
+	for (size_t i = 0; i < SOCKETS_MAX && r == 0; i++)
+		if (sockets_has(vm, i))
+			r = sockets_open(vm, i, &sockets->all[i]);
+	return r == 0 ? sockets_check_connects(vm) : r;
+}
+
+static int open_service(const struct service_socket *service, struct listener *ret_listener,
+			int (*open_listener)(const char *path, const struct listener_access *access,
+					     struct listener *ret_listener,
+					     struct listener_failure *ret_failure))
+{
+	struct listener_failure failure;
+	int r;
+
+	if (!service->path)
+		return 0;
+	r = open_listener(service->path, &service->access, ret_listener, &failure);
+	if (r < 0)
+		log_event(LOG_ERR, LOG_NO_VM, "%s", failure.text);
+	return r;
+}
+
+int sockets_init(struct sockets *sockets, const struct configuration *configuration,
+		 size_t n_places)
+{
+	int r = 0;
+
+	*sockets = (struct sockets){
+		.vms = calloc(n_places, sizeof(*sockets->vms)),
+		.control.fd = -1,
+		.metrics.fd = -1,
+	};
+	if (!sockets->vms)
+		return -ENOMEM;
+	sockets->n_vms = n_places;
+	for (size_t i = 0; i < n_places; i++)
+		for (size_t number = 0; number < SOCKETS_MAX; number++)
+			sockets->vms[i].all[number].fd = -1;
+	for (size_t i = 0; r == 0 && i < configuration->n_vms; i++)
+		r = open_vm(&configuration->vms[i], &sockets->vms[i]);
+	if (r == 0)
+		r = open_service(&configuration->control, &sockets->control, listener_open_packets);
+	return r == 0 ? open_service(&configuration->metrics, &sockets->metrics, listener_open) : r;
+}
+
+void sockets_close(struct sockets *sockets)
+{
+	for (size_t i = 0; i < sockets->n_vms; i++)
+		for (size_t number = 0; number < SOCKETS_MAX; number++)
+			listener_close(&sockets->vms[i].all[number]);
+	listener_close(&sockets->control);
+	listener_close(&sockets->metrics);
+}
+
+void sockets_end(struct sockets *sockets)
+{
+	for (size_t i = 0; i < sockets->n_vms; i++)
+		for (size_t number = 0; number < SOCKETS_MAX; number++)
+			sockets_remove(&sockets->vms[i].all[number]);
+	sockets_remove(&sockets->control);
+	sockets_remove(&sockets->metrics);
+	free(sockets->vms);
+	*sockets = (struct sockets){.n_vms = 0};
+}
