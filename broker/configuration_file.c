@@ -20,10 +20,16 @@
 
 #define NAME_LEN_MAX 40
 
+struct list {
+	char **entries;
+	uint32_t n;
+};
+
 /* Each key as it stands in configuration_keys, and with underscores, as the peer's file has it. */
 struct values {
 	char *plain[N_KEYS];
 	char *underscored[N_KEYS];
+	struct list lists[N_KEYS]; /* of keys that are lists: no name of those has a hyphen */
 };
 
 struct loaded {
@@ -36,7 +42,7 @@ struct schema {
 	char underscored[N_KEYS][NAME_LEN_MAX];
 	struct cyaml_schema_field vm_fields[2 * N_KEYS + 1];
 	struct cyaml_schema_field fields[2 * N_KEYS + 2]; /* "vms", and the end */
-	struct cyaml_schema_value vm, file;
+	struct cyaml_schema_value vm, file, entry;
 };
 
 static const struct cyaml_config cyaml = {
@@ -44,17 +50,41 @@ static const struct cyaml_config cyaml = {
 	.flags = CYAML_CFG_DEFAULT,
 };
 
+static struct cyaml_schema_value text_of(enum cyaml_flag flags)
+{
+	return (struct cyaml_schema_value){
+		.type = CYAML_STRING,
+		.flags = flags,
+		.data_size = sizeof(char),
+		.string = {.min = 0, .max = VALUE_LEN_MAX},
+	};
+}
+
 static struct cyaml_schema_field field_of(const char *name, size_t offset)
 {
 	return (struct cyaml_schema_field){
 		.key = name,
 		.data_offset = (uint32_t)offset,
+		.value = text_of(CYAML_FLAG_POINTER | CYAML_FLAG_OPTIONAL),
+	};
+}
+
+static struct cyaml_schema_field list_of(const char *name, size_t offset,
+					 const struct cyaml_schema_value *entry)
+{
+	return (struct cyaml_schema_field){
+		.key = name,
+		.data_offset = (uint32_t)(offset + offsetof(struct list, entries)),
+		.count_offset = (uint32_t)(offset + offsetof(struct list, n)),
+		.count_size = sizeof(uint32_t),
 		.value =
 			{
-				.type = CYAML_STRING,
+				.type = CYAML_SEQUENCE,
 				.flags = CYAML_FLAG_POINTER | CYAML_FLAG_OPTIONAL,
-				.data_size = sizeof(char),
-				.string = {.min = 0, .max = VALUE_LEN_MAX},
+				.data_size = sizeof(char *),
+				.sequence = {.entry = entry,
+					     .min = 0,
+					     .max = CONFIGURATION_RULES_MAX},
 			},
 	};
 }
@@ -66,6 +96,12 @@ static void add_keys(struct schema *schema, struct cyaml_schema_field *fields, e
 		const char *name = configuration_keys[key];
 		char *other = schema->underscored[key];
 
+		if (configuration_is_list(key)) {
+			*fields++ = list_of(
+				name, offsetof(struct values, lists) + key * sizeof(struct list),
+				&schema->entry);
+			continue;
+		}
 		*fields++ = field_of(name, offsetof(struct values, plain) + key * sizeof(char *));
 		if (!strchr(name, '-'))
 			continue;
@@ -86,6 +122,7 @@ static const struct schema *get_schema(void)
 	schema = (struct schema){
 		.vm = {CYAML_VALUE_MAPPING(CYAML_FLAG_DEFAULT, struct values, schema.vm_fields)},
 		.file = {CYAML_VALUE_MAPPING(CYAML_FLAG_POINTER, struct loaded, schema.fields)},
+		.entry = text_of(CYAML_FLAG_POINTER),
 	};
 	schema.fields[0] = (struct cyaml_schema_field)CYAML_FIELD_SEQUENCE_COUNT(
 		"vms", CYAML_FLAG_POINTER, struct loaded, vms, n_vms, &schema.vm, 1,
@@ -144,6 +181,29 @@ static int read_all(const char *path, unsigned char *bytes, size_t *ret_len,
 
 /* ---- what stands in it ---- */
 
+/* An entry a line, as the command line's are joined. */
+static int take_lists(struct marks *marks, yaml_node_t *mapping, const struct values *values,
+		      struct vm_arguments *ret, struct configuration_error *ret_error)
+{
+	for (size_t key = 0; key < N_KEYS; key++) {
+		const struct list *list = &values->lists[key];
+
+		for (uint32_t i = 0; i < list->n; i++) {
+			char *joined = configuration_join(ret->lists[key], list->entries[i]);
+
+			if (!joined)
+				return configuration_fail_memory(ret_error);
+			free(ret->lists[key]);
+			ret->lists[key] = joined;
+		}
+		ret->values[key] = ret->lists[key] ? ret->lists[key] : ret->values[key];
+		if (list->n > 0)
+			ret->lines[key] =
+				marks_line(marks_value(marks, mapping, configuration_keys[key]));
+	}
+	return 0;
+}
+
 /* Each key in the one spelling that was chosen, with its line. */
 static int take_values(const char *path, struct marks *marks, yaml_node_t *mapping,
 		       const struct schema *schema, const struct values *values,
@@ -166,7 +226,7 @@ static int take_values(const char *path, struct marks *marks, yaml_node_t *mappi
 		ret->values[key] = plain ? plain : other;
 		ret->lines[key] = marks_line(marks_value(marks, mapping, name));
 	}
-	return 0;
+	return take_lists(marks, mapping, values, ret, ret_error);
 }
 
 static int take_all(const char *path, struct marks *marks, const struct schema *schema,
@@ -244,6 +304,9 @@ int configuration_read_file(const char *path, struct configuration_file *ret,
 
 void configuration_free_file(struct configuration_file *file)
 {
+	for (size_t i = 0; i < file->n_vms; i++)
+		for (size_t key = 0; key < N_KEYS; key++)
+			free(file->vms[i].lists[key]);
 	free(file->vms);
 	if (file->loaded)
 		(void)cyaml_free(&cyaml, &get_schema()->file, file->loaded, 0);

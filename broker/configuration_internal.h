@@ -79,6 +79,7 @@ enum vm_source {
 /* One VM as it was typed; or what was said of all. */
 struct vm_arguments {
 	const char *values[N_KEYS];
+	char *lists[N_KEYS]; /* of VM_FROM_FILE: own the values of keys that are lists */
 	enum vm_source source;
 	const char *file;	    /* of VM_FROM_FILE, with: */
 	unsigned int line;	    /* where the VM begins; 0 for what is said of all */

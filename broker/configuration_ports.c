@@ -23,7 +23,7 @@ char *configuration_join(const char *values, const char *value)
 	return joined;
 }
 
-/* Lists of rules have one a line: repeated options are joined so, and files have block scalars. */
+/* Lists of rules have one a line: repeated options, and lists of a file, are joined so. */
 static const char *next_line(const char *text, char ret[static RULE_LEN_MAX + 1])
 {
 	size_t len;

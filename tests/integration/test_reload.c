@@ -459,8 +459,8 @@ static void test_rules_come_change_and_go(void **state)
 	transfer_start(&transfer, setup, 0, 1000, 900 * KIB);
 	assert_false(is_reached(setup, 700));
 
-	write_file(setup, WITH_RULES("connect: '700:unix:@/service', "
-				     "listen: \"22:unix:@/a\\n23:unix:@/b\""));
+	write_file(setup, WITH_RULES("connect: ['700:unix:@/service'], "
+				     "listen: ['22:unix:@/a', '23:unix:@/b']"));
 	reload(setup, "reload: 0 added, 0 removed, 1 changed");
 	assert_true(is_reached(setup, 700));
 	expect_direct(setup, "a", 22);
@@ -469,7 +469,7 @@ static void test_rules_come_change_and_go(void **state)
 
 	/* The same sockets in another order, and to another port; one is the uds-path's now. */
 	write_file(setup, "vms:\n- {guest-cid: 3, socket: @/vm0, uds-path: @/a, "
-			  "listen: \"24:unix:@/b\\n22:unix:@/host0\"}\n"
+			  "listen: ['24:unix:@/b', '22:unix:@/host0']}\n"
 			  "- {guest-cid: 4, socket: @/vm1, uds-path: @/host1}\n");
 	reload(setup, "reload: 0 added, 0 removed, 1 changed");
 	assert_false(is_reached(setup, 700));

@@ -124,7 +124,7 @@ static void assert_refused(const char *text, const char *message)
 	assert_int_equal(configuration.n_vms, 77);
 }
 
-/* The file of vhost-device-vsock's README, without its VM that has AF_VSOCK on the host. */
+/* The file of vhost-device-vsock's README. */
 static void test_the_documented_file_of_vhost_device_vsock_is_taken_as_it_is(void **state)
 {
 	(void)state;
@@ -140,11 +140,19 @@ static void test_the_documented_file_of_vhost_device_vsock_is_taken_as_it_is(voi
 		    "      uds_path: /tmp/vm4.vsock\n"
 		    "      tx_buffer_size: 32768\n"
 		    "      queue_size: 256\n"
-		    "      groups: group2+groupB\n",
+		    "      groups: group2+groupB\n"
+		    "    - guest_cid: 5\n"
+		    "      socket: /tmp/vhost5.socket\n"
+		    "      forward-cid: 1\n"
+		    "      forward-listen: 9001+9002\n"
+		    "      tx_buffer_size: 32768\n"
+		    "      queue_size: 1024\n",
 		    "--vm guest-cid=3,socket=/tmp/vhost3.socket,uds-path=/tmp/vm3.vsock,"
 		    "tx-buffer-size=65536,queue-size=1024,groups=group1+groupA "
 		    "--vm guest-cid=4,socket=/tmp/vhost4.socket,uds-path=/tmp/vm4.vsock,"
-		    "tx-buffer-size=32768,queue-size=256,groups=group2+groupB");
+		    "tx-buffer-size=32768,queue-size=256,groups=group2+groupB "
+		    "--vm guest-cid=5,socket=/tmp/vhost5.socket,forward-cid=1,"
+		    "forward-listen=9001+9002,tx-buffer-size=32768,queue-size=1024");
 }
 
 static void test_every_key_is_taken_in_both_spellings(void **state)
@@ -195,6 +203,29 @@ static void test_values_may_be_quoted_and_repeated_as_yaml_allows(void **state)
 		    "    groups: *all\n",
 		    "--vm guest-cid=3,socket=s3,uds-path=u3,groups=one+two "
 		    "--vm guest-cid=4,socket=s4,uds-path=u4,groups=one+two");
+}
+
+static void test_rules_are_lists(void **state)
+{
+	(void)state;
+	assert_same("vms:\n"
+		    "  - socket: s\n"
+		    "    uds-path: u\n"
+		    "    connect:\n"
+		    "      - 22:unix:/x\n"
+		    "      - 23-25:deny\n"
+		    "    listen: [7:tcp:8000]\n",
+		    "--socket s --uds-path u --connect 22:unix:/x --connect 23-25:deny "
+		    "--listen 7:tcp:8000");
+	assert_same("vms: [{socket: s, uds-path: u, connect: []}]", "--socket s --uds-path u");
+	assert_refused("vms:\n- socket: s\n  connect: 22:deny\n",
+		       PATH ":3: connect: a single value where a list is expected, whose entries "
+			    "begin with \"-\"");
+	assert_refused("vms:\n- socket: s\n  uds-path: u\n  connect:\n    - [1]\n",
+		       PATH ":5: connect: a list where a single value is expected");
+	assert_refused("vms:\n- socket: s\n  uds-path: u\n  listen:\n    - 7:deny\n",
+		       PATH ":5: vm 3: listen \"7:deny\": an address begins with unix:, abstract:, "
+			    "tcp or vsock:; give PORT:ADDRESS as in vsockd(8), PORTS");
 }
 
 static void test_a_path_may_have_a_comma(void **state)
@@ -419,6 +450,7 @@ int main(void)
 		IN_ROOM(test_every_key_is_taken_in_both_spellings),
 		IN_ROOM(test_a_vm_with_the_least_keys_gets_the_defaults),
 		IN_ROOM(test_values_may_be_quoted_and_repeated_as_yaml_allows),
+		IN_ROOM(test_rules_are_lists),
 		IN_ROOM(test_a_path_may_have_a_comma),
 		IN_ROOM(test_the_command_line_counts_more_than_the_file),
 		IN_ROOM(test_check_config_reads_the_same_file),
