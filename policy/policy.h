@@ -15,6 +15,7 @@
 
 #include <stdbool.h>
 #include <stdint.h>
+#include <sys/socket.h>
 #include <sys/types.h>
 
 enum policy_role {
@@ -50,6 +51,12 @@ extern const bool policy_has_filter;
  * filter compares the address, so no other path is ever looked up.
  */
 extern const char policy_empty_path[1];
+
+/*
+ * A message without bytes, fds or address: the one that a worker's sendmsg() may
+ * give to a host program, by the same comparison.
+ */
+extern const struct msghdr policy_empty_message[1];
 
 /*
  * Confine the calling process for its role. 0, or negative errno with

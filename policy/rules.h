@@ -24,9 +24,12 @@ struct policy_comparison {
 	const char *text;      /* the value as the table has it */
 };
 
-#define POLICY_COMPARISONS_MAX 3
+#define POLICY_COMPARISONS_MAX 5
 
-/* A call is allowed when all comparisons up to the first POLICY_ANY hold. */
+/*
+ * A call is allowed when all comparisons up to the first POLICY_ANY hold, in one
+ * of the rules that the role has for it.
+ */
 struct policy_rule {
 	enum policy_role role;
 	const char *call;

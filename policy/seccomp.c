@@ -32,6 +32,7 @@
 /* clang-format on */
 
 const char policy_empty_path[1] = "";
+const struct msghdr policy_empty_message[1];
 
 static const struct policy_rule rules[] = {
 #include "policy/syscalls.def"

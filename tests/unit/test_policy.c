@@ -21,7 +21,7 @@
 #include "policy/walls.h"
 
 /* The counts that the documentation promises. */
-#define WORKER_CALLS_MAX 13
+#define WORKER_CALLS_MAX 14
 #define FRONT_CALLS_MAX	 13
 
 static size_t count(enum policy_role role)
@@ -68,6 +68,52 @@ static void test_the_rules_of_a_call_stand_together_and_have_a_reason(void **sta
 	}
 }
 
+static void expect_equal(const struct policy_rule *rule, size_t i, unsigned int argument,
+			 uint64_t value)
+{
+	assert_int_equal(rule->comparisons[i].kind, POLICY_EQUAL);
+	assert_int_equal(rule->comparisons[i].argument, argument);
+	assert_int_equal(rule->comparisons[i].value, value);
+}
+
+static void test_a_worker_sends_to_the_front_and_to_others_an_empty_message(void **state)
+{
+	size_t n_rules, n_found = 0;
+	const struct policy_rule *rules = policy_rules(&n_rules);
+
+	(void)state;
+	for (size_t i = 0; i < n_rules; i++) {
+		if (rules[i].role != POLICY_WORKER || rules[i].number != SYS_sendmsg)
+			continue;
+		if (n_found++ == 0) {
+			expect_equal(&rules[i], 0, 0, POLICY_WORKER_CHANNEL_FD);
+			continue;
+		}
+		expect_equal(&rules[i], 0, 1, (uintptr_t)policy_empty_message);
+		expect_equal(&rules[i], 1, 2, MSG_NOSIGNAL);
+	}
+	assert_int_equal(n_found, 2);
+	assert_memory_equal(policy_empty_message, &(struct msghdr){0}, sizeof(struct msghdr));
+}
+
+static void test_a_worker_asks_for_the_length_of_a_message_and_takes_nothing(void **state)
+{
+	const struct policy_rule *rule = find(POLICY_WORKER, SYS_recvfrom);
+
+	(void)state;
+	assert_non_null(rule);
+	expect_equal(rule, 0, 1, 0);
+	expect_equal(rule, 1, 2, 0);
+	expect_equal(rule, 2, 3, MSG_PEEK | MSG_TRUNC | MSG_DONTWAIT);
+	expect_equal(rule, 3, 4, 0);
+	expect_equal(rule, 4, 5, 0);
+	/* The calls that could take an fd in are the channel's. */
+	rule = find(POLICY_WORKER, SYS_recvmsg);
+	assert_non_null(rule);
+	expect_equal(rule, 0, 0, POLICY_WORKER_CHANNEL_FD);
+	assert_null(find(POLICY_WORKER, SYS_recvmmsg));
+}
+
 static void test_a_worker_maps_shared_memory_and_nothing_else(void **state)
 {
 	const struct policy_rule *rule = find(POLICY_WORKER, SYS_mmap);
@@ -104,15 +150,13 @@ static void test_the_front_asks_for_the_state_of_an_fd_and_never_of_a_path(void 
 	assert_null(find(POLICY_WORKER, SYS_statx));
 }
 
-/* Else somebody could put a path there after all. */
-static void test_the_empty_path_lies_in_memory_that_cannot_be_written(void **state)
+static void expect_read_only(const void *object)
 {
-	uintptr_t address = (uintptr_t)policy_empty_path, begin, end;
+	uintptr_t address = (uintptr_t)object, begin, end;
 	FILE *maps = fopen("/proc/self/maps", "re");
 	char line[512], permissions[5];
 	bool is_found = false;
 
-	(void)state;
 	assert_non_null(maps);
 	while (!is_found && fgets(line, sizeof(line), maps)) {
 		assert_int_equal(
@@ -134,6 +178,14 @@ static void test_the_front_writes_its_log_and_no_other_file(void **state)
 	assert_int_equal(rule->comparisons[0].kind, POLICY_EQUAL);
 	assert_int_equal(rule->comparisons[0].argument, 0);
 	assert_int_equal(rule->comparisons[0].value, STDERR_FILENO);
+}
+
+/* Else somebody could put a path or an fd there after all. */
+static void test_the_empty_path_and_message_lie_in_memory_that_cannot_be_written(void **state)
+{
+	(void)state;
+	expect_read_only(policy_empty_path);
+	expect_read_only(policy_empty_message);
 }
 
 static void test_each_comparison_says_what_it_compares_with(void **state)
@@ -213,9 +265,12 @@ int main(void)
 		cmocka_unit_test(test_landlock_alone_keeps_files_away),
 		cmocka_unit_test(test_no_process_has_more_calls_than_documented),
 		cmocka_unit_test(test_the_rules_of_a_call_stand_together_and_have_a_reason),
+		cmocka_unit_test(test_a_worker_sends_to_the_front_and_to_others_an_empty_message),
+		cmocka_unit_test(test_a_worker_asks_for_the_length_of_a_message_and_takes_nothing),
 		cmocka_unit_test(test_a_worker_maps_shared_memory_and_nothing_else),
 		cmocka_unit_test(test_the_front_asks_for_the_state_of_an_fd_and_never_of_a_path),
-		cmocka_unit_test(test_the_empty_path_lies_in_memory_that_cannot_be_written),
+		cmocka_unit_test(
+			test_the_empty_path_and_message_lie_in_memory_that_cannot_be_written),
 		cmocka_unit_test(test_the_front_writes_its_log_and_no_other_file),
 		cmocka_unit_test(test_each_comparison_says_what_it_compares_with),
 		cmocka_unit_test(test_no_process_opens_makes_or_becomes_anything),
