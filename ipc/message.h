@@ -102,6 +102,9 @@ enum report_event {
 	REPORT_PACKET_DROPPED,	 /* total so far, operation of this one */
 	REPORT_PEER_MISBEHAVED,	 /* host port, guest port, rule */
 	REPORT_CONNECT_FAILED,	 /* host port, 1: for want of an answer */
+	REPORT_MESSAGE_TOO_LONG, /* host port, guest port, length: the guest can't take it */
+	REPORT_MESSAGE_REFUSED,	 /* host port, guest port, length: the host's socket didn't */
+	REPORT_MESSAGES_UNREAD,	 /* host port, guest port, how many wait for the host program */
 	REPORT_EVENT_MAX,
 };
 

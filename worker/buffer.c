@@ -130,6 +130,61 @@ bool buffer_append(struct buffer_pool *pool, struct buffer *buffer, const struct
 	return true;
 }
 
+size_t buffer_make(struct buffer_pool *pool, struct buffer *buffer, uint32_t len,
+		   struct iovec ret_parts[static BUFFER_PARTS_MAX])
+{
+	if (!reserve(pool, buffer, len))
+		return 0;
+	buffer->len = len;
+	return buffer_peek(pool, buffer, ret_parts, BUFFER_PARTS_MAX);
+}
+
+/* The byte at an offset of the buffer, and how many follow it in its chunk. */
+static uint8_t *find_byte(const struct buffer_pool *pool, const struct buffer *buffer, uint32_t at,
+			  size_t *ret_room)
+{
+	uint32_t chunk = buffer->first, offset = buffer->skip + at;
+
+	for (; offset >= BUFFER_CHUNK_LEN; offset -= BUFFER_CHUNK_LEN)
+		chunk = pool->next[chunk];
+	*ret_room = BUFFER_CHUNK_LEN - offset;
+	return chunk_start(pool, chunk) + offset;
+}
+
+void buffer_overwrite(const struct buffer_pool *pool, const struct buffer *buffer, uint32_t at,
+		      const void *bytes, size_t len)
+{
+	const uint8_t *from = bytes;
+
+	while (len > 0) {
+		size_t room;
+		uint8_t *place = find_byte(pool, buffer, at, &room);
+		size_t n = len < room ? len : room;
+
+		memcpy(place, from, n);
+		from += n;
+		at += (uint32_t)n;
+		len -= n;
+	}
+}
+
+void buffer_read(const struct buffer_pool *pool, const struct buffer *buffer, uint32_t at,
+		 void *ret_bytes, size_t len)
+{
+	uint8_t *to = ret_bytes;
+
+	while (len > 0) {
+		size_t room;
+		const uint8_t *place = find_byte(pool, buffer, at, &room);
+		size_t n = len < room ? len : room;
+
+		memcpy(to, place, n);
+		to += n;
+		at += (uint32_t)n;
+		len -= n;
+	}
+}
+
 size_t buffer_peek(const struct buffer_pool *pool, const struct buffer *buffer,
 		   struct iovec *ret_parts, size_t n_parts_max)
 {

@@ -18,6 +18,15 @@
 
 #define BUFFER_CHUNK_LEN (16u * 1024)
 
+/*
+ * The longest message that is carried, either way: a unix socket takes little more
+ * than four MiB at once, however large its buffers are.
+ */
+#define BUFFER_MESSAGE_MAX (4u * 1024 * 1024)
+
+/* So many parts hold a message of that length, and the head in front of it. */
+#define BUFFER_PARTS_MAX (BUFFER_MESSAGE_MAX / BUFFER_CHUNK_LEN + 2)
+
 struct buffer_pool {
 	uint8_t *start;
 	uint32_t n_chunks;
@@ -41,6 +50,20 @@ bool buffer_pool_init(struct buffer_pool *pool, void *start, uint64_t len);
 /* Copy the parts to the end. false when the pool is too small: nothing was added. */
 bool buffer_append(struct buffer_pool *pool, struct buffer *buffer, const struct iovec *parts,
 		   size_t n_parts);
+
+/*
+ * Make an empty buffer one of len bytes, at most BUFFER_MESSAGE_MAX, that the
+ * caller writes. Returns how many parts they are, in ret_parts; 0: the pool is too
+ * small.
+ */
+size_t buffer_make(struct buffer_pool *pool, struct buffer *buffer, uint32_t len,
+		   struct iovec ret_parts[static BUFFER_PARTS_MAX]);
+
+/* Write over bytes that are in the buffer, or read them. */
+void buffer_overwrite(const struct buffer_pool *pool, const struct buffer *buffer, uint32_t at,
+		      const void *bytes, size_t len);
+void buffer_read(const struct buffer_pool *pool, const struct buffer *buffer, uint32_t at,
+		 void *ret_bytes, size_t len);
 
 /* The first bytes, as at most n_parts_max parts. Returns how many. */
 size_t buffer_peek(const struct buffer_pool *pool, const struct buffer *buffer,

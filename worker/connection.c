@@ -13,6 +13,7 @@ static const uint32_t timer_ms[CONNECTION_TIMERS] = {
 	[CONNECTION_TIMER_CONNECT] = CONNECTION_CONNECT_MS,
 	[CONNECTION_TIMER_RETRY] = CONNECTION_RETRY_MS,
 	[CONNECTION_TIMER_CREDIT] = CONNECTION_CREDIT_MS,
+	[CONNECTION_TIMER_MESSAGE] = CONNECTION_MESSAGE_MS,
 	[CONNECTION_TIMER_CLOSING] = CONNECTION_CLOSING_MS,
 	[CONNECTION_TIMER_DRAINING] = CONNECTION_DRAINING_MS,
 };
@@ -168,13 +169,13 @@ static struct connection **bucket(const struct connections *connections, uint32_
 }
 
 struct connection *connection_find(const struct connections *connections, uint32_t peer_cid,
-				   uint32_t guest_port, uint32_t host_port)
+				   uint32_t guest_port, uint32_t host_port, uint16_t type)
 {
 	struct connection *connection = *bucket(connections, peer_cid, guest_port, host_port);
 
 	while (connection &&
 	       (connection->guest_port != guest_port || connection->host_port != host_port ||
-		connection->peer_cid != peer_cid))
+		connection->peer_cid != peer_cid || connection->type != type))
 		connection = connection->next_in_bucket;
 	return connection;
 }
@@ -207,6 +208,22 @@ bool connection_has_sibling(const struct connection *connection)
 	return connection->peer_cid != PACKET_HOST_CID;
 }
 
+bool connection_has_unsent(const struct connection *connection)
+{
+	return connection->type == PACKET_TYPE_SEQPACKET ? connection->n_kept > connection->has_open
+							 : connection->buffer.len > 0;
+}
+
+/* A guest's kernel may tell its sockets apart by their ports alone: Linux does. */
+static bool is_port_in_use(const struct connections *connections, uint32_t guest_port,
+			   uint32_t host_port)
+{
+	return connection_find(connections, PACKET_HOST_CID, guest_port, host_port,
+			       PACKET_TYPE_STREAM) ||
+	       connection_find(connections, PACKET_HOST_CID, guest_port, host_port,
+			       PACKET_TYPE_SEQPACKET);
+}
+
 uint32_t connection_next_port(struct connections *connections, uint32_t guest_port)
 {
 	uint32_t port;
@@ -214,7 +231,7 @@ uint32_t connection_next_port(struct connections *connections, uint32_t guest_po
 	do {
 		port = connections->next_port;
 		connections->next_port = port == LAST_PORT ? FIRST_PORT : port + 1;
-	} while (connection_find(connections, PACKET_HOST_CID, guest_port, port));
+	} while (is_port_in_use(connections, guest_port, port));
 	return port;
 }
 

@@ -2,10 +2,10 @@
 #pragma once
 
 /*
- * The connections of one guest: a fixed table, found by the pair of ports and
- * the CID at the other end, with lists for those that have something to do. That
- * end is a socket in any case: a host program's, or one of a pair whose other end
- * another guest's worker has. What a connection may be in:
+ * The connections of one guest: a fixed table, found by the pair of ports, the CID
+ * at the other end and the type, with lists for those that have something to do.
+ * That end is a socket in any case: a host program's, or one of a pair whose other
+ * end another guest's worker has. What a connection may be in:
  *
  *   guest asks:  REQUESTED -> ESTABLISHED -> ... ABANDONED when the guest gave up,
  *                OPENING in between where the socket takes its time to connect
@@ -67,6 +67,7 @@ enum connection_timer {
 	CONNECTION_TIMER_CONNECT,
 	CONNECTION_TIMER_RETRY,
 	CONNECTION_TIMER_CREDIT,
+	CONNECTION_TIMER_MESSAGE,
 	CONNECTION_TIMER_CLOSING,
 	CONNECTION_TIMER_DRAINING,
 	CONNECTION_TIMERS,
@@ -76,6 +77,7 @@ enum connection_timer {
 #define CONNECTION_CONNECT_MS	2000 /* from the moment the guest can see the REQUEST */
 #define CONNECTION_RETRY_MS	250  /* from the RST of a guest that is to be asked again */
 #define CONNECTION_CREDIT_MS	20
+#define CONNECTION_MESSAGE_MS	200
 #define CONNECTION_CLOSING_MS	8000 /* as long as Linux waits for a RST */
 #define CONNECTION_DRAINING_MS	30000
 
@@ -118,6 +120,17 @@ struct connection {
 	struct connection_history history;
 	struct credit credit;
 	struct buffer buffer; /* from the guest, not yet taken by the host program */
+	/* SOCK_SEQPACKET, see seqpacket.c */
+	bool has_open;	      /* the last message in the buffer is not whole */
+	bool is_finished;     /* the host program sends no more; what it sent may wait */
+	bool is_doubtful;     /* an empty message was seen, or the end */
+	uint8_t n_empty;      /* empty messages of the host program, due to the guest */
+	uint8_t n_maybe;      /* perhaps more of them, if another message follows */
+	uint32_t n_kept;      /* messages in the buffer, each behind its length */
+	uint32_t open_len;    /* what has come of the last one */
+	uint32_t next_len;    /* of the host program's next message; 0: not known */
+	uint64_t doubt_since; /* device.n_looks */
+	struct buffer rest;   /* of its last message: no rx buffer was there for it */
 	struct connection *next_in_bucket;
 	struct link ready_link; /* connections.ready: something for the guest */
 	struct link flush_link; /* connections.flush: buffer can be written */
@@ -172,14 +185,17 @@ uint32_t connection_index(const struct connections *connections,
 			  const struct connection *connection);
 
 struct connection *connection_find(const struct connections *connections, uint32_t peer_cid,
-				   uint32_t guest_port, uint32_t host_port);
+				   uint32_t guest_port, uint32_t host_port, uint16_t type);
 void connection_hash(struct connections *connections, struct connection *connection);
 void connection_unhash(struct connections *connections, struct connection *connection);
 
 /* Is another guest at the other end? */
 bool connection_has_sibling(const struct connection *connection);
 
-/* A host-side port that no connection to this guest port uses. */
+/* Does something of the guest's wait that its peer can be given? */
+bool connection_has_unsent(const struct connection *connection);
+
+/* A host-side port that no connection to this guest port uses, of any type. */
 uint32_t connection_next_port(struct connections *connections, uint32_t guest_port);
 
 void connection_arm(struct connections *connections, struct connection *connection,

@@ -348,15 +348,44 @@ bool control_flush(struct device *device)
 	       set_wants_write(device, device->waits_to_write);
 }
 
+/* virtio 1.3, 5.10.3: streams go without saying, unless the driver says so. */
+static uint32_t allowed_types(uint64_t features)
+{
+	uint32_t types = 0;
+
+	if ((features & PACKET_F_STREAM) || !(features & PACKET_F_NO_IMPLIED_STREAM))
+		types |= 1u << PACKET_TYPE_STREAM;
+	if (features & PACKET_F_SEQPACKET)
+		types |= 1u << PACKET_TYPE_SEQPACKET;
+	return types;
+}
+
+/*
+ * What a guest may have unread on a connection with messages is also the longest
+ * message that it sends: it must go into the host's socket at once. And a part of
+ * the buffer is for the lengths of messages that wait in it.
+ */
+static uint32_t message_window(const Vsockd__Assign *assign)
+{
+	uint32_t window = assign->buffer_size - assign->buffer_size / 8;
+
+	if (window > assign->message_size)
+		window = assign->message_size;
+	return window < BUFFER_MESSAGE_MAX ? window : BUFFER_MESSAGE_MAX;
+}
+
 static int on_assign(struct device *device, const Vsockd__Assign *assign)
 {
-	if (buffer_pool_len(assign->max_connections, assign->buffer_size) >
+	/* And the rest of one message. */
+	if (buffer_pool_len(assign->max_connections, assign->buffer_size) + BUFFER_MESSAGE_MAX >
 	    (uint64_t)device->pool.n_chunks * BUFFER_CHUNK_LEN)
 		return -ENOSPC;
 	if (assign->max_connections > device->connections.n_max / 2)
 		return -ENOSPC;
 	device->guest_cid = assign->guest_cid;
+	device->types = allowed_types(0);
 	device->buffer_size = assign->buffer_size;
+	device->message_window = message_window(assign);
 	device->max_handshakes = assign->max_handshakes;
 	device->is_quiet = assign->is_quiet;
 	device->n_retries = (uint16_t)(assign->wait_ms / CONNECTION_RETRY_MS);
@@ -368,6 +397,7 @@ static int on_assign(struct device *device, const Vsockd__Assign *assign)
 static int on_features(struct device *device, uint64_t features)
 {
 	device->features = features;
+	device->types = allowed_types(features);
 	device->log.is_on = features >> 26 & 1;
 	for (size_t i = 0; i < RINGS; i++) {
 		device->rings[i].has_event_idx = features >> 29 & 1;

@@ -132,7 +132,8 @@ static bool are_groups_sound(const struct credit *credit)
 		uint32_t at = (credit->first_group + i) % CREDIT_GROUPS;
 		uint32_t end = credit->groups[at].end - credit->peer_fwd_cnt;
 
-		if (end <= before || end > in_flight || credit->groups[at].n_packets == 0)
+		/* Empty messages end where the packet before them does. */
+		if (end < before || end > in_flight || credit->groups[at].n_packets == 0)
 			return false;
 		before = end;
 		n_packets += credit->groups[at].n_packets;

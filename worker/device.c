@@ -42,15 +42,22 @@ static void note_socket(struct device *device, struct connection *connection, ui
 		connection->is_readable = true;
 		link_append(&device->connections.ready, &connection->ready_link);
 	}
+	if (events & (EPOLLRDHUP | EPOLLHUP))
+		connection->is_finished = true;
 	if (events & (EPOLLHUP | EPOLLERR))
 		connection->has_hung_up = true;
 	if (events & (EPOLLOUT | EPOLLHUP | EPOLLERR)) {
 		connection->is_writable = true;
-		if (connection->buffer.len > 0)
+		if (connection_has_unsent(connection))
 			link_append(&device->connections.flush, &connection->flush_link);
 		if (connection->state == CONNECTION_OPENING)
 			link_append(&device->connections.ready, &connection->ready_link);
 	}
+}
+
+void device_note_look(struct device *device)
+{
+	device->n_looks++;
 }
 
 bool device_note_event(struct device *device, uint64_t event, uint32_t epoll_events)
@@ -110,6 +117,10 @@ static void expire(struct device *device, struct connection *connection,
 		if (connection->n_unanswered < UINT8_MAX)
 			connection->n_unanswered++;
 		link_append(&device->connections.ready, &connection->ready_link);
+		return;
+	case CONNECTION_TIMER_MESSAGE:
+		/* It may announce nothing as long as its buffer is not full. */
+		to_guest_send(device, connection, CONNECTION_SEND_CREDIT_REQUEST);
 		return;
 	case CONNECTION_TIMER_CLOSING:
 		host_reset(device, connection);

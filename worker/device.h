@@ -8,6 +8,7 @@
  *   from_guest.c  ring 1: packets of the guest, and what they ask for
  *   to_guest.c    ring 0: control packets, and stream bytes of host programs
  *   host.c        the host-side sockets: handshake, writing, the end
+ *   seqpacket.c   whole messages, both ways
  *   event.c       ring 2: the transport reset
  *   state.c       a device state, to a pipe or out of one
  *   control.c     messages of the front
@@ -20,7 +21,8 @@
  * do, and nothing is lost.
  *
  * Single-threaded, no heap. System calls: epoll_ctl, readv, writev, shutdown,
- * close, sendmsg and recvmsg on the channel, and those of guest_memory.c.
+ * close, sendmsg and recvmsg on the channel, those of guest_memory.c and of
+ * seqpacket.c.
  */
 
 #include <stdbool.h>
@@ -100,18 +102,22 @@ struct device {
 	bool is_assigned;
 	uint64_t guest_cid;
 	uint64_t features;
-	uint32_t buffer_size; /* buf_alloc of every connection */
+	uint32_t types;		 /* a bit for each PACKET_TYPE_... that the driver may use */
+	uint32_t buffer_size;	 /* buf_alloc of every stream, and what is kept of one connection */
+	uint32_t message_window; /* buf_alloc of the others */
 	uint32_t max_handshakes;
 	bool is_quiet;	    /* no OK line for host programs */
 	uint16_t n_retries; /* how often a guest is asked again that refuses one */
 	uint64_t now;	    /* ms, monotonic; as of this wake-up */
 	uint64_t guest_now; /* ms; stands still while rings 0 and 1 do not run */
+	uint64_t n_looks;   /* every event there was has been noted, so often */
 
 	struct guest_memory memory;
 	struct dirty_log log;
 	struct ring rings[RINGS];
 	struct connections connections;
 	struct buffer_pool pool;
+	bool has_rest; /* some connection's: there is room for one */
 
 	struct orphan orphans[ORPHANS_MAX];
 	uint32_t first_orphan, n_orphans;
@@ -157,6 +163,9 @@ bool device_init(struct device *device, int channel, int epoll);
 
 /* It is now so late: first thing after a wake-up. */
 void device_set_time(struct device *device, uint64_t now);
+
+/* All events that there were at some time since the last call have been noted. */
+void device_note_look(struct device *device);
 
 /* Note what an epoll event says. false when the front is gone or breaks rules. */
 bool device_note_event(struct device *device, uint64_t event, uint32_t epoll_events);
@@ -227,7 +236,23 @@ void to_guest_send(struct device *device, struct connection *connection, uint8_t
 bool to_guest_has_orphan_room(const struct device *device);
 void to_guest_send_orphan_rst(struct device *device, const struct packet_header *header);
 
+/* seqpacket.c: the last parts of a message if it ends with them */
+void seqpacket_write(struct device *device, struct connection *connection,
+		     const struct iovec *parts, size_t n_parts, size_t len, bool ends);
+void seqpacket_flush(struct device *device, struct connection *connection);
+/* Bytes of the buffer that are not the guest's. */
+uint32_t seqpacket_heads(const struct connection *connection);
+/* Can a connection that was handed over be like that? */
+bool seqpacket_is_sound(const struct device *device, const struct connection *connection);
+/* The guest wants no more messages, or is gone. */
+void seqpacket_drop(struct device *device, struct connection *connection);
+
 /* host.c */
+/* buf_alloc of a connection of that type. */
+uint32_t host_window(const struct device *device, uint16_t type);
+/* The host program took so many bytes, or nobody wants them any more. */
+void host_took(struct device *device, struct connection *connection, size_t len);
+void host_turn_deaf(struct device *device, struct connection *connection);
 bool host_watch(struct device *device, struct connection *connection);
 void host_accepted(struct device *device, const Vsockd__Accepted *accepted, int fd);
 /* Another guest's connection: its ports are known. */

@@ -10,15 +10,16 @@
 /* Chains whose payload goes into one write; none is given back before it. */
 #define BATCH_PACKETS 64
 
-/* The stream bytes of one packet, as parts of guest memory. */
+/* The bytes of one packet, as parts of guest memory. */
 struct tx_payload {
 	struct connection *connection; /* NULL: written */
 	size_t first, n_parts, len;    /* of batch.payload[] */
+	bool ends_message;
 };
 
 /*
- * Packets that wait to be given back, in order, and the stream bytes among them,
- * of any connections: each connection's go out in one call. The bytes stay in
+ * Packets that wait to be given back, in order, and the bytes among them, of any
+ * connections: each connection's go out in one call, or each message's. The bytes stay in
  * guest memory until they are written or copied, so the chains stay ours as long.
  */
 struct tx_batch {
@@ -35,10 +36,14 @@ struct tx_batch {
 
 static struct tx_batch batch;
 
-/* All that waits for the connection of packet i, from there on, in one call. */
+/*
+ * All that waits for the connection of packet i, from there on: the bytes of a
+ * stream in one call, messages in one call each.
+ */
 static void write_all(struct device *device, uint32_t i)
 {
 	struct connection *connection = batch.packets[i].connection;
+	bool has_messages = connection->type == PACKET_TYPE_SEQPACKET;
 	size_t n_parts = 0, len = 0;
 
 	for (; i < batch.n_packets; i++) {
@@ -51,8 +56,16 @@ static void write_all(struct device *device, uint32_t i)
 		n_parts += packet->n_parts;
 		len += packet->len;
 		packet->connection = NULL;
+		if (packet->ends_message) {
+			seqpacket_write(device, connection, batch.joined, n_parts, len, true);
+			n_parts = 0;
+			len = 0;
+		}
 	}
-	host_write(device, connection, batch.joined, n_parts, len);
+	if (has_messages && len > 0)
+		seqpacket_write(device, connection, batch.joined, n_parts, len, false);
+	else if (!has_messages)
+		host_write(device, connection, batch.joined, n_parts, len);
 }
 
 static void flush_batch(struct device *device)
@@ -82,6 +95,8 @@ static void drop(struct device *device, uint16_t op)
 static void misbehaved(struct device *device, struct connection *connection, uint16_t op)
 {
 	flush_batch(device); /* bytes before this packet were in order */
+	if (connection->state == CONNECTION_DEAD)
+		return; /* some message among them ended it */
 	control_report(device, REPORT_PEER_MISBEHAVED, connection->host_port,
 		       connection->guest_port, op);
 	host_reset(device, connection);
@@ -107,7 +122,7 @@ static void on_request(struct device *device, const struct packet_header *header
 	connection->guest_port = header->src_port;
 	connection->host_port = header->dst_port;
 	connection->peer_cid = (uint32_t)header->dst_cid; /* is_ours() */
-	credit_init(&connection->credit, device->buffer_size);
+	credit_init(&connection->credit, host_window(device, header->type));
 	credit_update(&connection->credit, header->buf_alloc, header->fwd_cnt);
 	connection_hash(&device->connections, connection);
 	connection->tell |= CONNECTION_TELL_CONNECT;
@@ -171,6 +186,7 @@ static void on_shutdown(struct device *device, struct connection *connection, ui
 		shutdown(connection->fd, SHUT_RD);
 		connection->has_ended = true;
 		connection->early_skip = connection->early_len;
+		seqpacket_drop(device, connection);
 		to_guest_notice(device, connection);
 	}
 	host_shut_write_when_empty(device, connection);
@@ -204,7 +220,8 @@ static void take_credit(struct device *device, struct connection *connection,
 	if (credit->peer_fwd_cnt == before && credit->peer_buf_alloc == buffer_before)
 		return;
 	connection->has_asked_credit = false;
-	if (connection->timer == CONNECTION_TIMER_CREDIT)
+	if (connection->timer == CONNECTION_TIMER_CREDIT ||
+	    connection->timer == CONNECTION_TIMER_MESSAGE)
 		connection_disarm(connection);
 	to_guest_notice(device, connection);
 }
@@ -267,8 +284,9 @@ static void on_unknown_connection(struct device *device, const struct packet_hea
 		to_guest_send_orphan_rst(device, header);
 }
 
-/* A batch has as many places for stream bytes as for chains. */
-static void add_payload(struct connection *connection, const struct chain *chain, uint32_t len)
+/* A batch has as many places for packets as for chains. */
+static void add_payload(struct connection *connection, const struct chain *chain, uint32_t len,
+			bool ends_message)
 {
 	struct tx_payload *packet = &batch.packets[batch.n_packets++];
 
@@ -277,6 +295,7 @@ static void add_payload(struct connection *connection, const struct chain *chain
 	packet->n_parts = packet_slice(chain->parts, chain->n_readable, PACKET_HEADER_LEN, len,
 				       batch.payload + batch.n_payload);
 	packet->len = len;
+	packet->ends_message = ends_message;
 	batch.n_payload += packet->n_parts;
 	batch.n_parts += chain->n_readable;
 }
@@ -284,13 +303,17 @@ static void add_payload(struct connection *connection, const struct chain *chain
 static void on_rw(struct device *device, struct connection *connection, const struct chain *chain,
 		  const struct packet_header *header)
 {
+	/* EOR has no place in a unix socket, see vsockd(8). */
+	bool ends_message =
+		connection->type == PACKET_TYPE_SEQPACKET && (header->flags & PACKET_SEQ_EOM);
+
 	take_credit(device, connection, header);
 	if (!check_rw(device, connection, header->len))
 		return;
 	connection->history.from_guest += header->len;
 	statistics_count(device, COUNTER_FROM_GUEST_BYTES, header->len);
-	if (header->len > 0)
-		add_payload(connection, chain, header->len);
+	if (header->len > 0 || ends_message)
+		add_payload(connection, chain, header->len, ends_message);
 }
 
 /* May a guest live there? The front knows which do. */
@@ -315,7 +338,7 @@ static bool is_ours(struct device *device, const struct packet_header *header)
 			drop(device, header->op);
 		return false;
 	}
-	if (header->type != PACKET_TYPE_STREAM) {
+	if (header->type > PACKET_TYPE_SEQPACKET || !(device->types & 1u << header->type)) {
 		if (header->op != PACKET_OP_RST)
 			to_guest_send_orphan_rst(device, header);
 		return false;
@@ -331,7 +354,7 @@ static void on_packet(struct device *device, const struct chain *chain,
 	if (!is_ours(device, header))
 		return;
 	connection = connection_find(&device->connections, (uint32_t)header->dst_cid,
-				     header->src_port, header->dst_port);
+				     header->src_port, header->dst_port, header->type);
 	if (header->len > PACKET_PAYLOAD_MAX ||
 	    header->len > chain->readable_len - PACKET_HEADER_LEN) {
 		/* Where the next byte of this stream belongs is unknown from here on. */

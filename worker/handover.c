@@ -43,7 +43,7 @@ static const struct field fields[] = {
 	FIELD(ends_in_rst, 1),
 	FIELD(has_asked_credit, 1),
 	FIELD(n_unanswered, UINT8_MAX),
-	FIELD(type, PACKET_TYPE_STREAM),
+	FIELD(type, PACKET_TYPE_SEQPACKET),
 	FIELD(guest_port, UINT32_MAX),
 	FIELD(host_port, UINT32_MAX),
 	FIELD(peer_cid, PACKET_GUEST_CID_MAX),
@@ -62,6 +62,13 @@ static const struct field fields[] = {
 	FIELD(history, 0),
 	FIELD(buffer.skip, BUFFER_CHUNK_LEN - 1),
 	FIELD(buffer.len, UINT32_MAX),
+	FIELD(has_open, 1),
+	FIELD(n_empty, UINT8_MAX),
+	FIELD(n_maybe, UINT8_MAX),
+	FIELD(n_kept, UINT32_MAX),
+	FIELD(open_len, UINT32_MAX),
+	FIELD(rest.skip, BUFFER_CHUNK_LEN - 1),
+	FIELD(rest.len, BUFFER_MESSAGE_MAX),
 };
 #define N_FIELDS (sizeof(fields) / sizeof(fields[0]))
 
@@ -88,7 +95,7 @@ static const struct rule {
 	[CONNECTION_ESTABLISHED] = {true, true, true,
 				    CONNECTION_SEND_RESPONSE | CONNECTION_SEND_CREDIT_UPDATE |
 					    CONNECTION_SEND_CREDIT_REQUEST,
-				    TELL_OPEN, TIMER(CREDIT) | NO_TIMER},
+				    TELL_OPEN, TIMER(CREDIT) | TIMER(MESSAGE) | NO_TIMER},
 	[CONNECTION_CLOSING] = {true, true, true,
 				CONNECTION_SEND_CREDIT_UPDATE | CONNECTION_SEND_CREDIT_REQUEST,
 				TELL_OPEN, TIMER(CLOSING)},
@@ -113,6 +120,11 @@ bool handover_awaits_answer(const struct connection *connection)
 	return (connection->state == CONNECTION_REQUESTED ||
 		connection->state == CONNECTION_ABANDONED) &&
 	       !(connection->tell & CONNECTION_TELL_CONNECT);
+}
+
+uint32_t handover_n_chunks(const struct connection *connection)
+{
+	return buffer_n_chunks(&connection->buffer) + buffer_n_chunks(&connection->rest);
 }
 
 bool handover_is_hashed(const struct connection *connection)
@@ -213,8 +225,11 @@ static bool is_sound(const struct device *device, const struct connection *conne
 		return false;
 	if (!(rule->has_socket && rule->has_credit) && connection->buffer.len > 0)
 		return false;
+	if (!seqpacket_is_sound(device, connection))
+		return false;
 	return !rule->has_credit ||
-	       credit_is_sound(&connection->credit, device->buffer_size, connection->buffer.len);
+	       credit_is_sound(&connection->credit, host_window(device, connection->type),
+			       connection->buffer.len - seqpacket_heads(connection));
 }
 
 bool handover_get_record(const struct device *device, struct connection *connection,

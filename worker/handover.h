@@ -96,6 +96,8 @@ bool handover_get_record(const struct device *device, struct connection *connect
 bool handover_has_socket(const struct connection *connection);
 bool handover_has_endpoint(const struct connection *connection);
 bool handover_awaits_answer(const struct connection *connection);
+/* Of its buffer, then of the rest of a message. */
+uint32_t handover_n_chunks(const struct connection *connection);
 /* Found by its ports. */
 bool handover_is_hashed(const struct connection *connection);
 

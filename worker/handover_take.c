@@ -23,7 +23,8 @@ static int replace_pool(struct device *device, uint64_t size, int fd)
 	uint64_t own_len = (uint64_t)pool->n_chunks * BUFFER_CHUNK_LEN;
 	void *own = pool->start, *start;
 
-	if (size < buffer_pool_len(device->connections.n_allowed, device->buffer_size))
+	if (size < buffer_pool_len(device->connections.n_allowed, device->buffer_size) +
+			   BUFFER_MESSAGE_MAX)
 		return -ENOSPC;
 	start = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_NORESERVE, fd, 0);
 	if (start == MAP_FAILED)
@@ -109,14 +110,18 @@ static bool read_record(struct device *device)
 		return false;
 	if (handover_is_hashed(connection)) {
 		if (connection_find(connections, connection->peer_cid, connection->guest_port,
-				    connection->host_port))
+				    connection->host_port, connection->type))
 			return false;
 		connection_hash(connections, connection);
 	}
 	connections->n_handshakes += connection->state == CONNECTION_HANDSHAKE;
 	/* An entry for each socket that the front counts: so many others, and no more. */
 	handover->n_bare += !handover->has_endpoint && !handover->awaits_answer;
-	handover->n_chunks = buffer_n_chunks(&connection->buffer);
+	handover->n_chunks = handover_n_chunks(connection);
+	/* There is room for one in the pool. */
+	if (connection->rest.len > 0 && device->has_rest)
+		return false;
+	device->has_rest |= connection->rest.len > 0;
 	return handover->n_bare <= connections->n_allowed &&
 	       connections->n_handshakes <= device->max_handshakes;
 }
@@ -167,12 +172,18 @@ static bool take_chunk(struct device *device, uint32_t chunk)
 {
 	struct handover *handover = &device->handover;
 	struct buffer *buffer;
+	uint32_t n_of_rest, n_left;
 
 	if (!handover->connection || handover->n_chunks == 0)
 		return false;
-	buffer = &handover->connection->buffer;
-	if (!buffer_adopt_chunk(&device->pool, buffer,
-				handover->n_chunks == buffer_n_chunks(buffer), chunk))
+	n_of_rest = buffer_n_chunks(&handover->connection->rest);
+	buffer = &handover->connection->rest;
+	n_left = handover->n_chunks;
+	if (n_left > n_of_rest) {
+		buffer = &handover->connection->buffer;
+		n_left -= n_of_rest;
+	}
+	if (!buffer_adopt_chunk(&device->pool, buffer, n_left == buffer_n_chunks(buffer), chunk))
 		return false;
 	handover->n_chunks--;
 	return true;

@@ -142,15 +142,18 @@ static int tell_record(struct device *device, const struct connection *connectio
 static int tell_chunks(struct device *device, const struct connection *connection)
 {
 	struct handover *handover = &device->handover;
-	uint32_t n_all = buffer_n_chunks(&connection->buffer);
+	uint32_t n_of_buffer = buffer_n_chunks(&connection->buffer);
+	uint32_t n_all = handover_n_chunks(connection);
 
 	while (handover->n_chunks < n_all) {
 		uint32_t items[HANDOVER_LIST_MAX], n = 0, chunk = handover->chunk;
 		int r;
 
-		if (handover->n_chunks == 0)
-			chunk = connection->buffer.first;
 		while (n < HANDOVER_LIST_MAX && handover->n_chunks + n < n_all) {
+			if (handover->n_chunks + n == 0 && n_of_buffer > 0)
+				chunk = connection->buffer.first;
+			else if (handover->n_chunks + n == n_of_buffer)
+				chunk = connection->rest.first;
 			items[n++] = chunk;
 			chunk = buffer_chunk_behind(&device->pool, chunk);
 		}

@@ -53,6 +53,7 @@ static void release_socket(struct device *device, struct connection *connection)
 	connection->fd = -1;
 	if (connection->buffer.len > 0)
 		buffer_consume(&device->pool, &connection->buffer, connection->buffer.len);
+	seqpacket_drop(device, connection);
 	connection->tell |= CONNECTION_TELL_CLOSED;
 }
 
@@ -90,14 +91,20 @@ void host_drain(struct device *device, struct connection *connection, bool with_
 	connection->due = 0;
 	if (with_rst)
 		to_guest_send(device, connection, CONNECTION_SEND_RST);
-	if (connection->buffer.len == 0) {
+	if (!connection_has_unsent(connection)) {
 		host_close(device, connection);
 		return;
 	}
+	seqpacket_drop(device, connection);
 	connection_unhash(&device->connections, connection);
 	connection->state = CONNECTION_DRAINING;
 	connection->guest_shutdown = PACKET_SHUTDOWN_BOTH;
 	device_arm(device, connection, CONNECTION_TIMER_DRAINING);
+}
+
+uint32_t host_window(const struct device *device, uint16_t type)
+{
+	return type == PACKET_TYPE_SEQPACKET ? device->message_window : device->buffer_size;
 }
 
 static void request(struct device *device, struct connection *connection, uint32_t guest_port)
@@ -109,7 +116,7 @@ static void request(struct device *device, struct connection *connection, uint32
 	connection->guest_port = guest_port;
 	connection->host_port = connection_next_port(&device->connections, guest_port);
 	connection->n_retries = device->n_retries;
-	credit_init(&connection->credit, device->buffer_size);
+	credit_init(&connection->credit, host_window(device, connection->type));
 	connection_hash(&device->connections, connection);
 	connection->tell |= CONNECTION_TELL_OPENED;
 	link_append(&device->connections.tell, &connection->tell_link);
@@ -129,7 +136,7 @@ void host_accepted(struct device *device, const Vsockd__Accepted *accepted, int 
 	connection->is_from_host = true;
 	connection->history.since = device->now;
 	connection->is_quiet = device->is_quiet || accepted->is_direct;
-	connection->type = PACKET_TYPE_STREAM;
+	connection->type = (uint16_t)accepted->type;
 	device->connections.n_handshakes++;
 	if (device->connections.n_handshakes > device->max_handshakes) {
 		statistics_count(device, COUNTER_HANDSHAKE_LIMITED, 1);
@@ -154,8 +161,9 @@ void host_accepted(struct device *device, const Vsockd__Accepted *accepted, int 
  */
 static bool make_way(struct device *device, const Vsockd__Accepted *accepted)
 {
-	struct connection *old = connection_find(&device->connections, accepted->cid,
-						 accepted->guest_port, accepted->port);
+	struct connection *old =
+		connection_find(&device->connections, accepted->cid, accepted->guest_port,
+				accepted->port, (uint16_t)accepted->type);
 
 	if (!old)
 		return true;
@@ -185,11 +193,12 @@ void host_accepted_sibling(struct device *device, const Vsockd__Accepted *accept
 	connection->peer_cid = accepted->cid;
 	connection->guest_port = accepted->guest_port;
 	connection->host_port = accepted->port;
-	if (!has_way || !host_watch(device, connection)) {
+	if (!has_way || !(device->types & 1u << connection->type) ||
+	    !host_watch(device, connection)) {
 		host_close(device, connection);
 		return;
 	}
-	credit_init(&connection->credit, device->buffer_size);
+	credit_init(&connection->credit, host_window(device, connection->type));
 	connection_hash(&device->connections, connection);
 	to_guest_send(device, connection, CONNECTION_SEND_REQUEST);
 }
@@ -197,7 +206,8 @@ void host_accepted_sibling(struct device *device, const Vsockd__Accepted *accept
 void host_peer_reset(struct device *device, const Vsockd__PeerReset *reset)
 {
 	struct connection *connection =
-		connection_find(&device->connections, reset->cid, reset->guest_port, reset->port);
+		connection_find(&device->connections, reset->cid, reset->guest_port, reset->port,
+				(uint16_t)reset->type);
 
 	/* It may have ended meanwhile, and another one have its name. */
 	if (!connection || connection->fd < 0 || connection->endpoint != reset->endpoint)
@@ -254,15 +264,25 @@ void host_handshake_failed(struct device *device, struct connection *connection,
 		host_close(device, connection);
 }
 
+/* A message is the line or it is not: it comes in one piece, and nothing behind it. */
+static bool is_whole_line(const struct connection *connection, size_t len, size_t line_len)
+{
+	return connection->type != PACKET_TYPE_SEQPACKET || len == line_len;
+}
+
 void host_read_handshake(struct device *device, struct connection *connection)
 {
-	struct iovec room = {connection->early + connection->early_len,
-			     sizeof(connection->early) - connection->early_len};
+	uint8_t surplus; /* shows that a message is too long */
+	struct iovec room[] = {
+		{connection->early + connection->early_len,
+		 sizeof(connection->early) - connection->early_len},
+		{&surplus, connection->type == PACKET_TYPE_SEQPACKET},
+	};
 	uint32_t guest_port;
 	size_t line_len;
 	ssize_t n;
 
-	n = readv(connection->fd, &room, 1);
+	n = readv(connection->fd, room, 2);
 	if (n < 0 && errno == EAGAIN) {
 		connection->is_readable = false;
 		return;
@@ -274,14 +294,19 @@ void host_read_handshake(struct device *device, struct connection *connection)
 	connection->early_len = (uint8_t)(connection->early_len + n);
 	switch (handshake_parse(connection->early, connection->early_len, &guest_port, &line_len)) {
 	case 0:
+		if (!is_whole_line(connection, connection->early_len, line_len))
+			break;
 		connection->early_skip = (uint8_t)line_len;
 		request(device, connection, guest_port);
 		return;
 	case HANDSHAKE_E_INCOMPLETE:
+		if (connection->type == PACKET_TYPE_SEQPACKET)
+			break;
 		return;
 	default:
-		host_handshake_failed(device, connection, REPORT_HANDSHAKE_MALFORMED);
+		break;
 	}
+	host_handshake_failed(device, connection, REPORT_HANDSHAKE_MALFORMED);
 }
 
 void host_answer(struct device *device, struct connection *connection)
@@ -350,7 +375,7 @@ void host_refused(struct device *device, struct connection *connection)
  * The host program reads no more, but what it wrote before may wait to be read:
  * the guest is told that its bytes are not wanted, nothing else ends.
  */
-static void turn_deaf(struct device *device, struct connection *connection)
+void host_turn_deaf(struct device *device, struct connection *connection)
 {
 	uint32_t unread = connection->buffer.len;
 
@@ -361,8 +386,10 @@ static void turn_deaf(struct device *device, struct connection *connection)
 	connection->is_deaf = true;
 	if (unread > 0) {
 		buffer_consume(&device->pool, &connection->buffer, unread);
-		credit_forwarded(&connection->credit, unread);
+		credit_forwarded(&connection->credit, unread - seqpacket_heads(connection));
 	}
+	connection->n_kept = 0;
+	connection->has_open = false;
 	to_guest_notice(device, connection);
 }
 
@@ -380,7 +407,7 @@ static ssize_t write_parts(struct connection *connection, const struct iovec *pa
 	return errno == EINTR ? 0 : -1;
 }
 
-static void took(struct device *device, struct connection *connection, size_t len)
+void host_took(struct device *device, struct connection *connection, size_t len)
 {
 	credit_forwarded(&connection->credit, (uint32_t)len);
 	if (connection->state == CONNECTION_ESTABLISHED && credit_wants_update(&connection->credit))
@@ -390,14 +417,14 @@ static void took(struct device *device, struct connection *connection, size_t le
 void host_shut_write_when_empty(struct device *device, struct connection *connection)
 {
 	(void)device;
-	if (!(connection->guest_shutdown & PACKET_SHUTDOWN_SEND) || connection->buffer.len > 0 ||
-	    connection->has_shut_write || connection->fd < 0)
+	if (!(connection->guest_shutdown & PACKET_SHUTDOWN_SEND) ||
+	    connection_has_unsent(connection) || connection->has_shut_write || connection->fd < 0)
 		return;
 	connection->has_shut_write = true;
 	shutdown(connection->fd, SHUT_WR);
 }
 
-void host_flush(struct device *device, struct connection *connection)
+static void flush_stream(struct device *device, struct connection *connection)
 {
 	struct iovec parts[64];
 
@@ -406,13 +433,21 @@ void host_flush(struct device *device, struct connection *connection)
 		ssize_t n = write_parts(connection, parts, n_parts);
 
 		if (n < 0) {
-			turn_deaf(device, connection);
+			host_turn_deaf(device, connection);
 			return;
 		}
 		buffer_consume(&device->pool, &connection->buffer, (uint32_t)n);
-		took(device, connection, (size_t)n);
+		host_took(device, connection, (size_t)n);
 	}
-	if (connection->buffer.len > 0 || connection->fd < 0)
+}
+
+void host_flush(struct device *device, struct connection *connection)
+{
+	if (connection->type == PACKET_TYPE_SEQPACKET)
+		seqpacket_flush(device, connection);
+	else
+		flush_stream(device, connection);
+	if (connection_has_unsent(connection) || connection->fd < 0)
 		return;
 	if (connection->state == CONNECTION_DRAINING)
 		host_close(device, connection);
@@ -440,7 +475,7 @@ void host_write(struct device *device, struct connection *connection, struct iov
 	size_t first = 0, written = 0;
 
 	if (connection->is_deaf) {
-		took(device, connection, len);
+		host_took(device, connection, len);
 		return;
 	}
 	/* Bytes that wait go first. */
@@ -448,13 +483,13 @@ void host_write(struct device *device, struct connection *connection, struct iov
 		ssize_t n = write_parts(connection, parts + first, n_parts - first);
 
 		if (n < 0) {
-			turn_deaf(device, connection);
-			took(device, connection, len - written);
+			host_turn_deaf(device, connection);
+			host_took(device, connection, len - written);
 			return;
 		}
 		first += skip_parts(parts + first, n_parts - first, (size_t)n);
 		written += (size_t)n;
-		took(device, connection, (size_t)n);
+		host_took(device, connection, (size_t)n);
 	}
 	/* The pool holds buf_alloc for each connection, and no more was accepted. */
 	if (written < len &&

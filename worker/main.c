@@ -136,6 +136,8 @@ static bool serve_once(int timeout_ms, bool *ret_has_more)
 	for (int i = 0; i < n; i++)
 		if (!device_note_event(&device, events[i].data.u64, events[i].events))
 			is_attached = false;
+	if (n >= 0 && n < EVENTS_MAX)
+		device_note_look(&device);
 	*ret_has_more = device_pump(&device);
 	return is_attached && control_flush(&device);
 }

@@ -42,6 +42,15 @@ enum packet_op {
 #define PACKET_SHUTDOWN_SEND	2u
 #define PACKET_SHUTDOWN_BOTH	3u
 
+/* Flags of RW: the last packet of a message, and the end of a record. */
+#define PACKET_SEQ_EOM 1u
+#define PACKET_SEQ_EOR 2u
+
+/* Bits of the device's own features (virtio 1.3, 5.10.3). */
+#define PACKET_F_STREAM		   (UINT64_C(1) << 0)
+#define PACKET_F_SEQPACKET	   (UINT64_C(1) << 1)
+#define PACKET_F_NO_IMPLIED_STREAM (UINT64_C(1) << 2)
+
 struct packet_header {
 	uint64_t src_cid;
 	uint64_t dst_cid;

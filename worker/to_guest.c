@@ -3,7 +3,7 @@
 #include <limits.h>
 #include <string.h>
 
-#include "worker/device.h"
+#include "worker/to_guest.h"
 
 /* Packets in one round, over all connections: the tx ring gets its turn. */
 #define ROUND_PACKETS 256
@@ -20,16 +20,10 @@
  */
 #define UNANSWERED_MAX (1000 / CONNECTION_CREDIT_MS)
 
-enum served {
-	SERVED,		/* nothing is due, or it waits for something else than buffers */
-	SERVED_STARVED, /* no rx buffer */
-	SERVED_MORE,	/* its turn is over */
-};
-
 /* What one readv() fills: chains in order, and the parts behind their headers. */
 struct rx_batch {
-	struct chain chains[TURN_PACKETS];
-	uint32_t room[TURN_PACKETS]; /* payload bytes that fit the chain */
+	struct chain chains[ROUND_PACKETS];
+	uint32_t room[ROUND_PACKETS]; /* payload bytes that fit the chain */
 	uint32_t n_chains;
 	size_t n_parts;	  /* used of parts[] */
 	size_t n_payload; /* used of payload[] */
@@ -109,7 +103,7 @@ static void put_header(struct device *device, const struct chain *chain,
 	give_back(&device->rings[RING_RX], chain->head, PACKET_HEADER_LEN + header->len);
 }
 
-static bool send_control(struct device *device, struct connection *connection, enum packet_op op,
+bool to_guest_send_empty(struct device *device, struct connection *connection, enum packet_op op,
 			 uint32_t flags)
 {
 	struct packet_header header;
@@ -176,9 +170,9 @@ static bool send_orphans(struct device *device)
 
 /* One data packet in a chain whose payload is in place. */
 static void finish_packet(struct device *device, struct connection *connection,
-			  const struct chain *chain, uint32_t len)
+			  const struct chain *chain, uint32_t len, uint32_t flags)
 {
-	struct packet_header header = make_header(device, connection, PACKET_OP_RW, len, 0);
+	struct packet_header header = make_header(device, connection, PACKET_OP_RW, len, flags);
 
 	credit_sent(&connection->credit, len);
 	connection->history.to_guest += len;
@@ -186,22 +180,21 @@ static void finish_packet(struct device *device, struct connection *connection,
 	put_header(device, chain, &header);
 }
 
-/* How many packets the guest's own accounting bears, see credit.h. */
-static uint32_t packet_credit(const struct connection *connection)
+uint32_t to_guest_packet_credit(const struct connection *connection)
 {
 	if (connection->n_unanswered >= UNANSWERED_MAX)
 		return UINT32_MAX;
 	return credit_packets(&connection->credit);
 }
 
-static void ask_credit(struct device *device, struct connection *connection)
+void to_guest_ask_credit(struct device *device, struct connection *connection)
 {
 	if (!connection->has_asked_credit) {
 		connection->has_asked_credit = true;
 		connection->due |= CONNECTION_SEND_CREDIT_REQUEST;
 	}
 	/* Bytes that are consumed are announced by themselves, packets are not. */
-	if (credit_bytes(&connection->credit) > 0 && packet_credit(connection) == 0 &&
+	if (credit_bytes(&connection->credit) > 0 && to_guest_packet_credit(connection) == 0 &&
 	    connection->timer != CONNECTION_TIMER_CREDIT)
 		device_arm(device, connection, CONNECTION_TIMER_CREDIT);
 }
@@ -221,9 +214,9 @@ static enum served send_early(struct device *device, struct connection *connecti
 		size_t n_parts;
 
 		len = least(len, credit_bytes(&connection->credit));
-		if (len == 0 || packet_credit(connection) == 0) {
+		if (len == 0 || to_guest_packet_credit(connection) == 0) {
 			statistics_count(device, COUNTER_CREDIT_STALLS, 1);
-			ask_credit(device, connection);
+			to_guest_ask_credit(device, connection);
 			return SERVED;
 		}
 		if (!pop_chain(device, batch.parts, &chain))
@@ -241,7 +234,7 @@ static enum served send_early(struct device *device, struct connection *connecti
 			bytes += batch.payload[i].iov_len;
 		}
 		connection->early_skip = (uint8_t)(connection->early_skip + len);
-		finish_packet(device, connection, &chain, len);
+		finish_packet(device, connection, &chain, len, 0);
 	}
 	return SERVED;
 }
@@ -251,7 +244,7 @@ static enum served send_early(struct device *device, struct connection *connecti
  * given back in order, so one that is no use ends the batch unless it is the
  * first. 0 when nothing was added.
  */
-static uint32_t add_chain(struct device *device, uint32_t len)
+static uint32_t add_chain(struct device *device, uint32_t len, size_t n_parts_max)
 {
 	struct ring *ring = &device->rings[RING_RX];
 	struct chain *chain = &batch.chains[batch.n_chains];
@@ -278,8 +271,8 @@ static uint32_t add_chain(struct device *device, uint32_t len)
 	n_payload = packet_slice(chain->parts, chain->n_writable, PACKET_HEADER_LEN, len,
 				 batch.payload + batch.n_payload);
 	/* One readv() takes so many parts; a chain of more takes fewer bytes. */
-	if (n_payload > IOV_MAX - batch.n_payload)
-		n_payload = IOV_MAX - batch.n_payload;
+	if (n_payload > n_parts_max - batch.n_payload)
+		n_payload = n_parts_max - batch.n_payload;
 	for (size_t i = 0; i < n_payload; i++)
 		room += (uint32_t)batch.payload[batch.n_payload + i].iov_len;
 	if (room == 0) {
@@ -292,39 +285,47 @@ static uint32_t add_chain(struct device *device, uint32_t len)
 	return room;
 }
 
+struct to_guest_room to_guest_fetch(struct device *device, uint32_t n_chains, size_t n_parts,
+				    uint32_t len)
+{
+	uint32_t total = 0;
+
+	batch.n_chains = 0;
+	batch.n_parts = 0;
+	batch.n_payload = 0;
+	while (batch.n_chains < n_chains && total < len) {
+		uint32_t room = add_chain(device, len - total, n_parts);
+
+		if (room == 0)
+			break;
+		total += room;
+	}
+	return (struct to_guest_room){batch.payload, batch.n_payload, total};
+}
+
 /* Fetch chains for one read: as many as credit, fairness and experience say. */
 static uint32_t fill_batch(struct device *device, const struct connection *connection)
 {
 	uint32_t bytes = least(credit_bytes(&connection->credit), TURN_BYTES);
 	bool is_alone = link_is_empty(&device->connections.ready);
 	uint32_t turn = is_alone ? TURN_PACKETS : SHARED_TURN_PACKETS;
-	uint32_t packets = least(packet_credit(connection), least(connection->read_ahead, turn));
-	uint32_t total = 0;
+	uint32_t packets =
+		least(to_guest_packet_credit(connection), least(connection->read_ahead, turn));
 
-	batch.n_chains = 0;
-	batch.n_parts = 0;
-	batch.n_payload = 0;
-	while (batch.n_chains < packets && total < bytes) {
-		uint32_t room = add_chain(device, bytes - total);
-
-		if (room == 0)
-			break;
-		total += room;
-	}
-	return total;
+	return to_guest_fetch(device, packets, IOV_MAX, bytes).len;
 }
 
-/* Headers for what was read; chains that stayed empty are fetched again later. */
-static void finish_batch(struct device *device, struct connection *connection, uint32_t len)
+void to_guest_send_fetched(struct device *device, struct connection *connection, uint32_t len,
+			   uint32_t flags)
 {
 	uint32_t n_used = 0;
 
 	while (len > 0) {
 		uint32_t n = least(len, batch.room[n_used]);
 
-		finish_packet(device, connection, &batch.chains[n_used], n);
-		n_used++;
 		len -= n;
+		finish_packet(device, connection, &batch.chains[n_used], n, len == 0 ? flags : 0);
+		n_used++;
 	}
 	ring_unpop(&device->rings[RING_RX], (uint16_t)(batch.n_chains - n_used));
 	batch.n_chains = n_used;
@@ -357,9 +358,9 @@ static enum served read_stream(struct device *device, struct connection *connect
 	uint32_t room;
 	ssize_t n;
 
-	if (credit_bytes(&connection->credit) == 0 || packet_credit(connection) == 0) {
+	if (credit_bytes(&connection->credit) == 0 || to_guest_packet_credit(connection) == 0) {
 		statistics_count(device, COUNTER_CREDIT_STALLS, 1);
-		ask_credit(device, connection);
+		to_guest_ask_credit(device, connection);
 		return SERVED;
 	}
 	room = fill_batch(device, connection);
@@ -367,11 +368,11 @@ static enum served read_stream(struct device *device, struct connection *connect
 		return SERVED_STARVED;
 
 	n = readv(connection->fd, batch.payload, (int)batch.n_payload);
-	finish_batch(device, connection, n > 0 ? (uint32_t)n : 0);
+	to_guest_send_fetched(device, connection, n > 0 ? (uint32_t)n : 0, 0);
 	if (n > 0) {
 		learn_read_ahead(connection, (uint32_t)n == room);
 		if (credit_runs_low(&connection->credit))
-			ask_credit(device, connection);
+			to_guest_ask_credit(device, connection);
 		return SERVED_MORE;
 	}
 	if (n < 0 && errno == EAGAIN)
@@ -391,7 +392,7 @@ static enum served send_shutdown(struct device *device, struct connection *conne
 		flags |= PACKET_SHUTDOWN_RECEIVE;
 	if (flags == connection->our_shutdown)
 		return SERVED;
-	if (!send_control(device, connection, PACKET_OP_SHUTDOWN, flags))
+	if (!to_guest_send_empty(device, connection, PACKET_OP_SHUTDOWN, flags))
 		return SERVED_STARVED;
 	connection->our_shutdown = flags;
 	if (flags == PACKET_SHUTDOWN_BOTH) {
@@ -406,10 +407,23 @@ static bool send_due(struct device *device, struct connection *connection, uint8
 {
 	if (!(connection->due & due))
 		return true;
-	if (!send_control(device, connection, op, 0))
+	if (!to_guest_send_empty(device, connection, op, 0))
 		return false;
 	connection->due &= (uint8_t)~due;
 	return true;
+}
+
+static enum served serve_bytes(struct device *device, struct connection *connection)
+{
+	enum served served;
+
+	if (connection->type == PACKET_TYPE_SEQPACKET)
+		return seqpacket_serve(device, connection);
+	served = send_early(device, connection);
+	if (connection->early_skip == connection->early_len && connection->is_readable &&
+	    !connection->has_ended)
+		served = read_stream(device, connection);
+	return served;
 }
 
 static enum served serve_established(struct device *device, struct connection *connection)
@@ -418,10 +432,7 @@ static enum served serve_established(struct device *device, struct connection *c
 
 	if (!send_due(device, connection, CONNECTION_SEND_RESPONSE, PACKET_OP_RESPONSE))
 		return SERVED_STARVED;
-	served = send_early(device, connection);
-	if (connection->early_skip == connection->early_len && connection->is_readable &&
-	    !connection->has_ended)
-		served = read_stream(device, connection);
+	served = serve_bytes(device, connection);
 	if (connection->state != CONNECTION_ESTABLISHED)
 		return SERVED; /* the host program reset it */
 	if (served == SERVED)
@@ -492,7 +503,7 @@ static enum served serve(struct device *device, struct connection *connection)
 	}
 }
 
-static bool run_round(struct device *device)
+static bool run_round(struct device *device, struct link *later)
 {
 	struct link *list = &device->connections.ready;
 	struct ring *ring = &device->rings[RING_RX];
@@ -517,6 +528,8 @@ static bool run_round(struct device *device)
 			link_prepend(list, &connection->ready_link);
 		else if (served == SERVED_MORE)
 			link_append(list, &connection->ready_link);
+		else if (served == SERVED_LATER)
+			link_append(later, &connection->ready_link);
 		if (served == SERVED_STARVED && !ring_has_chains(ring)) {
 			statistics_count(device, COUNTER_RX_STARVED, 1);
 			return false;
@@ -529,10 +542,19 @@ static bool run_round(struct device *device)
 
 bool to_guest_run(struct device *device)
 {
+	struct link later;
 	bool has_more;
 
+	link_init(&later);
 	ring_disable_kicks(&device->rings[RING_RX]);
-	has_more = run_round(device);
+	has_more = run_round(device, &later);
+	while (!link_is_empty(&later)) {
+		struct link *link = later.next;
+
+		link_remove(link);
+		link_append(&device->connections.ready, link);
+		has_more = true;
+	}
 	ring_publish(&device->rings[RING_RX]);
 	n_unpublished = 0;
 	n_given_back = 0;

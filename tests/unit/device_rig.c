@@ -40,7 +40,8 @@ void rig_start_device(struct device *device, int *ret_front, int *ret_epoll, int
 	void *pool;
 
 	memset(device, 0, sizeof(*device));
-	pool_len = buffer_pool_len(options->n_connections, options->buffer_size);
+	pool_len =
+		buffer_pool_len(options->n_connections, options->buffer_size) + BUFFER_MESSAGE_MAX;
 	*ret_pool = memfd_create("connections", MFD_CLOEXEC);
 	assert_true(*ret_pool >= 0);
 	assert_int_equal(ftruncate(*ret_pool, (off_t)pool_len), 0);
@@ -71,6 +72,7 @@ static void assign(void)
 	assign.max_connections = options->n_connections;
 	assign.max_handshakes = options->n_handshakes;
 	assign.first_port = 0x12345678;
+	assign.message_size = options->message_size;
 	envelope.body_case = VSOCKD__ENVELOPE__BODY_ASSIGN;
 	envelope.assign = &assign;
 	assert_int_equal(rig_command(&envelope, -1), 0);
@@ -120,6 +122,7 @@ void rig_start(const struct rig_options *options)
 	chosen.n_connections = chosen.n_connections ? chosen.n_connections : 16;
 	chosen.n_handshakes = chosen.n_handshakes ? chosen.n_handshakes : 8;
 	chosen.buffer_size = chosen.buffer_size ? chosen.buffer_size : 64 * 1024;
+	chosen.message_size = chosen.message_size ? chosen.message_size : 200 * 1024;
 	chosen.num = chosen.num ? chosen.num : 128;
 
 	signal(SIGPIPE, SIG_IGN); /* as policy_enter() leaves it to a worker */
@@ -216,6 +219,8 @@ static void run_until_done(void)
 		for (int k = 0; k < n; k++)
 			rig.is_attached &= device_note_event(&rig.device, events[k].data.u64,
 							     events[k].events);
+		if (n < EVENTS_MAX)
+			device_note_look(&rig.device);
 		has_more = device_pump(&rig.device);
 		rig.is_attached &= control_flush(&rig.device);
 		rig_collect();
@@ -530,6 +535,11 @@ void rig_reset(void)
 	assert_int_equal(rig_command(&envelope, -1), 0);
 }
 
+static uint16_t type_of(const struct rig_peer *peer)
+{
+	return peer->type ? peer->type : PACKET_TYPE_STREAM;
+}
+
 uint32_t rig_endpoint_of(int worker)
 {
 	uint32_t endpoint = rig.n_endpoints++;
@@ -539,24 +549,26 @@ uint32_t rig_endpoint_of(int worker)
 	return endpoint;
 }
 
-uint32_t rig_endpoint(int *ret_host, int *ret_worker)
+uint32_t rig_endpoint(uint16_t type, int *ret_host, int *ret_worker)
 {
+	int socket_type = type == PACKET_TYPE_SEQPACKET ? SOCK_SEQPACKET : SOCK_STREAM;
 	int pair[2];
 
-	assert_int_equal(socketpair(AF_UNIX, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0, pair),
+	assert_int_equal(socketpair(AF_UNIX, socket_type | SOCK_NONBLOCK | SOCK_CLOEXEC, 0, pair),
 			 0);
 	*ret_host = pair[0];
 	*ret_worker = pair[1];
 	return rig_endpoint_of(pair[1]);
 }
 
-static uint32_t accept_host(int *ret_host, bool is_direct, uint32_t guest_port)
+static uint32_t accept_host(uint16_t type, int *ret_host, bool is_direct, uint32_t guest_port)
 {
 	Vsockd__Accepted accepted = VSOCKD__ACCEPTED__INIT;
 	Vsockd__Envelope envelope = VSOCKD__ENVELOPE__INIT;
 	int worker;
 
-	accepted.endpoint = rig_endpoint(ret_host, &worker);
+	accepted.endpoint = rig_endpoint(type, ret_host, &worker);
+	accepted.type = type;
 	accepted.cid = PACKET_HOST_CID;
 	accepted.is_direct = is_direct;
 	accepted.guest_port = guest_port;
@@ -568,12 +580,17 @@ static uint32_t accept_host(int *ret_host, bool is_direct, uint32_t guest_port)
 
 uint32_t rig_accept(int *ret_host)
 {
-	return accept_host(ret_host, false, 0);
+	return accept_host(PACKET_TYPE_STREAM, ret_host, false, 0);
+}
+
+uint32_t rig_accept_of(uint16_t type, int *ret_host)
+{
+	return accept_host(type, ret_host, false, 0);
 }
 
 uint32_t rig_accept_direct(int *ret_host, uint32_t guest_port)
 {
-	return accept_host(ret_host, true, guest_port);
+	return accept_host(PACKET_TYPE_STREAM, ret_host, true, guest_port);
 }
 
 void rig_sibling_asks(struct rig_peer *peer)
@@ -582,11 +599,11 @@ void rig_sibling_asks(struct rig_peer *peer)
 	Vsockd__Envelope envelope = VSOCKD__ENVELOPE__INIT;
 	int worker;
 
-	accepted.endpoint = rig_endpoint(&peer->host, &worker);
+	accepted.endpoint = rig_endpoint(type_of(peer), &peer->host, &worker);
 	accepted.cid = peer->cid;
 	accepted.port = peer->host_port;
 	accepted.guest_port = peer->guest_port;
-	accepted.type = PACKET_TYPE_STREAM;
+	accepted.type = type_of(peer);
 	envelope.body_case = VSOCKD__ENVELOPE__BODY_ACCEPTED;
 	envelope.accepted = &accepted;
 	rig_post(&envelope, worker);
@@ -603,7 +620,7 @@ void rig_peer_reset(const struct rig_peer *peer)
 	reset.cid = peer->cid;
 	reset.port = peer->host_port;
 	reset.guest_port = peer->guest_port;
-	reset.type = PACKET_TYPE_STREAM;
+	reset.type = type_of(peer);
 	envelope.body_case = VSOCKD__ENVELOPE__BODY_PEER_RESET;
 	envelope.peer_reset = &reset;
 	rig_post(&envelope, -1);
@@ -627,7 +644,7 @@ void rig_connected(struct rig_peer *peer)
 {
 	int worker;
 
-	peer->endpoint = rig_endpoint(&peer->host, &worker);
+	peer->endpoint = rig_endpoint(type_of(peer), &peer->host, &worker);
 	answer_connect(peer, 0, worker, false);
 }
 
@@ -822,9 +839,11 @@ const struct rig_packet *rig_expect(const struct rig_peer *peer, enum packet_op 
 	assert_int_equal(packet.header.src_cid, cid_of(peer));
 	assert_int_equal(packet.header.src_port, peer->host_port);
 	assert_int_equal(packet.header.dst_port, peer->guest_port);
-	assert_int_equal(packet.header.type, PACKET_TYPE_STREAM);
+	assert_int_equal(packet.header.type, type_of(peer));
 	if (op != PACKET_OP_RST)
-		assert_int_equal(packet.header.buf_alloc, rig.device.buffer_size);
+		assert_int_equal(packet.header.buf_alloc, type_of(peer) == PACKET_TYPE_STREAM
+								  ? rig.device.buffer_size
+								  : rig.device.message_window);
 	return &packet;
 }
 
@@ -865,7 +884,7 @@ struct packet_header rig_header(const struct rig_peer *peer, enum packet_op op)
 		.dst_cid = cid_of(peer),
 		.src_port = peer->guest_port,
 		.dst_port = peer->host_port,
-		.type = PACKET_TYPE_STREAM,
+		.type = type_of(peer),
 		.op = (uint16_t)op,
 		.buf_alloc = peer->buf_alloc,
 		.fwd_cnt = peer->fwd_cnt,
@@ -880,24 +899,26 @@ void rig_say(const struct rig_peer *peer, enum packet_op op, uint32_t flags)
 	rig_send(&header, NULL);
 }
 
-void rig_rw(const struct rig_peer *peer, const void *bytes, uint32_t len)
+void rig_rw_flags(const struct rig_peer *peer, const void *bytes, uint32_t len, uint32_t flags)
 {
 	struct packet_header header = rig_header(peer, PACKET_OP_RW);
 
 	header.len = len;
-	rig_send(&header, bytes);
+	header.flags = flags;
+	rig_send(&header, len > 0 ? bytes : NULL);
 }
 
-struct rig_peer rig_ask(uint32_t guest_port, uint32_t host_port)
+void rig_rw(const struct rig_peer *peer, const void *bytes, uint32_t len)
 {
-	return rig_ask_sibling(guest_port, PACKET_HOST_CID, host_port);
+	rig_rw_flags(peer, bytes, len, 0);
 }
 
-struct rig_peer rig_ask_sibling(uint32_t guest_port, uint32_t cid, uint32_t host_port)
+static struct rig_peer ask(uint16_t type, uint32_t guest_port, uint32_t cid, uint32_t host_port)
 {
 	struct rig_peer peer = {
 		.host = -1,
 		.cid = cid,
+		.type = type,
 		.guest_port = guest_port,
 		.host_port = host_port,
 		.buf_alloc = RIG_GUEST_BUFFER,
@@ -908,30 +929,52 @@ struct rig_peer rig_ask_sibling(uint32_t guest_port, uint32_t cid, uint32_t host
 	rig_expect_told(VSOCKD__ENVELOPE__BODY_CONNECT, &told);
 	peer.request = (uint32_t)told.values[0];
 	assert_int_equal(told.values[1], host_port);
-	assert_int_equal(told.values[2], PACKET_TYPE_STREAM);
+	assert_int_equal(told.values[2], type);
 	assert_int_equal(told.values[3], guest_port);
 	assert_int_equal(told.values[4], cid);
 	return peer;
 }
 
-struct rig_peer rig_guest_connects(uint32_t guest_port, uint32_t host_port)
+struct rig_peer rig_ask(uint32_t guest_port, uint32_t host_port)
 {
-	struct rig_peer peer = rig_ask(guest_port, host_port);
+	return ask(PACKET_TYPE_STREAM, guest_port, PACKET_HOST_CID, host_port);
+}
 
+struct rig_peer rig_ask_sibling(uint32_t guest_port, uint32_t cid, uint32_t host_port)
+{
+	return ask(PACKET_TYPE_STREAM, guest_port, cid, host_port);
+}
+
+static struct rig_peer connected(struct rig_peer peer)
+{
 	rig_connected(&peer);
 	rig_run();
 	rig_expect(&peer, PACKET_OP_RESPONSE);
 	return peer;
 }
 
-struct rig_peer rig_host_asks(uint32_t guest_port)
+struct rig_peer rig_guest_connects(uint32_t guest_port, uint32_t host_port)
+{
+	return connected(rig_ask(guest_port, host_port));
+}
+
+struct rig_peer rig_guest_connects_messages(uint32_t guest_port, uint32_t host_port)
+{
+	return connected(ask(PACKET_TYPE_SEQPACKET, guest_port, PACKET_HOST_CID, host_port));
+}
+
+static struct rig_peer host_asks(uint16_t type, uint32_t guest_port)
 {
 	static struct rig_packet packet;
-	struct rig_peer peer = {.guest_port = guest_port, .buf_alloc = RIG_GUEST_BUFFER};
+	struct rig_peer peer = {
+		.type = type,
+		.guest_port = guest_port,
+		.buf_alloc = RIG_GUEST_BUFFER,
+	};
 	char line[32];
 	int len = snprintf(line, sizeof(line), "CONNECT %u\n", guest_port);
 
-	peer.endpoint = rig_accept(&peer.host);
+	peer.endpoint = rig_accept_of(type, &peer.host);
 	rig_host_writes(&peer, line, (size_t)len);
 	rig_run();
 	assert_true(rig_take(&packet));
@@ -941,15 +984,29 @@ struct rig_peer rig_host_asks(uint32_t guest_port)
 	return peer;
 }
 
-struct rig_peer rig_host_connects(uint32_t guest_port)
+struct rig_peer rig_host_asks(uint32_t guest_port)
 {
-	struct rig_peer peer = rig_host_asks(guest_port);
+	return host_asks(PACKET_TYPE_STREAM, guest_port);
+}
+
+static struct rig_peer answered(struct rig_peer peer)
+{
 	char line[32];
 	int len = snprintf(line, sizeof(line), "OK %u\n", peer.host_port);
 
 	rig_say(&peer, PACKET_OP_RESPONSE, 0);
 	rig_host_reads(&peer, line, (size_t)len);
 	return peer;
+}
+
+struct rig_peer rig_host_connects(uint32_t guest_port)
+{
+	return answered(rig_host_asks(guest_port));
+}
+
+struct rig_peer rig_host_connects_messages(uint32_t guest_port)
+{
+	return answered(host_asks(PACKET_TYPE_SEQPACKET, guest_port));
 }
 
 void rig_host_writes(const struct rig_peer *peer, const void *bytes, size_t len)
@@ -1028,7 +1085,7 @@ uint32_t rig_n_chunks(void)
 static const struct connection *connection_of(const struct rig_peer *peer)
 {
 	return connection_find(&rig.device.connections, cid_of(peer), peer->guest_port,
-			       peer->host_port);
+			       peer->host_port, type_of(peer));
 }
 
 uint32_t rig_choke(const struct rig_peer *peer, uint32_t stream, uint32_t len)

@@ -23,13 +23,17 @@
 #define RIG_MEMORY_SIZE	 UINT64_C(0x2000000)
 #define RIG_GUEST_BUFFER (256u * 1024) /* buf_alloc of the guest's sockets */
 
-#define RIG_F_INDIRECT	(UINT64_C(1) << 28)
-#define RIG_F_EVENT_IDX (UINT64_C(1) << 29)
+#define RIG_F_STREAM	 (UINT64_C(1) << 0)
+#define RIG_F_SEQPACKET	 (UINT64_C(1) << 1)
+#define RIG_F_NO_IMPLIED (UINT64_C(1) << 2)
+#define RIG_F_INDIRECT	 (UINT64_C(1) << 28)
+#define RIG_F_EVENT_IDX	 (UINT64_C(1) << 29)
 
 struct rig_options {
 	uint32_t n_connections; /* 0: 16 */
 	uint32_t n_handshakes;	/* 0: 8 */
 	uint32_t buffer_size;	/* 0: 64 KiB */
+	uint32_t message_size;	/* the longest that a host socket takes; 0: 200 KiB */
 	uint32_t num;		/* size of the rings; 0: 128 */
 	uint64_t features;
 	bool is_polled; /* no kick fds */
@@ -58,7 +62,8 @@ struct rig_packet {
 
 /* One connection as guest and host program see it. */
 struct rig_peer {
-	int host; /* the host program's socket */
+	int host;      /* the host program's socket */
+	uint16_t type; /* 0: a stream */
 	uint32_t request, endpoint;
 	uint32_t guest_port, host_port;
 	uint32_t cid;		     /* whose host_port is; 0: the host's */
@@ -145,9 +150,10 @@ int rig_memory_commit(void);
 void rig_reset(void);
 
 /* An endpoint of the front: the worker's end of a new socketpair; the other in *ret_host. */
-uint32_t rig_endpoint(int *ret_host, int *ret_worker);
+uint32_t rig_endpoint(uint16_t type, int *ret_host, int *ret_worker);
 uint32_t rig_endpoint_of(int worker); /* of a socket that is there already */
-uint32_t rig_accept(int *ret_host);
+uint32_t rig_accept(int *ret_host);   /* a stream */
+uint32_t rig_accept_of(uint16_t type, int *ret_host);
 uint32_t rig_accept_direct(int *ret_host, uint32_t guest_port); /* no CONNECT */
 /* Another guest's connection, to be named by cid and both ports of peer. */
 void rig_sibling_asks(struct rig_peer *peer);
@@ -188,6 +194,7 @@ uint64_t rig_calls(uint32_t ring); /* since the last call */
 struct packet_header rig_header(const struct rig_peer *peer, enum packet_op op);
 void rig_say(const struct rig_peer *peer, enum packet_op op, uint32_t flags);
 void rig_rw(const struct rig_peer *peer, const void *bytes, uint32_t len);
+void rig_rw_flags(const struct rig_peer *peer, const void *bytes, uint32_t len, uint32_t flags);
 
 /* Open to the end; needs rx buffers for one packet each. */
 struct rig_peer rig_ask(uint32_t guest_port, uint32_t host_port); /* REQUEST, up to Connect */
@@ -195,6 +202,9 @@ struct rig_peer rig_ask_sibling(uint32_t guest_port, uint32_t cid, uint32_t host
 struct rig_peer rig_guest_connects(uint32_t guest_port, uint32_t host_port);
 struct rig_peer rig_host_asks(uint32_t guest_port); /* CONNECT, up to REQUEST */
 struct rig_peer rig_host_connects(uint32_t guest_port);
+/* The same, with messages. */
+struct rig_peer rig_guest_connects_messages(uint32_t guest_port, uint32_t host_port);
+struct rig_peer rig_host_connects_messages(uint32_t guest_port);
 
 void rig_host_writes(const struct rig_peer *peer, const void *bytes, size_t len);
 void rig_host_reads(const struct rig_peer *peer, const void *bytes, size_t len);

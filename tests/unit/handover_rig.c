@@ -107,7 +107,8 @@ static void tell_assignment(const struct rig_worker *to, const struct rig_worker
 	COMMAND(to, ASSIGN, assign, Vsockd__Assign, -1, body.guest_cid = RIG_CID;
 		body.buffer_size = rig.options.buffer_size;
 		body.max_connections = rig.options.n_connections;
-		body.max_handshakes = rig.options.n_handshakes; body.first_port = 77);
+		body.max_handshakes = rig.options.n_handshakes; body.first_port = 77;
+		body.message_size = rig.options.message_size);
 	COMMAND(to, HANDOVER_POOL, handover_pool, Vsockd__HandoverPool, *from->pool,
 		body.size = (uint64_t)from->device->pool.n_chunks * BUFFER_CHUNK_LEN);
 	COMMAND(to, FEATURES, features, Vsockd__Features, -1,

@@ -43,6 +43,7 @@ static struct connection *take(uint32_t guest_port, uint32_t host_port)
 	if (connection) {
 		connection->guest_port = guest_port;
 		connection->host_port = host_port;
+		connection->type = PACKET_TYPE_STREAM;
 		connection_hash(&table, connection);
 	}
 	return connection;
@@ -69,7 +70,7 @@ static void test_a_taken_connection_is_fresh(void **state)
 	assert_true(link_is_empty(&table.flush));
 	assert_true(link_is_empty(&table.tell));
 	assert_int_equal(connections_deadline(&table, ALL_TIMERS), UINT64_MAX);
-	assert_null(connection_find(&table, PACKET_HOST_CID, 1, 2));
+	assert_null(connection_find(&table, PACKET_HOST_CID, 1, 2, PACKET_TYPE_STREAM));
 
 	assert_ptr_equal(connection_take(&table, CONNECTION_HANDSHAKE, N), connection);
 	assert_int_equal(connection->state, CONNECTION_HANDSHAKE);
@@ -145,12 +146,14 @@ static void test_both_ports_make_the_pair(void **state)
 	first = take(1, 2);
 	second = take(2, 1);
 	third = take(1, 3);
-	assert_ptr_equal(connection_find(&table, PACKET_HOST_CID, 1, 2), first);
-	assert_ptr_equal(connection_find(&table, PACKET_HOST_CID, 2, 1), second);
-	assert_ptr_equal(connection_find(&table, PACKET_HOST_CID, 1, 3), third);
-	assert_null(connection_find(&table, PACKET_HOST_CID, 3, 1));
-	assert_null(connection_find(&table, PACKET_HOST_CID, 0, 0));
-	assert_null(connection_find(&table, PACKET_HOST_CID, UINT32_MAX, UINT32_MAX));
+	assert_ptr_equal(connection_find(&table, PACKET_HOST_CID, 1, 2, PACKET_TYPE_STREAM), first);
+	assert_ptr_equal(connection_find(&table, PACKET_HOST_CID, 2, 1, PACKET_TYPE_STREAM),
+			 second);
+	assert_ptr_equal(connection_find(&table, PACKET_HOST_CID, 1, 3, PACKET_TYPE_STREAM), third);
+	assert_null(connection_find(&table, PACKET_HOST_CID, 3, 1, PACKET_TYPE_STREAM));
+	assert_null(connection_find(&table, PACKET_HOST_CID, 0, 0, PACKET_TYPE_STREAM));
+	assert_null(connection_find(&table, PACKET_HOST_CID, UINT32_MAX, UINT32_MAX,
+				    PACKET_TYPE_STREAM));
 }
 
 /* Pairs that fall into one bucket, found by trying. */
@@ -192,11 +195,12 @@ static void test_connections_of_one_bucket_are_found_and_removed_in_any_order(vo
 			for (uint32_t m = 0; m < 4; m++) {
 				uint32_t number = orders[i][m];
 
-				assert_ptr_equal(
-					connection_find(&table, PACKET_HOST_CID, 7, ports[number]),
-					m <= k ? NULL : connections[number]);
+				assert_ptr_equal(connection_find(&table, PACKET_HOST_CID, 7,
+								 ports[number], PACKET_TYPE_STREAM),
+						 m <= k ? NULL : connections[number]);
 			}
-			assert_null(connection_find(&table, PACKET_HOST_CID, 7, ports[4]));
+			assert_null(connection_find(&table, PACKET_HOST_CID, 7, ports[4],
+						    PACKET_TYPE_STREAM));
 		}
 		for (uint32_t k = 0; k < 4; k++)
 			connection_free(&table, connections[k]);
@@ -211,9 +215,11 @@ static void test_an_unhashed_connection_makes_way_for_its_successor(void **state
 	old = take(1, 2);
 	connection_unhash(&table, old);
 	successor = take(1, 2);
-	assert_ptr_equal(connection_find(&table, PACKET_HOST_CID, 1, 2), successor);
+	assert_ptr_equal(connection_find(&table, PACKET_HOST_CID, 1, 2, PACKET_TYPE_STREAM),
+			 successor);
 	connection_free(&table, old);
-	assert_ptr_equal(connection_find(&table, PACKET_HOST_CID, 1, 2), successor);
+	assert_ptr_equal(connection_find(&table, PACKET_HOST_CID, 1, 2, PACKET_TYPE_STREAM),
+			 successor);
 }
 
 static void test_ports_for_host_programs_are_in_their_range_and_wrap_inside(void **state)
@@ -245,11 +251,50 @@ static void test_ports_in_use_with_this_guest_port_are_skipped(void **state)
 	assert_int_equal(connection_next_port(&table, 8), LAST_PORT); /* another guest port */
 }
 
+static struct connection *take_messages(uint32_t guest_port, uint32_t host_port)
+{
+	struct connection *connection =
+		connection_take(&table, CONNECTION_ESTABLISHED, table.n_max);
+
+	connection->guest_port = guest_port;
+	connection->host_port = host_port;
+	connection->type = PACKET_TYPE_SEQPACKET;
+	connection_hash(&table, connection);
+	return connection;
+}
+
+static void test_a_pair_of_ports_has_a_connection_of_each_type(void **state)
+{
+	struct connection *stream = take(1, 2), *messages;
+
+	(void)state;
+	assert_null(connection_find(&table, PACKET_HOST_CID, 1, 2, PACKET_TYPE_SEQPACKET));
+	messages = take_messages(1, 2);
+	assert_ptr_equal(connection_find(&table, PACKET_HOST_CID, 1, 2, PACKET_TYPE_SEQPACKET),
+			 messages);
+	assert_ptr_equal(connection_find(&table, PACKET_HOST_CID, 1, 2, PACKET_TYPE_STREAM),
+			 stream);
+	connection_free(&table, messages);
+	assert_null(connection_find(&table, PACKET_HOST_CID, 1, 2, PACKET_TYPE_SEQPACKET));
+	assert_ptr_equal(connection_find(&table, PACKET_HOST_CID, 1, 2, PACKET_TYPE_STREAM),
+			 stream);
+}
+
+static void test_a_port_that_either_type_uses_is_skipped(void **state)
+{
+	(void)state;
+	connections_assign(&table, N, FIRST_PORT);
+	take(9, FIRST_PORT);
+	take_messages(9, FIRST_PORT + 1);
+	assert_int_equal(connection_next_port(&table, 9), FIRST_PORT + 2);
+}
+
 /* ---- timers ---- */
 
 static const uint32_t durations[CONNECTION_TIMERS] = {
 	CONNECTION_HANDSHAKE_MS, CONNECTION_CONNECT_MS, CONNECTION_RETRY_MS,
-	CONNECTION_CREDIT_MS,	 CONNECTION_CLOSING_MS, CONNECTION_DRAINING_MS,
+	CONNECTION_CREDIT_MS,	 CONNECTION_MESSAGE_MS, CONNECTION_CLOSING_MS,
+	CONNECTION_DRAINING_MS,
 };
 
 static void test_a_timer_ends_after_its_time_and_not_before(void **state)
@@ -381,6 +426,8 @@ int main(void)
 		TEST(test_an_unhashed_connection_makes_way_for_its_successor),
 		TEST(test_ports_for_host_programs_are_in_their_range_and_wrap_inside),
 		TEST(test_ports_in_use_with_this_guest_port_are_skipped),
+		TEST(test_a_pair_of_ports_has_a_connection_of_each_type),
+		TEST(test_a_port_that_either_type_uses_is_skipped),
 		TEST(test_a_timer_ends_after_its_time_and_not_before),
 		TEST(test_timers_of_a_kind_end_in_the_order_in_which_they_were_armed),
 		TEST(test_a_connection_has_one_timer),

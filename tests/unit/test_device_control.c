@@ -932,12 +932,14 @@ static void test_an_event_of_a_former_life_is_not_noted(void **state)
 	rig.after_run = NULL; /* one worker's table is looked at */
 	rig_offer(8, 4096);
 	old = rig_guest_connects(1000, 80);
-	connection = connection_find(&rig.device.connections, PACKET_HOST_CID, 1000, 80);
+	connection = connection_find(&rig.device.connections, PACKET_HOST_CID, 1000, 80,
+				     PACKET_TYPE_STREAM);
 	event = device_event(DEVICE_EVENT_CONNECTION, 0, connection->generation);
 	assert_ptr_equal(connection, &rig.device.connections.all[0]);
 	rig_say(&old, PACKET_OP_RST, 0);
 	peer = rig_guest_connects(1001, 80);
-	assert_ptr_equal(connection_find(&rig.device.connections, PACKET_HOST_CID, 1001, 80),
+	assert_ptr_equal(connection_find(&rig.device.connections, PACKET_HOST_CID, 1001, 80,
+					 PACKET_TYPE_STREAM),
 			 connection);
 	assert_true(device_note_event(&rig.device, event, EPOLLIN | EPOLLHUP));
 	assert_false(connection->has_hung_up);

@@ -209,7 +209,7 @@ static void test_a_socket_that_does_not_get_there_in_time_is_given_up(void **sta
 	int worker;
 
 	(void)state;
-	peer.endpoint = rig_endpoint(&peer.host, &worker);
+	peer.endpoint = rig_endpoint(PACKET_TYPE_STREAM, &peer.host, &worker);
 	rig_fill(worker); /* never writable */
 	rig_connected_later(&peer, worker);
 	rig_run();
@@ -227,7 +227,7 @@ static void test_a_socket_that_fails_on_its_way_is_a_refusal(void **state)
 	int worker;
 
 	(void)state;
-	peer.endpoint = rig_endpoint(&peer.host, &worker);
+	peer.endpoint = rig_endpoint(PACKET_TYPE_STREAM, &peer.host, &worker);
 	rig_fill(worker);
 	rig_connected_later(&peer, worker);
 	rig_run();
@@ -247,7 +247,7 @@ static void test_a_guest_may_give_up_a_socket_that_is_on_its_way(void **state)
 		struct rig_peer peer = rig_ask(1000, 80);
 		int worker;
 
-		peer.endpoint = rig_endpoint(&peer.host, &worker);
+		peer.endpoint = rig_endpoint(PACKET_TYPE_STREAM, &peer.host, &worker);
 		rig_fill(worker);
 		rig_connected_later(&peer, worker);
 		rig_run();

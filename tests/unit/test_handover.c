@@ -38,8 +38,9 @@ static int tear_down(void **state)
 
 static struct connection *connection_of(const struct rig_peer *peer)
 {
-	struct connection *connection = connection_find(&rig.device.connections, PACKET_HOST_CID,
-							peer->guest_port, peer->host_port);
+	struct connection *connection =
+		connection_find(&rig.device.connections, PACKET_HOST_CID, peer->guest_port,
+				peer->host_port, peer->type ? peer->type : PACKET_TYPE_STREAM);
 
 	assert_non_null(connection);
 	return connection;
@@ -708,8 +709,8 @@ static void test_lies_about_what_can_be_checked_are_refused(void **state)
 		LIST_LIE(item_1, 0, 0), /* twice the same */
 		LIST_LIE(item_0, 0, UINT32_MAX),
 		LIST_LIE(item_0, 0, UINT32_MAX - 1),
-		LIST_LIE(item_0, 0, 1000), /* of 16 * 5 */
-		LIST_LIE(item_0, 0, 80),
+		LIST_LIE(item_0, 0, 1000), /* of 16 * 5, and those for the rest of a message */
+		LIST_LIE(item_0, 0, 16 * 5 + BUFFER_MESSAGE_MAX / BUFFER_CHUNK_LEN),
 		LIST_LIE(item_0, 1, 4), /* there is no such connection */
 		LIST_LIE(item_0, 1, UINT32_MAX),
 		LIST_LIE(list, 1, HANDOVER_TELL),   /* has nothing to tell */
