@@ -77,7 +77,8 @@ static bool copy_vm(struct bank *bank, const struct vm_configuration *from,
 		if (!to->groups[i])
 			return false;
 	}
-	/* Where connections lead is the spawner's. */
+	/* Where connections lead, and where sockets are made, is the spawner's. */
+	to->message_path = NULL;
 	to->connects = NULL;
 	to->n_connects = 0;
 	to->socket = from->socket ? take_text(bank, from->socket) : NULL;

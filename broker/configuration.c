@@ -586,6 +586,7 @@ void configuration_free(struct configuration *configuration)
 		free(vm->groups);
 		free(vm->socket);
 		free(vm->uds_path);
+		free(vm->message_path);
 		free(vm->connects);
 		free(vm->listens);
 	}

@@ -50,9 +50,10 @@ enum configuration_action {
 struct vm_configuration {
 	char origin[CONFIGURATION_ORIGIN_SIZE];
 	uint64_t guest_cid;
-	char *socket;	/* vhost-user socket to listen on; NULL with socket_fd */
-	int socket_fd;	/* --fd: connected or listening socket, the caller's; -1 otherwise */
-	char *uds_path; /* hybrid vsock: listen here, connect to uds_path_PORT; or NULL */
+	char *socket;	    /* vhost-user socket to listen on; NULL with socket_fd */
+	int socket_fd;	    /* --fd: connected or listening socket, the caller's; -1 otherwise */
+	char *uds_path;	    /* hybrid vsock: listen here, connect to uds_path_PORT; or NULL */
+	char *message_path; /* the same with SOCK_SEQPACKET; NULL without uds_path */
 	struct port_rule *connects, *listens;
 	size_t n_connects, n_listens;
 	uint32_t forward_cid; /* where nobody listens at uds_path_PORT; 0: none */

@@ -18,6 +18,7 @@
 
 /* A guest may connect to any port, and the host path of the highest one must still fit. */
 #define CONFIGURATION_SOCKET_LEN_MAX   (sizeof(((struct sockaddr_un *)NULL)->sun_path) - 1)
+#define CONFIGURATION_MESSAGE_SUFFIX   "seqpacket"
 #define CONFIGURATION_UDS_PATH_LEN_MAX (CONFIGURATION_SOCKET_LEN_MAX - strlen("_4294967295"))
 
 /* How a complaint about a file begins. */

@@ -21,8 +21,9 @@ struct place {
 	dev_t device; /* both 0 where the file system was not asked: then name is the path */
 	ino_t inode;
 	bool is_uds_path;
-	char where[160]; /* begin of an error line: where it comes from, and "vm 3: " */
-	char whose[32];	 /* " of vm 3" */
+	const char *message_path; /* of a uds-path */
+	char where[160];	  /* begin of an error line: where it comes from, and "vm 3: " */
+	char whose[32];		  /* " of vm 3" */
 };
 
 /* Decimal digits as the front appends them: no leading zero, 32 bits. */
@@ -36,13 +37,18 @@ static bool is_port(const char *text)
 	return len < strlen(highest) || (len == strlen(highest) && strcmp(text, highest) <= 0);
 }
 
-/* The port with which the guest behind uds_path would reach path, or NULL. */
-static const char *port_in(const struct place *uds_path, const struct place *path)
+/*
+ * What stands behind the underscore when path is one of the sockets that belong to
+ * uds_path: a port that the guest can reach, or CONFIGURATION_MESSAGE_SUFFIX. NULL otherwise.
+ */
+static const char *suffix_in(const struct place *uds_path, const struct place *path)
 {
 	size_t len = strlen(uds_path->name);
 
 	if (!uds_path->is_uds_path || strncmp(path->name, uds_path->name, len) != 0 ||
-	    path->name[len] != '_' || !is_port(path->name + len + 1))
+	    path->name[len] != '_' ||
+	    (!is_port(path->name + len + 1) &&
+	     strcmp(path->name + len + 1, CONFIGURATION_MESSAGE_SUFFIX) != 0))
 		return NULL;
 	return path->name + len + 1;
 }
@@ -52,7 +58,7 @@ static int check_pair(const struct place *first, const struct place *second,
 {
 	const struct place *inner = second;
 	const struct place *outer = first;
-	const char *port;
+	const char *suffix;
 
 	if (first->device != second->device || first->inode != second->inode)
 		return 0;
@@ -61,18 +67,19 @@ static int check_pair(const struct place *first, const struct place *second,
 			ret_error, EX_DATAERR,
 			"%s%s " QUOTED ": it is also the %s%s; choose another path", second->where,
 			second->kind, second->path, first->kind, first->whose);
-	port = port_in(outer, inner);
-	if (!port) {
+	suffix = suffix_in(outer, inner);
+	if (!suffix) {
 		inner = first;
 		outer = second;
-		port = port_in(outer, inner);
+		suffix = suffix_in(outer, inner);
 	}
-	if (!port)
+	if (!suffix)
 		return 0;
 	return configuration_fail(
 		ret_error, EX_DATAERR,
-		"%s%s " QUOTED ": it is port %s of uds-path " QUOTED "%s; choose another path",
-		inner->where, inner->kind, inner->path, port, outer->path, outer->whose);
+		"%s%s " QUOTED ": it is %s%s of uds-path " QUOTED "%s; choose another path",
+		inner->where, inner->kind, inner->path, is_port(suffix) ? "port " : "the ", suffix,
+		outer->path, outer->whose);
 }
 
 static int check_places(const struct place *places, size_t n_places,
@@ -96,6 +103,7 @@ static struct place place_of(const struct vm_configuration *vm, const char *kind
 		.path = path,
 		.name = path,
 		.is_uds_path = path == vm->uds_path,
+		.message_path = vm->message_path,
 	};
 
 	snprintf(place.where, sizeof(place.where), "%svm %" PRIu64 ": ", vm->origin, vm->guest_cid);
@@ -229,16 +237,17 @@ static int check_directory(struct place *place, struct configuration_error *ret_
 }
 
 /* A socket that an earlier vsockd left is replaced; nothing else is taken away from anybody. */
-static int check_occupant(const struct place *place, struct configuration_error *ret_error)
+static int check_occupant(const struct place *place, const char *path,
+			  struct configuration_error *ret_error)
 {
 	struct stat status;
 	const char *kind = "a device or pipe";
 
-	if (fstatat(AT_FDCWD, place->path, &status, AT_SYMLINK_NOFOLLOW) < 0) {
+	if (fstatat(AT_FDCWD, path, &status, AT_SYMLINK_NOFOLLOW) < 0) {
 		if (errno == ENOENT)
 			return 0;
 		return configuration_fail(ret_error, EX_OSERR, "%s%s " QUOTED ": %s", place->where,
-					  place->kind, place->path, strerror(errno));
+					  place->kind, path, strerror(errno));
 	}
 	if (S_ISSOCK(status.st_mode))
 		return 0;
@@ -251,7 +260,7 @@ static int check_occupant(const struct place *place, struct configuration_error 
 	return configuration_fail(ret_error, EX_CANTCREAT,
 				  "%s%s " QUOTED ": %s is in the way, not a socket; remove it, or "
 				  "choose another path",
-				  place->where, place->kind, place->path, kind);
+				  place->where, place->kind, path, kind);
 }
 
 static int check_fd(const struct vm_configuration *vm, struct configuration_error *ret_error)
@@ -293,7 +302,9 @@ int configuration_check_paths(const struct configuration *configuration,
 	for (size_t i = 0; !r && i < n_places; i++) {
 		r = check_directory(&places[i], ret_error);
 		if (!r)
-			r = check_occupant(&places[i], ret_error);
+			r = check_occupant(&places[i], places[i].path, ret_error);
+		if (!r && places[i].is_uds_path)
+			r = check_occupant(&places[i], places[i].message_path, ret_error);
 	}
 	if (!r)
 		r = check_places(places, n_places, ret_error);

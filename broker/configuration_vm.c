@@ -136,6 +136,20 @@ int configuration_read_path(const struct vm_arguments *arguments, enum key key, 
 	return 0;
 }
 
+/* KEY_UDS_PATH leaves room for either suffix. */
+static int read_uds_path(const struct vm_arguments *arguments, struct vm_configuration *vm,
+			 struct configuration_error *ret_error)
+{
+	int r = configuration_read_path(arguments, KEY_UDS_PATH, &vm->uds_path, ret_error);
+
+	if (!r &&
+	    asprintf(&vm->message_path, "%s_" CONFIGURATION_MESSAGE_SUFFIX, vm->uds_path) < 0) {
+		vm->message_path = NULL;
+		return configuration_fail_memory(ret_error);
+	}
+	return r;
+}
+
 static int read_groups(const struct vm_arguments *arguments, struct vm_configuration *vm,
 		       struct configuration_error *ret_error)
 {
@@ -247,7 +261,7 @@ int configuration_read_vm(struct vm_arguments *arguments, struct vm_configuratio
 	}
 	r = configuration_read_ports(arguments, vm, ret_error);
 	if (!r && (arguments->values[KEY_UDS_PATH] || !has_ports(vm)))
-		r = configuration_read_path(arguments, KEY_UDS_PATH, &vm->uds_path, ret_error);
+		r = read_uds_path(arguments, vm, ret_error);
 	if (!r)
 		r = configuration_read_access(arguments, KEY_SOCKET_MODE, &vm->socket_access,
 					      ret_error);

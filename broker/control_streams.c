@@ -51,7 +51,7 @@ bool control_connect(struct front *front, struct control_client *client)
 		return true;
 	if (client->cursor == 1)
 		return say_stream(front, client);
-	reason = device_refuses_host(device);
+	reason = device_refuses_host(device, ENDPOINT_STREAM);
 	if (reason)
 		return control_refuse(client, -ECONNREFUSED, "VM %" PRIu64 ": %s",
 				      client->request.cid, reason);

@@ -135,6 +135,9 @@ void device_clear(struct device *device, struct front *front, uint32_t index)
 		*device_listener(device, number) = -1;
 		device->next_listeners[number] = -1;
 	}
+	for (size_t i = 0; i < HOST_LISTENERS_MAX; i++)
+		device->host_listeners[i].type =
+			i == SOCKET_MESSAGES - SOCKET_HOST ? ENDPOINT_MESSAGES : ENDPOINT_STREAM;
 	siblings_init(device);
 }
 
@@ -657,11 +660,23 @@ void device_worker_writable(struct device *device)
 	device_update(device);
 }
 
-const char *device_refuses_host(const struct device *device)
+/* virtio 1.3, 5.10.3: streams go without saying, unless the driver says so. */
+static bool has_type(const struct device *device, uint8_t type)
+{
+	uint64_t features = device->session.features;
+
+	if (type == ENDPOINT_MESSAGES)
+		return features & VIRTIO_VSOCK_F_SEQPACKET;
+	return (features & VIRTIO_VSOCK_F_STREAM) || !(features & VIRTIO_VSOCK_F_NO_IMPLIED_STREAM);
+}
+
+const char *device_refuses_host(const struct device *device, uint8_t type)
 {
 	if (!device->has_driver)
 		return "the guest has no driver for vsock (yet)";
-	return device->has_failed ? "the device has failed" : NULL;
+	if (device->has_failed)
+		return "the device has failed";
+	return has_type(device, type) ? NULL : "the guest's driver has no sockets of this type";
 }
 
 struct endpoint *device_take_host(struct device *device, const struct host_listener *listener,
@@ -676,6 +691,7 @@ struct endpoint *device_take_host(struct device *device, const struct host_liste
 	endpoint->fd = fd;
 	endpoint->is_accepted = true;
 	if (listener) {
+		endpoint->type = listener->type;
 		endpoint->is_direct = listener->has_port;
 		endpoint->guest_port = listener->guest_port;
 	}
@@ -686,7 +702,7 @@ struct endpoint *device_take_host(struct device *device, const struct host_liste
 
 static void take_host(struct device *device, const struct host_listener *listener, int fd)
 {
-	const char *reason = device_refuses_host(device);
+	const char *reason = device_refuses_host(device, listener->type);
 
 	if (!reason && device_take_host(device, listener, fd))
 		return;
@@ -721,7 +737,7 @@ static const char *on_connect(struct device *device, const Vsockd__Connect *conn
 	if (connect->request >= 2 * endpoints->n_max ||
 	    endpoints->requests[connect->request] != ENDPOINT_NONE)
 		return "Connect with a number that is in use or out of range";
-	if (connect->type != 1)
+	if (connect->type != ENDPOINT_STREAM && connect->type != ENDPOINT_MESSAGES)
 		return "Connect of a type that was not offered";
 	index = endpoints_take(endpoints, ENDPOINT_CONNECTING);
 	if (index == ENDPOINT_NONE) {
@@ -788,6 +804,23 @@ static const char *handshake_reason(uint64_t reason)
 	return reason < REPORT_HANDSHAKE_REASON_MAX && texts[reason] ? texts[reason] : "?";
 }
 
+/* What could not be carried whole ends its connection. */
+static void log_message(struct device *device, const Vsockd__Report *report)
+{
+	const char *what = "";
+
+	if (report->event == REPORT_MESSAGE_TOO_LONG)
+		what = "length of a message for which the guest has no room";
+	else if (report->event == REPORT_MESSAGE_REFUSED)
+		what = "length of a message that the host's socket does not take";
+	else
+		what = "number of messages that the host program does not read";
+	device_log(device, LOG_WARNING,
+		   "connection reset: guest port %" PRIu64 ", host port %" PRIu64 ": %" PRIu64
+		   " is the %s",
+		   report->second, report->first, report->third, what);
+}
+
 static const char *on_report(struct device *device, const Vsockd__Report *report)
 {
 	switch (report->event) {
@@ -823,6 +856,11 @@ static const char *on_report(struct device *device, const Vsockd__Report *report
 			   "connection reset: guest port %" PRIu64 ", host port %" PRIu64
 			   ": operation %" PRIu64 " against the rules",
 			   report->second, report->first, report->third);
+		return NULL;
+	case REPORT_MESSAGE_TOO_LONG:
+	case REPORT_MESSAGE_REFUSED:
+	case REPORT_MESSAGES_UNREAD:
+		log_message(device, report);
 		return NULL;
 	default:
 		return "Report of an unknown event";

@@ -64,7 +64,7 @@ uint32_t endpoints_take(struct endpoints *endpoints, enum endpoint_state state)
 	*endpoint = (struct endpoint){
 		.state = (uint8_t)state,
 		.generation = (uint16_t)(endpoint->generation + 1),
-		.type = 1,
+		.type = ENDPOINT_STREAM,
 		.fd = -1,
 		.cid = ENDPOINT_HOST_CID,
 		.other = ENDPOINT_NONE,

@@ -28,9 +28,15 @@ enum endpoint_state {
 #define ENDPOINT_NONE	  UINT32_MAX
 #define ENDPOINT_HOST_CID 2u
 
+/* VIRTIO_VSOCK_TYPE_... */
+enum {
+	ENDPOINT_STREAM = 1,
+	ENDPOINT_MESSAGES = 2,
+};
+
 struct endpoint {
 	uint8_t state; /* enum endpoint_state */
-	uint8_t type;  /* VIRTIO_VSOCK_TYPE_... */
+	uint8_t type;  /* ENDPOINT_STREAM, ENDPOINT_MESSAGES */
 	bool is_accepted;
 	bool is_cancelled;   /* the guest gave up a CONNECTING one */
 	bool is_held;	     /* a CONNECTING one waits for other_device */

@@ -599,10 +599,28 @@ static bool begin_device(struct device *device, const struct vm_configuration *c
 	return true;
 }
 
+/*
+ * A unix socket takes a message at once or never (EMSGSIZE): the kernel wants so much
+ * of the send buffer for itself. All sockets start with the same one.
+ */
+#define MESSAGE_OVERHEAD 32
+
+static bool measure_messages(struct front *front)
+{
+	int size = 0;
+	socklen_t len = sizeof(size);
+
+	if (getsockopt(front->spawner, SOL_SOCKET, SO_SNDBUF, &size, &len) < 0 ||
+	    size <= MESSAGE_OVERHEAD)
+		return false;
+	front->message_size = (uint32_t)(size - MESSAGE_OVERHEAD);
+	return true;
+}
+
 static bool prepare(struct front *front, const struct front_setup *setup)
 {
 	front->epoll = epoll_create1(EPOLL_CLOEXEC);
-	if (front->epoll < 0 || !allocate(front, setup) ||
+	if (front->epoll < 0 || !measure_messages(front) || !allocate(front, setup) ||
 	    front_watch(front, EPOLL_CTL_ADD, setup->spawner, EPOLLIN, FRONT_EVENT_SPAWNER, 0) < 0)
 		return false;
 	for (size_t i = 0; i < front->n_devices; i++)

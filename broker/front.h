@@ -148,6 +148,7 @@ struct notify {
 struct host_listener {
 	int fd;
 	bool is_listening; /* epoll says when somebody comes */
+	uint8_t type;	   /* ENDPOINT_STREAM, ENDPOINT_MESSAGES */
 	bool has_port;	   /* all lead to one port of the guest; else they say CONNECT */
 	uint32_t guest_port;
 };
@@ -234,6 +235,7 @@ struct front {
 	struct control *control;	 /* NULL: no control socket */
 	struct scrape *scrape;		 /* NULL: no metrics socket */
 	uint64_t seed;			 /* for the start of host-side ports */
+	uint32_t message_size;		 /* the longest that a unix socket of this host takes */
 	bool has_served;		 /* some worker was Ready once */
 	bool is_spawning;		 /* SPAWN is out */
 	uint64_t spawn_at;		 /* ms: not before, after a failure */
@@ -346,7 +348,7 @@ void device_log(struct device *device, int priority, const char *format, ...)
 	__attribute__((format(printf, 3, 4)));
 
 /* Why nobody on the host can connect to its guest, however long it waits; or NULL. */
-const char *device_refuses_host(const struct device *device);
+const char *device_refuses_host(const struct device *device, uint8_t type);
 /* Would a host program be accepted right now? */
 bool device_listens_to_host(const struct device *device);
 /*

@@ -293,6 +293,9 @@ int ports_connect(const struct port_address *address, uint32_t port, int type, i
 
 	if (address->family == PORT_DENY)
 		return -EACCES;
+	/* Others don't say how long a message is before it is fetched, or tear it apart. */
+	if (type != SOCK_STREAM && address->family != PORT_UNIX && address->family != PORT_ABSTRACT)
+		return -EPROTONOSUPPORT;
 	len = fill(address, port, &to);
 	fd = open_socket(&to, type);
 	if (fd < 0)

@@ -60,7 +60,8 @@ void ports_print(const struct port_rule *rule, char ret[static PORT_TEXT_SIZE]);
 
 /*
  * A non-blocking socket that is connected, or on its way: 0, -EINPROGRESS, or
- * another negative errno and no fd. port: the guest's. type: SOCK_STREAM.
+ * another negative errno and no fd. port: the guest's. type: SOCK_STREAM, or for
+ * unix sockets SOCK_SEQPACKET, of which others are -EPROTONOSUPPORT.
  */
 int ports_connect(const struct port_address *address, uint32_t port, int type, int *ret_fd);
 

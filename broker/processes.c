@@ -52,8 +52,9 @@ int spawner_buffer_size(const struct configuration *configuration, uint64_t *ret
 		if (size > most)
 			most = size;
 	}
-	if (most > (uint64_t)INT64_MAX - page) /* off_t */
+	if (most > (uint64_t)INT64_MAX - SPAWNER_MESSAGE_EXTRA - page) /* off_t */
 		return -EOVERFLOW;
+	most += SPAWNER_MESSAGE_EXTRA;
 	*ret_size = (most + page - 1) / page * page;
 	return 0;
 }

@@ -30,7 +30,8 @@
  * is how crosvm learns that there are three queues.
  */
 #define SESSION_FEATURES                                                                           \
-	(VIRTIO_F_VERSION_1 | VIRTIO_RING_F_EVENT_IDX | VIRTIO_RING_F_INDIRECT_DESC |              \
+	(VIRTIO_VSOCK_F_STREAM | VIRTIO_VSOCK_F_SEQPACKET | VIRTIO_VSOCK_F_NO_IMPLIED_STREAM |     \
+	 VIRTIO_F_VERSION_1 | VIRTIO_RING_F_EVENT_IDX | VIRTIO_RING_F_INDIRECT_DESC |              \
 	 VHOST_F_LOG_ALL | VHOST_USER_F_PROTOCOL_FEATURES)
 #define SESSION_PROTOCOL_FEATURES                                                                  \
 	(VHOST_USER_PROTOCOL_F_MQ | VHOST_USER_PROTOCOL_F_REPLY_ACK |                              \

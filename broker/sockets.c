@@ -18,6 +18,7 @@ bool sockets_has(const struct vm_configuration *vm, size_t number)
 	case SOCKET_FRONTEND:
 		return vm->socket != NULL;
 	case SOCKET_HOST:
+	case SOCKET_MESSAGES:
 		return vm->uds_path != NULL;
 	default:
 		return number - SOCKET_RULES < vm->n_listens;
@@ -36,6 +37,8 @@ const char *sockets_path(const struct vm_configuration *vm, size_t number)
 		return vm->socket;
 	case SOCKET_HOST:
 		return vm->uds_path;
+	case SOCKET_MESSAGES:
+		return vm->message_path;
 	default:
 		return rule_of(vm, number)->address.family == PORT_UNIX
 			       ? rule_of(vm, number)->address.name
@@ -59,6 +62,9 @@ void sockets_print(const struct vm_configuration *vm, size_t number,
 		rule.address.has_port = true;
 	}
 	ports_print(&rule, ret);
+	/* Of another type than any that may have been at this path. */
+	if (number == SOCKET_MESSAGES)
+		(void)snprintf(ret + strlen(ret), PORT_TEXT_SIZE - strlen(ret), " for messages");
 }
 
 const struct listener_access *sockets_access(const struct vm_configuration *vm, size_t number)
@@ -120,7 +126,10 @@ int sockets_open(const struct vm_configuration *vm, size_t number, struct listen
 				 &ret_listener->fd);
 		return r < 0 ? fail_rule(vm, "listen", rule_of(vm, number), -r) : 0;
 	}
-	r = listener_open(path, sockets_access(vm, number), ret_listener, &failure);
+	r = number == SOCKET_MESSAGES
+		    ? listener_open_packets(path, sockets_access(vm, number), ret_listener,
+					    &failure)
+		    : listener_open(path, sockets_access(vm, number), ret_listener, &failure);
 	if (r < 0)
 		log_event(LOG_ERR, vm->guest_cid, "%s", failure.text);
 	return r;

@@ -20,6 +20,7 @@
 enum socket_number {
 	SOCKET_FRONTEND, /* vhost-user */
 	SOCKET_HOST,	 /* uds-path */
+	SOCKET_MESSAGES, /* beside it, for SOCK_SEQPACKET */
 	SOCKET_RULES,	 /* listens[0], and so on */
 	SOCKETS_MAX = SOCKET_RULES + CONFIGURATION_RULES_MAX,
 };

@@ -228,8 +228,17 @@ static int worker_ended(struct spawner *spawner, struct processes_slot *worker)
 	return send_reply(spawner, &reply, NULL, 0);
 }
 
-/* A unix socket connects at once or not at all: EAGAIN is a full backlog. */
-static int connect_uds_path(const struct vm_configuration *vm, uint32_t port, int *ret_fd)
+/* is_permitted(): one of the two. */
+static int socket_type(uint32_t type)
+{
+	return type == TYPE_SEQPACKET ? SOCK_SEQPACKET : SOCK_STREAM;
+}
+
+/*
+ * A unix socket connects at once or not at all: EAGAIN is a full backlog, EPROTOTYPE
+ * a listener of the other type.
+ */
+static int connect_uds_path(const struct vm_configuration *vm, uint32_t port, int type, int *ret_fd)
 {
 	struct port_address address = {.family = PORT_UNIX};
 	int len;
@@ -239,23 +248,24 @@ static int connect_uds_path(const struct vm_configuration *vm, uint32_t port, in
 	len = snprintf(address.name, sizeof(address.name), "%s_%" PRIu32, vm->uds_path, port);
 	if (len < 0 || (size_t)len >= sizeof(address.name))
 		return -ENAMETOOLONG;
-	return ports_connect(&address, port, SOCK_STREAM, ret_fd);
+	return ports_connect(&address, port, type, ret_fd);
 }
 
 /*
  * What host port `port` is to the VM: what a rule says, else who listens at the
  * uds-path, else the same port of forward-cid. As ports_connect().
  */
-static int connect_host(const struct vm_configuration *vm, uint32_t port, int *ret_fd)
+static int connect_host(const struct vm_configuration *vm, uint32_t port, int type, int *ret_fd)
 {
 	const struct port_rule *rule = ports_find(vm->connects, vm->n_connects, port);
 	struct port_address forward = {.family = PORT_VSOCK, .cid = vm->forward_cid};
 	int status;
 
 	if (rule)
-		return ports_connect(&rule->address, port, SOCK_STREAM, ret_fd);
-	status = connect_uds_path(vm, port, ret_fd);
-	if (vm->forward_cid && (status == -ENOENT || status == -ECONNREFUSED))
+		return ports_connect(&rule->address, port, type, ret_fd);
+	status = connect_uds_path(vm, port, type, ret_fd);
+	if (vm->forward_cid && type == SOCK_STREAM &&
+	    (status == -ENOENT || status == -ECONNREFUSED))
 		return ports_connect(&forward, port, SOCK_STREAM, ret_fd);
 	return status;
 }
@@ -271,11 +281,9 @@ static int on_connect(struct spawner *spawner, const struct spawner_request *req
 
 	int status;
 
-	if (request->type != TYPE_STREAM)
-		return refuse(spawner, reply, EPROTONOSUPPORT);
 	AUTO_CLOSE int fd = -1;
 	status = connect_host(&spawner->setup->configuration->vms[request->device], request->number,
-			      &fd);
+			      socket_type(request->type), &fd);
 	reply.error = -status;
 	return send_reply(spawner, &reply, &fd, fd >= 0);
 }
@@ -300,9 +308,7 @@ static int on_pair(struct spawner *spawner, const struct spawner_request *reques
 	/* They might when the front asked, before it knew of a reload. */
 	if (!may_pair(spawner->setup->configuration, request->device, request->number))
 		return refuse(spawner, reply, EACCES);
-	if (request->type != TYPE_STREAM)
-		return refuse(spawner, reply, EPROTONOSUPPORT);
-	if (socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0, pair))
+	if (socketpair(AF_UNIX, socket_type(request->type) | SOCK_CLOEXEC | SOCK_NONBLOCK, 0, pair))
 		return refuse(spawner, reply, errno);
 	step = send_reply(spawner, &reply, pair, 2);
 	close(pair[0]);

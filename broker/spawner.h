@@ -37,7 +37,7 @@ struct spawner_request {
 	uint32_t kind;
 	uint32_t device; /* index of the VM in the configuration */
 	uint32_t number; /* STOP: worker number; CONNECT: port; PAIR: index of the other VM */
-	uint32_t type;	 /* CONNECT, PAIR: 1 = stream (VIRTIO_VSOCK_TYPE_STREAM) */
+	uint32_t type;	 /* CONNECT, PAIR: VIRTIO_VSOCK_TYPE_STREAM (1) or _SEQPACKET (2) */
 	uint64_t token;	 /* chosen by the front, repeated in the reply */
 };
 
@@ -80,6 +80,9 @@ struct spawner_reply {
 
 /* Room of a connection's buffer beyond the guest's tx_buffer_size. */
 #define SPAWNER_BUFFER_EXTRA (32u * 1024)
+
+/* Room for one message to a guest, besides those buffers. */
+#define SPAWNER_MESSAGE_EXTRA (4u * 1024 * 1024)
 
 struct spawner_setup {
 	const struct configuration *configuration;

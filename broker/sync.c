@@ -248,6 +248,7 @@ static int send_assign(struct device *device, uint32_t sequence)
 	assign.first_port = next_first_port(device->front);
 	assign.is_quiet = device->limits.is_quiet;
 	assign.wait_ms = device->limits.wait_s * 1000;
+	assign.message_size = device->front->message_size;
 	envelope.body_case = VSOCKD__ENVELOPE__BODY_ASSIGN;
 	envelope.assign = &assign;
 	return worker_send(device->front, device->worker, &envelope, -1);

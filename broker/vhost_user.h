@@ -61,11 +61,14 @@ enum {
 #define VHOST_USER_REPLY_FLAGS	(VHOST_USER_VERSION | VHOST_USER_REPLY)
 
 /* Virtio feature bits. */
-#define VHOST_F_LOG_ALL		       (UINT64_C(1) << 26)
-#define VIRTIO_RING_F_INDIRECT_DESC    (UINT64_C(1) << 28)
-#define VIRTIO_RING_F_EVENT_IDX	       (UINT64_C(1) << 29)
-#define VHOST_USER_F_PROTOCOL_FEATURES (UINT64_C(1) << 30)
-#define VIRTIO_F_VERSION_1	       (UINT64_C(1) << 32)
+#define VIRTIO_VSOCK_F_STREAM		 (UINT64_C(1) << 0)
+#define VIRTIO_VSOCK_F_SEQPACKET	 (UINT64_C(1) << 1)
+#define VIRTIO_VSOCK_F_NO_IMPLIED_STREAM (UINT64_C(1) << 2)
+#define VHOST_F_LOG_ALL			 (UINT64_C(1) << 26)
+#define VIRTIO_RING_F_INDIRECT_DESC	 (UINT64_C(1) << 28)
+#define VIRTIO_RING_F_EVENT_IDX		 (UINT64_C(1) << 29)
+#define VHOST_USER_F_PROTOCOL_FEATURES	 (UINT64_C(1) << 30)
+#define VIRTIO_F_VERSION_1		 (UINT64_C(1) << 32)
 
 /* Protocol feature bits. */
 #define VHOST_USER_PROTOCOL_F_MQ		   (UINT64_C(1) << 0)

@@ -103,7 +103,7 @@ static int tell_connection(struct device *device, const struct connection *conne
 	info.from_guest = connection->history.from_guest;
 	info.guest_room = credit_bytes(credit);
 	info.host_room = credit->buf_alloc - (credit->rx_cnt - credit->fwd_cnt);
-	info.n_buffered = connection->buffer.len;
+	info.n_buffered = connection->buffer.len - seqpacket_heads(connection);
 	info.age = age(device, connection);
 	info.type = connection->type;
 	envelope.body_case = VSOCKD__ENVELOPE__BODY_CONNECTION_INFO;

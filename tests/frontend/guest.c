@@ -12,7 +12,8 @@
 #include "tests/frontend/guest_internal.h"
 
 #define FEATURES_DEFAULT                                                                           \
-	(BIT64(VIRTIO_VERSION_1) | BIT64(VIRTIO_INDIRECT) | BIT64(VIRTIO_EVENT_IDX))
+	(BIT64(VIRTIO_VERSION_1) | BIT64(VIRTIO_INDIRECT) | BIT64(VIRTIO_EVENT_IDX) |              \
+	 BIT64(VIRTIO_SEQPACKET))
 
 /* What each VMM acknowledges if it is offered. QEMU: all it has names for but bit 20. */
 static const uint64_t protocol_features[] = {

@@ -69,7 +69,8 @@ struct guest_options {
 	const char *socket;
 	enum guest_style style;
 	uint64_t cid;		    /* expected in the configuration space; 0: any */
-	uint64_t features;	    /* acknowledged if offered; 0: VERSION_1, INDIRECT, EVENT_IDX */
+	uint64_t features;	    /* acknowledged if offered; 0: VERSION_1, INDIRECT, EVENT_IDX
+				     * and SEQPACKET */
 	uint64_t protocol_features; /* the same; 0: what the style's VMM knows */
 	bool omits_protocol_bit;    /* SET_FEATURES without bit 30, as QEMU before 7.2 */
 	bool is_prefilled;	    /* post rx and event buffers before the rings start */
@@ -114,6 +115,7 @@ struct guest_connection {
 	struct guest *guest;
 	uint64_t peer_cid;
 	uint32_t port, peer_port;
+	uint16_t type; /* PACKET_STREAM, PACKET_SEQPACKET */
 	enum guest_state state;
 	int error; /* ECONNRESET: ended by the other side without an orderly shutdown */
 	uint32_t shutdown, peer_shutdown; /* PACKET_SHUTDOWN_...: said by us, by the peer */
@@ -137,6 +139,9 @@ struct guest_connection {
 	/* private */
 	uint8_t *buffer;
 	size_t buffer_size, n_buffered, read_at;
+	uint32_t *message_lens; /* of whole messages that wait, oldest first */
+	size_t n_messages, messages_size;
+	uint32_t open_len;
 	bool is_excused; /* ended by us: packets on their way are no violation */
 	bool is_incoming;
 	struct guest_connection *next, *next_incoming;
@@ -192,6 +197,7 @@ struct guest {
 	struct guest_name excused[GUEST_EXCUSED_MAX]; /* forgotten, packets may be on their way */
 	size_t n_excused;
 	uint32_t listeners[GUEST_LISTENERS_MAX];
+	uint16_t listener_types[GUEST_LISTENERS_MAX];
 	size_t n_listeners;
 	uint32_t next_port;
 	struct watch *watches;
@@ -285,6 +291,13 @@ struct guest_connection *guest_connect(struct guest *guest, uint64_t cid, uint32
 int guest_listen(struct guest *guest, uint32_t port);
 void guest_unlisten(struct guest *guest, uint32_t port);
 
+/*
+ * The same for SOCK_SEQPACKET. As in Linux a port has sockets of one type, and
+ * another type gets RST.
+ */
+struct guest_connection *guest_connect_messages(struct guest *guest, uint64_t cid, uint32_t port);
+int guest_listen_messages(struct guest *guest, uint32_t port);
+
 /* The oldest connection to that port not yet accepted, or NULL. */
 struct guest_connection *guest_accept(struct guest *guest, uint32_t port);
 
@@ -297,6 +310,21 @@ ssize_t guest_send(struct guest_connection *connection, const void *bytes, size_
 
 /* Bytes received, up to len. Their number, 0 at the end, -EAGAIN, -ECONNRESET. */
 ssize_t guest_receive(struct guest_connection *connection, void *bytes, size_t len);
+
+/*
+ * A message, waiting for credit; flags: 0 or PACKET_EOR. 0, -EMSGSIZE when it is longer
+ * than the peer's buffer, -ETIMEDOUT, or as guest_send().
+ */
+int guest_send_message(struct guest_connection *connection, const void *bytes, size_t len,
+		       uint32_t flags, int timeout);
+
+/*
+ * The oldest message. Its length, though no more than size bytes of it are kept;
+ * -EAGAIN, -ENODATA at the end, -ECONNRESET.
+ */
+ssize_t guest_receive_message(struct guest_connection *connection, void *bytes, size_t size);
+ssize_t guest_receive_message_wait(struct guest_connection *connection, void *bytes, size_t size,
+				   int timeout);
 
 /* Send SHUTDOWN with these flags (PACKET_SHUTDOWN_...). */
 int guest_shutdown(struct guest_connection *connection, uint32_t flags);

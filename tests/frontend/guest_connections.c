@@ -30,8 +30,8 @@ static struct guest_connection *find(struct guest *guest, uint64_t peer_cid, uin
 	return ended;
 }
 
-static struct guest_connection *new_connection(struct guest *guest, uint64_t peer_cid,
-					       uint32_t port, uint32_t peer_port)
+static struct guest_connection *new_connection(struct guest *guest, uint16_t type,
+					       uint64_t peer_cid, uint32_t port, uint32_t peer_port)
 {
 	struct guest_connection *connection = calloc(1, sizeof(*connection));
 	struct guest_connection **at = bucket(guest, port, peer_port);
@@ -39,6 +39,7 @@ static struct guest_connection *new_connection(struct guest *guest, uint64_t pee
 	if (!connection)
 		return NULL;
 	connection->guest = guest;
+	connection->type = type;
 	connection->peer_cid = peer_cid;
 	connection->port = port;
 	connection->peer_port = peer_port;
@@ -78,6 +79,7 @@ void guest_forget(struct guest_connection *connection)
 		at = &(*at)->next;
 	*at = connection->next;
 	free(connection->buffer);
+	free(connection->message_lens);
 	free(connection);
 }
 
@@ -151,7 +153,7 @@ struct packet guest_packet(const struct guest_connection *connection, enum packe
 		.dst_cid = connection->peer_cid,
 		.src_port = connection->port,
 		.dst_port = connection->peer_port,
-		.type = PACKET_STREAM,
+		.type = connection->type,
 		.op = (uint16_t)op,
 		.buf_alloc = connection->buf_alloc,
 		.fwd_cnt = connection->fwd_cnt,
@@ -159,19 +161,19 @@ struct packet guest_packet(const struct guest_connection *connection, enum packe
 }
 
 /* What the next packet of this connection says about our buffer is now said. */
-static void note_announced(struct guest_connection *connection)
+void guest_note_announced(struct guest_connection *connection)
 {
 	connection->last_fwd_cnt = connection->fwd_cnt;
 	if (connection->buf_alloc > connection->largest_buf_alloc)
 		connection->largest_buf_alloc = connection->buf_alloc;
 }
 
-static void say(struct guest_connection *connection, enum packet_op op, uint32_t flags)
+void guest_say(struct guest_connection *connection, enum packet_op op, uint32_t flags)
 {
 	struct packet packet = guest_packet(connection, op);
 
 	packet.flags = flags;
-	note_announced(connection);
+	guest_note_announced(connection);
 	if (op == PACKET_RST)
 		connection->is_excused = true;
 	send_control(connection->guest, &packet);
@@ -193,13 +195,14 @@ static void refuse(struct guest *guest, const struct packet *packet)
 		send_control(guest, &reply);
 }
 
-static bool is_listening(const struct guest *guest, uint32_t port)
+/* The type of the socket that listens there; 0: none. */
+static uint16_t listener_type(const struct guest *guest, uint32_t port)
 {
 	for (size_t i = 0; i < guest->n_listeners; i++) {
 		if (guest->listeners[i] == port)
-			return true;
+			return guest->listener_types[i];
 	}
-	return false;
+	return 0;
 }
 
 static void on_request(struct guest *guest, const struct packet *packet)
@@ -207,11 +210,12 @@ static void on_request(struct guest *guest, const struct packet *packet)
 	struct guest_connection *connection;
 	struct guest_connection **last = &guest->incoming;
 
-	if (!is_listening(guest, packet->dst_port)) {
+	if (listener_type(guest, packet->dst_port) != packet->type) {
 		refuse(guest, packet);
 		return;
 	}
-	connection = new_connection(guest, packet->src_cid, packet->dst_port, packet->src_port);
+	connection = new_connection(guest, packet->type, packet->src_cid, packet->dst_port,
+				    packet->src_port);
 	if (!connection) {
 		refuse(guest, packet);
 		return;
@@ -224,7 +228,7 @@ static void on_request(struct guest *guest, const struct packet *packet)
 	while (*last)
 		last = &(*last)->next_incoming;
 	*last = connection;
-	say(connection, PACKET_RESPONSE, 0);
+	guest_say(connection, PACKET_RESPONSE, 0);
 }
 
 static void take_credit(struct guest_connection *connection, const struct packet *packet)
@@ -248,7 +252,7 @@ static void update_credit(struct guest_connection *connection)
 
 	if (connection->state == GUEST_ESTABLISHED &&
 	    connection->fwd_cnt != connection->last_fwd_cnt && seen_free < CREDIT_UPDATE_BELOW)
-		say(connection, PACKET_CREDIT_UPDATE, 0);
+		guest_say(connection, PACKET_CREDIT_UPDATE, 0);
 }
 
 /* Room for len more bytes behind those that wait. */
@@ -317,6 +321,7 @@ static void on_payload(struct guest_connection *connection, const struct packet 
 	connection->n_received += packet->len;
 	for (size_t i = 0; i < n_payload; i++)
 		keep_payload(connection, &payload[i]);
+	guest_messages_note(connection, packet);
 	update_credit(connection);
 }
 
@@ -341,7 +346,7 @@ static void on_shutdown(struct guest_connection *connection, uint32_t flags)
 	/* Linux answers as soon as nothing is left to read; else when it is closed. */
 	if (connection->peer_shutdown != PACKET_SHUTDOWN_BOTH || connection->n_buffered > 0)
 		return;
-	say(connection, PACKET_RST, 0);
+	guest_say(connection, PACKET_RST, 0);
 	end(connection, 0);
 }
 
@@ -363,7 +368,7 @@ static void dispatch(struct guest_connection *connection, const struct packet *p
 		on_payload(connection, packet, payload, n_payload);
 		break;
 	case PACKET_CREDIT_REQUEST:
-		say(connection, PACKET_CREDIT_UPDATE, 0);
+		guest_say(connection, PACKET_CREDIT_UPDATE, 0);
 		break;
 	default:
 		break;
@@ -386,11 +391,17 @@ static bool is_excused(const struct guest *guest, const struct guest_connection 
 	return false;
 }
 
+static bool is_type_negotiated(const struct guest *guest, uint16_t type)
+{
+	return type == PACKET_STREAM ||
+	       (type == PACKET_SEQPACKET && (guest->vhost.features & BIT64(VIRTIO_SEQPACKET)));
+}
+
 static bool is_sound(struct guest *guest, const struct packet *packet)
 {
 	if (packet->dst_cid != guest->cid)
 		guest_violate(guest, "packet for CID %lu", (unsigned long)packet->dst_cid);
-	else if (packet->type != PACKET_STREAM)
+	else if (!is_type_negotiated(guest, packet->type))
 		guest_violate(guest, "packet of type %u", packet->type);
 	else if (packet->op == PACKET_INVALID || packet->op >= PACKET_OP_MAX)
 		guest_violate(guest, "packet with op %u", packet->op);
@@ -422,6 +433,12 @@ void guest_connections_take(struct guest *guest, const struct packet *packet,
 			end(connection, is_finished(connection) ? 0 : ECONNRESET);
 		return;
 	}
+	if (is_alive && connection->type != packet->type) {
+		guest_violate(guest, "op %u of type %u for a connection of type %u", packet->op,
+			      packet->type, connection->type);
+		refuse(guest, packet);
+		return;
+	}
 	if (is_alive) {
 		dispatch(connection, packet, payload, n_payload);
 		return;
@@ -433,36 +450,61 @@ void guest_connections_take(struct guest *guest, const struct packet *packet,
 	refuse(guest, packet);
 }
 
-struct guest_connection *guest_connect(struct guest *guest, uint64_t cid, uint32_t port)
+static struct guest_connection *connect_as(struct guest *guest, uint16_t type, uint64_t cid,
+					   uint32_t port)
 {
 	struct guest_connection *connection;
 
 	do {
 		guest->next_port++;
-	} while (find(guest, cid, guest->next_port, port) || is_listening(guest, guest->next_port));
-	connection = new_connection(guest, cid, guest->next_port, port);
+	} while (find(guest, cid, guest->next_port, port) ||
+		 listener_type(guest, guest->next_port));
+	connection = new_connection(guest, type, cid, guest->next_port, port);
 	if (!connection)
 		return NULL;
 	connection->state = GUEST_CONNECTING;
-	say(connection, PACKET_REQUEST, 0);
+	guest_say(connection, PACKET_REQUEST, 0);
 	return connection;
+}
+
+struct guest_connection *guest_connect(struct guest *guest, uint64_t cid, uint32_t port)
+{
+	return connect_as(guest, PACKET_STREAM, cid, port);
+}
+
+struct guest_connection *guest_connect_messages(struct guest *guest, uint64_t cid, uint32_t port)
+{
+	return connect_as(guest, PACKET_SEQPACKET, cid, port);
+}
+
+static int listen_as(struct guest *guest, uint16_t type, uint32_t port)
+{
+	if (listener_type(guest, port))
+		return -EADDRINUSE;
+	if (guest->n_listeners == GUEST_LISTENERS_MAX)
+		return -ENOBUFS;
+	guest->listener_types[guest->n_listeners] = type;
+	guest->listeners[guest->n_listeners++] = port;
+	return 0;
 }
 
 int guest_listen(struct guest *guest, uint32_t port)
 {
-	if (is_listening(guest, port))
-		return -EADDRINUSE;
-	if (guest->n_listeners == GUEST_LISTENERS_MAX)
-		return -ENOBUFS;
-	guest->listeners[guest->n_listeners++] = port;
-	return 0;
+	return listen_as(guest, PACKET_STREAM, port);
+}
+
+int guest_listen_messages(struct guest *guest, uint32_t port)
+{
+	return listen_as(guest, PACKET_SEQPACKET, port);
 }
 
 void guest_unlisten(struct guest *guest, uint32_t port)
 {
 	for (size_t i = 0; i < guest->n_listeners; i++) {
-		if (guest->listeners[i] == port)
-			guest->listeners[i] = guest->listeners[--guest->n_listeners];
+		if (guest->listeners[i] != port)
+			continue;
+		guest->listeners[i] = guest->listeners[--guest->n_listeners];
+		guest->listener_types[i] = guest->listener_types[guest->n_listeners];
 	}
 }
 
@@ -477,7 +519,7 @@ struct guest_connection *guest_accept(struct guest *guest, uint32_t port)
 	return NULL;
 }
 
-static uint32_t credit(const struct guest_connection *connection)
+uint32_t guest_credit(const struct guest_connection *connection)
 {
 	/* As Linux since 2026: a peer does not get us to queue more than our own limit. */
 	uint32_t window = connection->peer_buf_alloc < connection->buf_alloc
@@ -488,7 +530,7 @@ static uint32_t credit(const struct guest_connection *connection)
 	return n_unread < window ? window - n_unread : 0;
 }
 
-static int check_sendable(const struct guest_connection *connection)
+int guest_check_sendable(const struct guest_connection *connection)
 {
 	if (connection->state == GUEST_CONNECTING)
 		return -ENOTCONN;
@@ -505,13 +547,13 @@ ssize_t guest_send(struct guest_connection *connection, const void *bytes, size_
 {
 	struct guest *guest = connection->guest;
 	size_t n_sent = 0;
-	int error = check_sendable(connection);
+	int error = guest_check_sendable(connection);
 
 	if (error < 0)
 		return error;
 	while (n_sent < len && guest->n_pending == 0) {
 		struct packet packet = guest_packet(connection, PACKET_RW);
-		uint32_t room = credit(connection);
+		uint32_t room = guest_credit(connection);
 		size_t part = len - n_sent;
 
 		if (part > connection->packet_size)
@@ -526,7 +568,7 @@ ssize_t guest_send(struct guest_connection *connection, const void *bytes, size_
 					  &connection->layout);
 		if (error < 0)
 			break;
-		note_announced(connection);
+		guest_note_announced(connection);
 		connection->tx_cnt += packet.len;
 		n_sent += part;
 	}
@@ -565,7 +607,7 @@ int guest_shutdown(struct guest_connection *connection, uint32_t flags)
 	if (connection->state != GUEST_ESTABLISHED)
 		return -ENOTCONN;
 	connection->shutdown |= flags;
-	say(connection, PACKET_SHUTDOWN, connection->shutdown);
+	guest_say(connection, PACKET_SHUTDOWN, connection->shutdown);
 	return 0;
 }
 
@@ -573,7 +615,7 @@ int guest_abort(struct guest_connection *connection)
 {
 	if (connection->state == GUEST_CLOSED)
 		return -ENOTCONN;
-	say(connection, PACKET_RST, 0);
+	guest_say(connection, PACKET_RST, 0);
 	end(connection, ECONNRESET);
 	return 0;
 }
@@ -589,12 +631,12 @@ int guest_close(struct guest_connection *connection)
 	if (connection->state != GUEST_ESTABLISHED)
 		return 0;
 	if (connection->peer_shutdown == PACKET_SHUTDOWN_BOTH) {
-		say(connection, PACKET_RST, 0);
+		guest_say(connection, PACKET_RST, 0);
 		end(connection, 0);
 		return 0;
 	}
 	connection->state = GUEST_CLOSING;
 	connection->shutdown = PACKET_SHUTDOWN_BOTH;
-	say(connection, PACKET_SHUTDOWN, PACKET_SHUTDOWN_BOTH);
+	guest_say(connection, PACKET_SHUTDOWN, PACKET_SHUTDOWN_BOTH);
 	return 0;
 }

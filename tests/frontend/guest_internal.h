@@ -2,9 +2,9 @@
 #pragma once
 
 /*
- * Between the three parts of the guest: guest.c (its life and the vhost-user
- * messages), guest_packets.c (what goes through the rings) and
- * guest_connections.c (the socket layer). Not for tests.
+ * Between the parts of the guest: guest.c (its life and the vhost-user messages),
+ * guest_packets.c (what goes through the rings), guest_connections.c (the socket
+ * layer) and guest_messages.c (SOCK_SEQPACKET). Not for tests.
  */
 
 #include "tests/frontend/guest.h"
@@ -25,6 +25,14 @@ void guest_connections_take(struct guest *guest, const struct packet *packet,
 size_t guest_connections_flush(struct guest *guest); /* pending control packets */
 void guest_connections_drop(struct guest *guest);    /* all CLOSED with ECONNRESET */
 void guest_connections_end(struct guest *guest);
+void guest_say(struct guest_connection *connection, enum packet_op op, uint32_t flags);
+uint32_t guest_credit(const struct guest_connection *connection);
+int guest_check_sendable(const struct guest_connection *connection);
+/* A packet of this connection, which tells of our buffer, was put. */
+void guest_note_announced(struct guest_connection *connection);
+
+/* guest_messages.c: the payload of a packet was kept, and what its flags say */
+void guest_messages_note(struct guest_connection *connection, const struct packet *packet);
 
 /* guest_in_band.c */
 void guest_in_band_init(struct guest *guest);

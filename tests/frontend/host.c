@@ -13,11 +13,11 @@
 #define READ_AT_ONCE (64 * 1024)
 #define PATH_LEN     128 /* longer than sun_path */
 
-int host_connect(const char *uds_path, uint32_t port, int timeout)
+static int connect_as(const char *path, int type, uint32_t port, int timeout)
 {
 	char line[32];
 	int len = snprintf(line, sizeof(line), "CONNECT %u\n", port);
-	int fd = socket_connect(uds_path, SOCK_STREAM, timeout);
+	int fd = socket_connect(path, type, timeout);
 	int error;
 
 	if (fd < 0)
@@ -29,13 +29,37 @@ int host_connect(const char *uds_path, uint32_t port, int timeout)
 	return error;
 }
 
-int host_listen(const char *uds_path, uint32_t port)
+int host_connect(const char *uds_path, uint32_t port, int timeout)
+{
+	return connect_as(uds_path, SOCK_STREAM, port, timeout);
+}
+
+int host_connect_messages(const char *uds_path, uint32_t port, int timeout)
+{
+	char path[PATH_LEN];
+
+	if (snprintf(path, sizeof(path), "%s_seqpacket", uds_path) >= (int)sizeof(path))
+		return -ENAMETOOLONG;
+	return connect_as(path, SOCK_SEQPACKET, port, timeout);
+}
+
+static int listen_as(const char *uds_path, int type, uint32_t port)
 {
 	char path[PATH_LEN];
 
 	if (snprintf(path, sizeof(path), "%s_%u", uds_path, port) >= (int)sizeof(path))
 		return -ENAMETOOLONG;
-	return socket_listen(path, SOCK_STREAM);
+	return socket_listen(path, type);
+}
+
+int host_listen(const char *uds_path, uint32_t port)
+{
+	return listen_as(uds_path, SOCK_STREAM, port);
+}
+
+int host_listen_messages(const char *uds_path, uint32_t port)
+{
+	return listen_as(uds_path, SOCK_SEQPACKET, port);
 }
 
 int host_accept(int listener, int timeout)

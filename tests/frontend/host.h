@@ -21,6 +21,13 @@ int host_connect(const char *uds_path, uint32_t port, int timeout);
 /* Listen at uds_path_PORT. The fd or negative errno. */
 int host_listen(const char *uds_path, uint32_t port);
 
+/*
+ * The same with SOCK_SEQPACKET, at uds_path_seqpacket and uds_path_PORT. The answer to
+ * CONNECT is a message.
+ */
+int host_connect_messages(const char *uds_path, uint32_t port, int timeout);
+int host_listen_messages(const char *uds_path, uint32_t port);
+
 /* Accept, waiting. The fd or negative errno. */
 int host_accept(int listener, int timeout);
 

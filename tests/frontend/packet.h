@@ -31,6 +31,9 @@ enum { PACKET_STREAM = 1, PACKET_SEQPACKET = 2 };
 /* Flags of SHUTDOWN: what the sender will no longer do. */
 enum { PACKET_SHUTDOWN_RECEIVE = 1, PACKET_SHUTDOWN_SEND = 2, PACKET_SHUTDOWN_BOTH = 3 };
 
+/* Flags of RW in messages. */
+enum { PACKET_EOM = 1, PACKET_EOR = 2 };
+
 struct packet {
 	uint64_t src_cid, dst_cid;
 	uint32_t src_port, dst_port, len;

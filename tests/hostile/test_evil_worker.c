@@ -590,7 +590,7 @@ static void test_connects_are_bounded_by_number_and_count(void **state)
 	add_connect(3, PORT + 1, PACKET_STREAM);
 	expect_disbelief("Connect with a number that is in use or out of range", "in use");
 	order(ORDERS_AT_ACCEPTED, 0, ORDERS_GO_ON);
-	add_connect(0, PORT, PACKET_SEQPACKET);
+	add_connect(0, PORT, PACKET_SEQPACKET + 1);
 	expect_disbelief("Connect of a type that was not offered", "type");
 	order(ORDERS_AT_ACCEPTED, 0, ORDERS_GO_ON);
 	for (uint32_t i = 0; i < 2 * CONNECTIONS; i++)

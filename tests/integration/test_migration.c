@@ -1272,7 +1272,7 @@ static void test_a_state_that_is_not_for_us_is_refused_with_a_reason(void **stat
 		{AT_FLAGS, 4, "state refused: a state of another version"},
 		{AT_COUNT, 1, "state refused: truncated, or too long"},
 		{AT_COUNT, UINT32_MAX, "state refused: truncated, or too long"},
-		{AT_FEATURES, 1u << 1, "state refused: features 0x2 "},
+		{AT_FEATURES, 1u << 3, "state refused: features 0x8 "},
 		{AT_FEATURES + 4, 1u << 2 | 1, "state refused: features 0x400000000 "},
 	};
 	size_t len = make_state(setup, guest);
@@ -1311,7 +1311,7 @@ static void test_a_load_that_failed_leaves_living_connections_alone(void **state
 
 		assert_int_equal(guest_stop(guest), 0);
 		len = save(&guest->vhost, false);
-		put32(state_bytes + AT_FEATURES, 2);
+		put32(state_bytes + AT_FEATURES, 8);
 		seal(state_bytes, len);
 		assert_int_equal(load(&guest->vhost, state_bytes, len), BAD);
 		assert_int_equal(load(&guest->vhost, (const uint8_t *)"garbage", 7), BAD);

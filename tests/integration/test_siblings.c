@@ -403,6 +403,61 @@ static void send_until_stuck(const struct two *two, struct flow *flow)
 	}
 }
 
+static void send_message(const struct two *two, struct guest_connection *from,
+			 struct guest_connection *to, size_t len)
+{
+	static uint8_t bytes[256 * 1024];
+	int64_t deadline = deadline_in(LIMIT);
+	ssize_t n;
+
+	pattern_fill(bytes, len, len, 0);
+	assert_int_equal(guest_send_message(from, bytes, len, 0, LIMIT), 0);
+	while ((n = guest_receive_message(to, bytes, sizeof(bytes))) == -EAGAIN) {
+		assert_true(deadline_left(deadline) > 0);
+		move(two);
+	}
+	assert_int_equal(n, len);
+	assert_true(pattern_is(bytes, len, len, 0));
+}
+
+static void test_messages_between_guests_stay_whole(void **state)
+{
+	static const size_t lens[] = {0, 1, 4052, 4053, 65536, 65537, 200000, 0, 0, 7};
+	struct two two = start_guests(*state);
+	struct guest_connection *ends[2];
+
+	assert_int_equal(guest_listen_messages(two.guests[1], PORT), 0);
+	ends[0] = guest_connect_messages(two.guests[0], setup_cid(1), PORT);
+	ends[1] = wait_accepted(&two, 1, PORT);
+	wait_state(&two, ends[0], GUEST_ESTABLISHED);
+	for (size_t i = 0; i < sizeof(lens) / sizeof(lens[0]); i++) {
+		send_message(&two, ends[0], ends[1], lens[i]);
+		send_message(&two, ends[1], ends[0], lens[i]);
+	}
+	assert_int_equal(guest_close(ends[0]), 0);
+	wait_state(&two, ends[0], GUEST_CLOSED);
+	wait_state(&two, ends[1], GUEST_CLOSED);
+	assert_int_equal(ends[1]->error, 0);
+	guest_forget(ends[0]);
+	guest_forget(ends[1]);
+}
+
+static void test_a_guest_that_has_no_messages_refuses_them(void **state)
+{
+	struct setup *setup = *state;
+	struct two two = {.setup = setup};
+	struct guest_connection *connection;
+
+	two.guests[0] = setup_guest(setup, 0, (struct guest_options){0});
+	two.guests[1] =
+		setup_guest(setup, 1, (struct guest_options){.features = BIT64(VIRTIO_VERSION_1)});
+	assert_int_equal(guest_listen(two.guests[1], PORT), 0);
+	connection = guest_connect_messages(two.guests[0], setup_cid(1), PORT);
+	wait_state(&two, connection, GUEST_CLOSED);
+	assert_int_equal(connection->error, ECONNRESET);
+	guest_forget(connection);
+}
+
 static void test_a_slow_receiver_holds_the_sender_up_and_costs_little(void **state)
 {
 	struct two two = start_guests(*state);
@@ -641,6 +696,8 @@ int main(void)
 		TWO(test_half_a_close_leaves_the_other_direction),
 		TWO(test_a_reset_travels_behind_what_was_sent),
 		TWO(test_bulk_in_both_directions_at_once_loses_no_byte),
+		TWO(test_messages_between_guests_stay_whole),
+		TWO(test_a_guest_that_has_no_messages_refuses_them),
 		TWO(test_a_slow_receiver_holds_the_sender_up_and_costs_little),
 		TWO(test_many_connections_come_and_go),
 		TWO(test_the_end_of_a_worker_resets_the_other_end),

@@ -154,9 +154,10 @@ static void test_the_offered_features_are_exactly_these(void **state)
 
 	start_vhost(*state, &vhost);
 	assert_int_equal(vhost_get_u64(&vhost, VHOST_GET_FEATURES, &value), 0);
-	assert_true(value ==
-		    (BIT64(VIRTIO_VERSION_1) | BIT64(VIRTIO_INDIRECT) | BIT64(VIRTIO_EVENT_IDX) |
-		     BIT64(VIRTIO_LOG_ALL) | BIT64(VIRTIO_PROTOCOL_FEATURES)));
+	assert_true(value == (BIT64(VIRTIO_VERSION_1) | BIT64(VIRTIO_INDIRECT) |
+			      BIT64(VIRTIO_EVENT_IDX) | BIT64(VIRTIO_LOG_ALL) |
+			      BIT64(VIRTIO_PROTOCOL_FEATURES) | BIT64(VIRTIO_STREAM) |
+			      BIT64(VIRTIO_SEQPACKET) | BIT64(VIRTIO_NO_IMPLIED_STREAM)));
 	assert_int_equal(vhost_get_u64(&vhost, VHOST_GET_PROTOCOL_FEATURES, &value), 0);
 	assert_true(value == (BIT64(VHOST_PROTOCOL_MQ) | BIT64(VHOST_PROTOCOL_LOG_SHMFD) |
 			      BIT64(VHOST_PROTOCOL_REPLY_ACK) | BIT64(VHOST_PROTOCOL_CONFIG) |

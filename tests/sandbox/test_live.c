@@ -10,11 +10,13 @@
 #include <dirent.h>
 #include <errno.h>
 #include <limits.h>
+#include <poll.h>
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/socket.h>
 #include <sys/stat.h>
 #include <time.h>
 #include <unistd.h>
@@ -526,8 +528,8 @@ static void audit_front(const struct live *live)
 	const size_t fds[FD_KINDS] = {
 		[FD_NULL] = 1,
 		[FD_LOG] = 2,
-		/* The spawner; two listeners, front-end and connection a VM; the workers. */
-		[FD_SOCKET] = 1 + 4 * VMS + VMS + 1,
+		/* The spawner; three listeners, front-end and connection a VM; the workers. */
+		[FD_SOCKET] = 1 + 5 * VMS + VMS + 1,
 		[FD_EPOLL] = 1,
 		[FD_MEMFD] = VMS,
 		[FD_EVENTFD] = ANY_NUMBER,
@@ -684,6 +686,30 @@ static void connect_from_host(struct live *live, size_t vm)
 		assert_true(guest_poll(guest, LIMIT) >= 0);
 	guest_unwatch(guest, &stream.watch);
 	host_stream_end(&stream);
+	assert_int_equal(guest_finish(connection, LIMIT), 0);
+}
+
+static void exchange_messages(struct live *live, size_t vm)
+{
+	struct guest *guest = &live->guests[vm];
+	struct guest_connection *connection;
+	char path[108], bytes[32];
+	int fd;
+
+	snprintf(path, sizeof(path), "%s/host%zu", live->daemon.directory, vm);
+	assert_int_equal(guest_listen_messages(guest, 98), 0);
+	fd = host_connect_messages(path, 98, LIMIT);
+	assert_true(fd >= 0);
+	connection = guest_accept_wait(guest, 98, LIMIT);
+	assert_non_null(connection);
+	assert_int_equal(socket_wait(fd, POLLIN, deadline_in(LIMIT)), 0);
+	assert_true(recv(fd, bytes, sizeof(bytes), 0) > 0);
+	assert_int_equal(guest_send_message(connection, "", 0, 0, LIMIT), 0);
+	assert_int_equal(socket_wait(fd, POLLIN, deadline_in(LIMIT)), 0);
+	assert_int_equal(recv(fd, bytes, sizeof(bytes), 0), 0);
+	assert_int_equal(send(fd, "message", 7, MSG_NOSIGNAL), 7);
+	assert_int_equal(guest_receive_message_wait(connection, bytes, sizeof(bytes), LIMIT), 7);
+	close(fd);
 	assert_int_equal(guest_finish(connection, LIMIT), 0);
 }
 
@@ -844,6 +870,7 @@ static void test_each_allowed_call_is_made(void **state)
 	for (size_t i = 0; i < VMS; i++)
 		start_guest(&live, i);
 	connect_from_host(&live, 0);
+	exchange_messages(&live, 0);
 	keep_hosts_slow(&live, 0);
 	assert_int_equal(guest_stop(&live.guests[1]), 0);
 	assert_int_equal(vhost_change_memory(&live.guests[1].vhost, VHOST_REM_MEM_REG,

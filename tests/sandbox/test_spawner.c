@@ -35,6 +35,7 @@
 #define N_VMS	      3 /* the first two share a group */
 #define N_WORKERS_MAX (N_VMS * SPAWNER_WORKERS_PER_VM + SPAWNER_WORKERS_SPARE)
 #define STREAM	      1
+#define SEQPACKET     2
 
 static int program; /* the helper */
 static char directory[64];
@@ -390,7 +391,7 @@ static void test_a_host_socket_is_connected_by_its_port(void **state)
 	assert_int_equal(fd, -1);
 	listener_close(&listener);
 	assert_int_equal(expect_connected(&bench, UINT32_MAX, STREAM, &fd).error, ECONNREFUSED);
-	assert_int_equal(expect_connected(&bench, UINT32_MAX, 2, &fd).error, EPROTONOSUPPORT);
+	assert_int_equal(expect_connected(&bench, UINT32_MAX, SEQPACKET, &fd).error, ECONNREFUSED);
 	listener_unlink(&listener);
 	bench_stop(&bench);
 }
@@ -424,6 +425,54 @@ static void test_two_vms_of_a_group_get_a_pair(void **state)
 		assert_int_equal(recv(fds[1], &byte, 1, 0), 0);
 		close(fds[1]);
 	}
+	bench_stop(&bench);
+}
+
+static void test_a_pair_has_the_type_that_was_asked_for(void **state)
+{
+	int fds[REPLY_FDS_MAX], type = 0;
+	socklen_t len = sizeof(type);
+	struct bench bench;
+
+	(void)state;
+	bench_start(&bench);
+	ask(&bench, (struct spawner_request){
+			    .kind = SPAWNER_PAIR, .device = 0, .number = 1, .type = SEQPACKET});
+	assert_int_equal(await_reply_with(&bench, fds).error, 0);
+	assert_int_equal(getsockopt(fds[0], SOL_SOCKET, SO_TYPE, &type, &len), 0);
+	assert_int_equal(type, SOCK_SEQPACKET);
+	close(fds[0]);
+	close(fds[1]);
+	bench_stop(&bench);
+}
+
+static void test_a_host_socket_has_the_type_that_was_asked_for(void **state)
+{
+	struct listener streams, messages;
+	struct listener_failure failure;
+	char stream_path[128], message_path[128];
+	struct bench bench;
+	int fd, type = 0;
+	socklen_t len = sizeof(type);
+
+	(void)state;
+	bench_start(&bench);
+	(void)snprintf(stream_path, sizeof(stream_path), "%s_1", bench.path);
+	(void)snprintf(message_path, sizeof(message_path), "%s_2", bench.path);
+	assert_int_equal(listener_open(stream_path, &LISTENER_OWNER_ONLY, &streams, &failure), 0);
+	assert_int_equal(
+		listener_open_packets(message_path, &LISTENER_OWNER_ONLY, &messages, &failure), 0);
+	assert_int_equal(expect_connected(&bench, 2, SEQPACKET, &fd).error, 0);
+	assert_int_equal(getsockopt(fd, SOL_SOCKET, SO_TYPE, &type, &len), 0);
+	assert_int_equal(type, SOCK_SEQPACKET);
+	close(fd);
+	assert_int_equal(expect_connected(&bench, 1, SEQPACKET, &fd).error, EPROTOTYPE);
+	assert_int_equal(expect_connected(&bench, 2, STREAM, &fd).error, EPROTOTYPE);
+	assert_int_equal(fd, -1);
+	listener_close(&streams);
+	listener_close(&messages);
+	listener_unlink(&streams);
+	listener_unlink(&messages);
 	bench_stop(&bench);
 }
 
@@ -666,6 +715,8 @@ static int run(void)
 		cmocka_unit_test(test_workers_beyond_the_limit_are_refused),
 		cmocka_unit_test(test_a_host_socket_is_connected_by_its_port),
 		cmocka_unit_test(test_two_vms_of_a_group_get_a_pair),
+		cmocka_unit_test(test_a_host_socket_has_the_type_that_was_asked_for),
+		cmocka_unit_test(test_a_pair_has_the_type_that_was_asked_for),
 		cmocka_unit_test(test_a_full_backlog_is_told),
 		cmocka_unit_test(test_whatever_is_not_permitted_ends_everything),
 		cmocka_unit_test(test_what_the_front_asked_before_it_knew_of_a_reload_is_refused),

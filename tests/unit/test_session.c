@@ -419,7 +419,7 @@ static void test_questions_are_answered_with_exact_flags(void **state)
 		uint32_t request;
 		uint64_t answer;
 	} cases[] = {
-		{VHOST_USER_GET_FEATURES, 0x174000000},
+		{VHOST_USER_GET_FEATURES, 0x174000007},
 		{VHOST_USER_GET_PROTOCOL_FEATURES, 0x8a20b},
 		{VHOST_USER_GET_QUEUE_NUM, 3},
 		{VHOST_USER_GET_MAX_MEM_SLOTS, 32},
