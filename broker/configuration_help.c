@@ -16,6 +16,7 @@ const char *const configuration_help[] = {
 	"A vhost-user back-end for virtio-vsock. Programs on the host reach a guest\n"
 	"through unix sockets: connect to the uds-path and send \"CONNECT PORT\\n\";\n"
 	"listen on the uds-path with \"_PORT\" appended to be reached by the guest.\n"
+	"Messages (SOCK_SEQPACKET): connect to the uds-path with \"_seqpacket\" appended.\n"
 	"\n"
 	"One VM:\n"
 	"  --guest-cid N         CID of the guest, 3 to 4294967294 (default 3)\n"

@@ -227,6 +227,28 @@ static void test_an_abstract_name_is_reached(void **state)
 	close(listener);
 }
 
+static void test_only_unix_sockets_carry_messages(void **state)
+{
+	static const char *const others[] = {"7:tcp:1", "7:tcp:[::1]:1", "7:vsock:1:1"};
+	char text[64];
+	struct port_rule rule;
+	int listener = -1, fd = -1;
+
+	(void)state;
+	for (size_t i = 0; i < sizeof(others) / sizeof(others[0]); i++) {
+		rule = good(others[i], false);
+		assert_int_equal(ports_connect(&rule.address, 7, SOCK_SEQPACKET, &fd),
+				 -EPROTONOSUPPORT);
+		assert_int_equal(fd, -1);
+	}
+	snprintf(text, sizeof(text), "7:abstract:vsockd-test-%d", (int)getpid());
+	rule = good(text, true);
+	assert_int_equal(ports_listen(&rule.address, 7, &listener), 0);
+	/* Abstract names are another one for each type. */
+	assert_int_equal(ports_connect(&rule.address, 7, SOCK_SEQPACKET, &fd), -ECONNREFUSED);
+	close(listener);
+}
+
 static void test_what_is_denied_is_not_connected(void **state)
 {
 	struct port_rule rule = good("7:deny", false);
@@ -246,6 +268,7 @@ int main(void)
 		cmocka_unit_test(test_the_first_rule_that_has_the_port_counts),
 		cmocka_unit_test(test_tcp_is_reached_at_the_port_of_the_rule_or_of_the_guest),
 		cmocka_unit_test(test_an_abstract_name_is_reached),
+		cmocka_unit_test(test_only_unix_sockets_carry_messages),
 		cmocka_unit_test(test_what_is_denied_is_not_connected),
 	};
 
