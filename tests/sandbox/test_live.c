@@ -813,7 +813,7 @@ static const char *excuse(const struct policy_rule *rule)
 	if (rule->role == POLICY_FRONT && strcmp(rule->call, "exit_group") == 0)
 		return "the front ends by itself only when something failed";
 	if (strcmp(rule->call, "getsockopt") == 0)
-		return "no state goes through a socket here, see integration/test_migration.c";
+		return "no state goes through a socket here, see integration/test_state.c";
 	return NULL;
 }
 
