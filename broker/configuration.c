@@ -57,6 +57,7 @@ const char *const configuration_keys[N_KEYS] = {
 	[KEY_METRICS_MODE] = "metrics-mode",
 	[KEY_METRICS_OWNER] = "metrics-owner",
 	[KEY_METRICS_GROUP] = "metrics-group",
+	[KEY_EXPERIMENTAL_SUSPEND] = "experimental-suspend",
 	[KEY_NO_NAMESPACES] = "insecure-no-namespaces",
 	[KEY_NO_SECCOMP] = "insecure-no-seccomp",
 };
@@ -110,6 +111,7 @@ static const struct option options[] = {
 	{"metrics-mode", required_argument, NULL, OPTION_KEY + KEY_METRICS_MODE},
 	{"metrics-owner", required_argument, NULL, OPTION_KEY + KEY_METRICS_OWNER},
 	{"metrics-group", required_argument, NULL, OPTION_KEY + KEY_METRICS_GROUP},
+	{"experimental-suspend", no_argument, NULL, OPTION_KEY + KEY_EXPERIMENTAL_SUSPEND},
 	{"insecure-no-namespaces", no_argument, NULL, OPTION_KEY + KEY_NO_NAMESPACES},
 	{"insecure-no-seccomp", no_argument, NULL, OPTION_KEY + KEY_NO_SECCOMP},
 	{"print-capabilities", no_argument, NULL, OPTION_CAPABILITIES},
@@ -271,6 +273,7 @@ static int take_option(struct command_line *line, int option, const char *value,
 		return 0;
 	case OPTION_POLICY:
 		return take_role(line, value, ret_error);
+	case OPTION_KEY + KEY_EXPERIMENTAL_SUSPEND:
 	case OPTION_KEY + KEY_NO_NAMESPACES:
 	case OPTION_KEY + KEY_NO_SECCOMP:
 		line->values[option - OPTION_KEY] = "true";
@@ -399,8 +402,8 @@ static int read_log_level(const struct vm_arguments *arguments, int *ret,
 		"log-level " QUOTED ": unknown; give error, warning, notice, info or debug", text);
 }
 
-static int read_insecure(const struct vm_arguments *arguments, enum key key, uint32_t bit,
-			 uint32_t *insecure, struct configuration_error *ret_error)
+static int read_flag(const struct vm_arguments *arguments, enum key key, uint32_t bit,
+		     uint32_t *bits, struct configuration_error *ret_error)
 {
 	const char *text = arguments->values[key];
 
@@ -410,7 +413,7 @@ static int read_insecure(const struct vm_arguments *arguments, enum key key, uin
 		return configuration_fail_at(ret_error, EX_USAGE, arguments, key,
 					     "%s " QUOTED ": give true or false",
 					     configuration_keys[key], text);
-	*insecure |= bit;
+	*bits |= bit;
 	return 0;
 }
 
@@ -438,11 +441,14 @@ static int read_globals(const struct vm_arguments *arguments, struct configurati
 	if (!r)
 		r = configuration_read_user(arguments, configuration, ret_error);
 	if (!r)
-		r = read_insecure(arguments, KEY_NO_NAMESPACES, POLICY_INSECURE_NO_NAMESPACES,
-				  &configuration->insecure, ret_error);
+		r = read_flag(arguments, KEY_NO_NAMESPACES, POLICY_INSECURE_NO_NAMESPACES,
+			      &configuration->insecure, ret_error);
 	if (!r)
-		r = read_insecure(arguments, KEY_NO_SECCOMP, POLICY_INSECURE_NO_SECCOMP,
-				  &configuration->insecure, ret_error);
+		r = read_flag(arguments, KEY_NO_SECCOMP, POLICY_INSECURE_NO_SECCOMP,
+			      &configuration->insecure, ret_error);
+	if (!r)
+		r = read_flag(arguments, KEY_EXPERIMENTAL_SUSPEND, CONFIGURATION_EXPERIMENT_SUSPEND,
+			      &configuration->experiments, ret_error);
 	if (!r)
 		r = read_worker(arguments, &configuration->worker, ret_error);
 	if (!r)

@@ -36,6 +36,12 @@
 /* --offer: protocol features that no VMM gets unless it is known to keep to them. */
 enum {
 	CONFIGURATION_OFFER_IN_BAND = 1 << 0, /* inband-notifications */
+	CONFIGURATION_OFFER_GPA = 1 << 1,     /* gpa-addresses */
+};
+
+/* What is no part of any document, and may change. */
+enum {
+	CONFIGURATION_EXPERIMENT_SUSPEND = 1 << 0, /* --experimental-suspend */
 };
 
 enum configuration_action {
@@ -84,10 +90,11 @@ struct configuration {
 	bool has_user; /* --user: become user and group before anything is opened */
 	uid_t user;
 	gid_t group;
-	int log_level;	   /* as in syslog(3): LOG_ERR ... LOG_DEBUG */
-	uint32_t insecure; /* POLICY_INSECURE_... */
-	char *worker;	   /* --worker PATH, NULL: found beside vsockd */
-	char *file;	   /* --config PATH, NULL: everything was on the command line */
+	int log_level;	      /* as in syslog(3): LOG_ERR ... LOG_DEBUG */
+	uint32_t insecure;    /* POLICY_INSECURE_... */
+	uint32_t experiments; /* CONFIGURATION_EXPERIMENT_... */
+	char *worker;	      /* --worker PATH, NULL: found beside vsockd */
+	char *file;	      /* --config PATH, NULL: everything was on the command line */
 	struct service_socket control, metrics;
 };
 

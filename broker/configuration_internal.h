@@ -64,7 +64,8 @@ enum key {
 	KEY_METRICS_MODE,
 	KEY_METRICS_OWNER,
 	KEY_METRICS_GROUP,
-	KEY_NO_NAMESPACES, /* these two are "true" or "false" in a file */
+	KEY_EXPERIMENTAL_SUSPEND, /* from here on they are "true" or "false" in a file */
+	KEY_NO_NAMESPACES,
 	KEY_NO_SECCOMP,
 	N_KEYS,
 };

@@ -199,6 +199,7 @@ static int read_offers(const struct vm_arguments *arguments, uint32_t *ret_offer
 		uint32_t offer;
 	} offers[] = {
 		{"inband-notifications", CONFIGURATION_OFFER_IN_BAND},
+		{"gpa-addresses", CONFIGURATION_OFFER_GPA},
 	};
 	const char *text = arguments->values[KEY_OFFER];
 	uint32_t result = 0;
@@ -212,7 +213,10 @@ static int read_offers(const struct vm_arguments *arguments, uint32_t *ret_offer
 		if (i == sizeof(offers) / sizeof(offers[0]))
 			return configuration_fail_at(
 				ret_error, EX_USAGE, arguments, KEY_OFFER,
-				"offer " QUOTED ": unknown; give inband-notifications", text);
+				"offer " QUOTED
+				": unknown; give inband-notifications or gpa-addresses, "
+				"or both joined by '+'",
+				text);
 		result |= offers[i].offer;
 		name = name[len] ? name + len + 1 : NULL;
 	}

@@ -50,6 +50,8 @@ static const struct control_row rows[] = {
 	 .is_logged = true,
 	 .run = control_log_level},
 	{.number = CONTROL_CONNECT, .name = "connect", .is_logged = true, .run = control_connect},
+	{.number = CONTROL_SUSPEND, .name = "suspend", .is_logged = true, .run = control_suspend},
+	{.number = CONTROL_RESUME, .name = "resume", .is_logged = true, .run = control_resume},
 	{.number = CONTROL_LISTEN, .name = "listen", .is_logged = true, .run = control_listen},
 };
 

@@ -123,5 +123,7 @@ bool control_connect(struct front *front, struct control_client *client);
 bool control_listen(struct front *front, struct control_client *client);
 /* control_status.c */
 bool control_status(struct front *front, struct control_client *client);
+bool control_suspend(struct front *front, struct control_client *client);
+bool control_resume(struct front *front, struct control_client *client);
 bool control_show(struct front *front, struct control_client *client);
 enum control_vm_state control_vm_state(const struct device *device);

@@ -11,6 +11,8 @@ enum control_vm_state control_vm_state(const struct device *device)
 		return CONTROL_VM_FAILED;
 	if (!device->worker)
 		return CONTROL_VM_STARTING;
+	if (device_is_suspended(device))
+		return CONTROL_VM_SUSPENDED;
 	if (restore_holds(device))
 		return CONTROL_VM_QUARANTINE;
 	if (!device_rings_run(device))
@@ -47,6 +49,36 @@ static bool say_vm(struct front *front, struct control_client *client, const str
 	reply.body_case = CONTROL__REPLY__BODY_VM;
 	reply.vm = &vm;
 	return control_send(front, client, &reply);
+}
+
+/* cursor: whether it was said to the devices; then each has to have settled. */
+static bool set_suspended(struct front *front, struct control_client *client, bool is_suspended)
+{
+	struct device *first = front->devices, *last = first + front->n_devices;
+
+	if (client->request.cid != 0) {
+		first = control_device(front, client);
+		if (!first)
+			return true;
+		last = first + 1;
+	}
+	for (struct device *device = first; client->cursor == 0 && device < last; device++)
+		device_suspend(device, is_suspended);
+	client->cursor = 1;
+	for (const struct device *device = first; device < last; device++)
+		if (!device_has_settled(device))
+			return false;
+	return true;
+}
+
+bool control_suspend(struct front *front, struct control_client *client)
+{
+	return set_suspended(front, client, true);
+}
+
+bool control_resume(struct front *front, struct control_client *client)
+{
+	return set_suspended(front, client, false);
 }
 
 bool control_status(struct front *front, struct control_client *client)

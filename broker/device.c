@@ -73,9 +73,12 @@ void device_log(struct device *device, int priority, const char *format, ...)
 static uint64_t protocol_features(const struct device *device)
 {
 	uint32_t offers = device->configuration->offers;
+	uint32_t experiments = device->front->configuration->experiments;
 
 	return SESSION_PROTOCOL_FEATURES |
-	       (offers & CONFIGURATION_OFFER_IN_BAND ? SESSION_PROTOCOL_FEATURES_IN_BAND : 0);
+	       (offers & CONFIGURATION_OFFER_IN_BAND ? SESSION_PROTOCOL_FEATURES_IN_BAND : 0) |
+	       (offers & CONFIGURATION_OFFER_GPA ? VHOST_USER_PROTOCOL_F_GPA_ADDRESSES : 0) |
+	       (experiments & CONFIGURATION_EXPERIMENT_SUSPEND ? VHOST_USER_PROTOCOL_F_SUSPEND : 0);
 }
 
 static void take_limits(struct device *device)
@@ -243,6 +246,7 @@ void device_replace_worker(struct device *device)
 	worker_dismiss(device->worker, device->front);
 	device->worker = NULL;
 	device->told_quarantine = false;
+	device->told_suspended = false;
 	memset(device->was_running, 0, sizeof(device->was_running));
 }
 
@@ -264,6 +268,7 @@ static void close_session(struct device *device, const char *why)
 	notify_end(device);
 	device->sync = (struct sync){0};
 	device->told_quarantine = false;
+	device->told_suspended = false;
 	device->had_event_ring = false;
 	memset(device->was_running, 0, sizeof(device->was_running));
 	memset(device->was_stopped, 0, sizeof(device->was_stopped));
@@ -316,6 +321,7 @@ void device_worker_died(struct device *device)
 	device->worker = NULL;
 	device->n_lost++;
 	device->told_quarantine = false;
+	device->told_suspended = false;
 	if (!device->has_frontend || device->has_failed)
 		return;
 	restore_worker_died(device);
@@ -496,14 +502,20 @@ bool device_rings_run(const struct device *device)
 		rings[1].is_started || (session_is_in_band(&device->session, 1, SESSION_KICK) &&
 					rings[1].num > 0 && rings[1].has_addresses);
 
-	return device->has_frontend && rings[0].is_started && rings[0].is_enabled && is_tx_up &&
-	       rings[1].is_enabled;
+	return device->has_frontend && !device_is_suspended(device) && rings[0].is_started &&
+	       rings[0].is_enabled && is_tx_up && rings[1].is_enabled;
 }
 
 bool device_is_running(const struct device *device)
 {
 	return device_rings_run(device) && device->worker && sync_is_idle(device) &&
 	       !restore_holds(device);
+}
+
+/* Suspended, or its worker is about to learn that it is not. */
+static bool is_to_be_waited_for(const struct device *device)
+{
+	return device_is_suspended(device) || device->told_suspended;
 }
 
 /*
@@ -513,7 +525,8 @@ bool device_is_running(const struct device *device)
  */
 bool device_listens_to_host(const struct device *device)
 {
-	if (device->front->now < device->accept_at || restore_holds(device))
+	if (device->front->now < device->accept_at || restore_holds(device) ||
+	    is_to_be_waited_for(device))
 		return false;
 	if (!device->has_driver || device->has_failed)
 		return true;
@@ -598,11 +611,26 @@ static int send_endpoint(struct device *device, uint32_t index)
 }
 
 /* Connections come after what the session holds. */
+/*
+ * With no ring started, or suspended, the device does nothing but answer the
+ * front-end: what the worker has not been told of cannot change what it has.
+ */
+static bool is_quiet(const struct device *device)
+{
+	if (device_is_suspended(device))
+		return true;
+	for (uint32_t i = 0; i < SESSION_RINGS; i++)
+		if (device->session.rings[i].is_started)
+			return false;
+	return true;
+}
+
 void device_tell_endpoints(struct device *device)
 {
 	uint32_t index;
 
-	if (!device->worker || !sync_is_idle(device) || restore_is_transferring(device))
+	if (!device->worker || !sync_is_idle(device) || restore_is_transferring(device) ||
+	    is_quiet(device))
 		return;
 	while ((index = endpoints_untold(&device->endpoints)) != ENDPOINT_NONE) {
 		if (send_endpoint(device, index) != 0)
@@ -630,6 +658,27 @@ static void listen_to_host(struct device *device)
 			  &device->host_listeners[i].is_listening);
 }
 
+bool device_is_suspended(const struct device *device)
+{
+	return device->is_suspended || device->session.is_suspended;
+}
+
+bool device_has_settled(const struct device *device)
+{
+	return !device->worker || device->has_failed ||
+	       (sync_is_idle(device) && device->told_suspended == device_is_suspended(device));
+}
+
+void device_suspend(struct device *device, bool is_suspended)
+{
+	if (device->is_suspended == is_suspended)
+		return;
+	device->is_suspended = is_suspended;
+	device_log(device, LOG_NOTICE,
+		   is_suspended ? "suspended by the operator" : "resumed by the operator");
+	device_update(device);
+}
+
 void device_update(struct device *device)
 {
 	struct worker *worker;
@@ -643,7 +692,9 @@ void device_update(struct device *device)
 		device->has_driver = true;
 	restore_update(device, device_rings_run(device) && device->worker && sync_is_idle(device));
 	sync_quarantine(device);
+	sync_suspension(device);
 	notify_discard(device);
+	notify_flush(device);
 	siblings_update(device);
 	device_tell_endpoints(device);
 	listen_to_host(device);
@@ -672,6 +723,9 @@ static bool has_type(const struct device *device, uint8_t type)
 
 const char *device_refuses_host(const struct device *device, uint8_t type)
 {
+	/* Whether it has one is seen when it may show itself. */
+	if (is_to_be_waited_for(device))
+		return NULL;
 	if (!device->has_driver)
 		return "the guest has no driver for vsock (yet)";
 	if (device->has_failed)

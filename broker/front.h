@@ -76,6 +76,7 @@ enum step_kind {
 	STEP_RING_START,
 	STEP_RING_STOP,
 	STEP_RING_KICK,
+	STEP_SUSPEND,
 	STEP_RING_LOG,
 	STEP_LOG_SET,
 	STEP_LOG_FD,
@@ -91,8 +92,9 @@ struct step {
 	uint32_t number;
 };
 
-/* Assign, features, log, quarantine, regions, commit, four a ring, and what is pending. */
-#define STEPS_MAX (5 + SESSION_REGIONS_MAX + 1 + 4 * SESSION_RINGS + 4)
+/* Assign, features, log, quarantine, suspension, regions, commit, four a ring, and what is pending.
+ */
+#define STEPS_MAX (6 + SESSION_REGIONS_MAX + 1 + 4 * SESSION_RINGS + 4)
 
 struct sync {
 	struct step steps[STEPS_MAX];
@@ -192,7 +194,10 @@ struct device {
 	struct restore restore;
 	struct notify notify;
 	int discarded;			 /* a former notify.fd that waits for a worker; -1: none */
-	bool told_quarantine;		 /* what the worker knows */
+	bool is_suspended;		 /* by the operator; outlives the session */
+	bool will_suspend;		 /* what it was told last */
+	bool told_suspended;		 /* what it has confirmed */
+	bool told_quarantine;		 /* the same */
 	bool had_event_ring;		 /* ring 2 was started in this session */
 	bool was_running[SESSION_RINGS]; /* a worker has started the ring */
 	bool was_stopped[SESSION_RINGS]; /* GET_VRING_BASE gave: */
@@ -342,6 +347,15 @@ void device_connected(struct device *device, uint32_t endpoint, int error, int f
 /* The deadline of the device's own timers; UINT64_MAX when there is none. */
 uint64_t device_deadline(const struct device *device);
 void device_update(struct device *device);
+/*
+ * The operator's: rings are left alone, as if they were stopped, until it is taken
+ * back. The VMM may say the same of its own accord, and both have to take it back.
+ */
+void device_suspend(struct device *device, bool is_suspended);
+/* Is it to be suspended, by anybody? */
+bool device_is_suspended(const struct device *device);
+/* Does its worker, if there is one, know and obey? */
+bool device_has_settled(const struct device *device);
 void device_run_timers(struct device *device);
 /* A line for the log, at most so many a second for one VM. */
 void device_log(struct device *device, int priority, const char *format, ...)
@@ -427,6 +441,8 @@ uint32_t notify_in_band(const struct device *device, uint32_t ring);
 void sync_complete(struct device *device, int status);
 /* The worker is to know of a quarantine that began or ended. */
 void sync_quarantine(struct device *device);
+/* The same of a suspension. */
+void sync_suspension(struct device *device);
 extern const struct session_operations sync_operations;
 /* A new worker: everything that the session holds. */
 void sync_begin(struct device *device);

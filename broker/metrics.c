@@ -76,6 +76,7 @@ static const struct sample state_samples[] = {
 	{"", ",vsockd_vm_state=\"stopped\"", is_in_state, CONTROL_VM_STOPPED, false},
 	{"", ",vsockd_vm_state=\"running\"", is_in_state, CONTROL_VM_RUNNING, false},
 	{"", ",vsockd_vm_state=\"quarantine\"", is_in_state, CONTROL_VM_QUARANTINE, false},
+	{"", ",vsockd_vm_state=\"suspended\"", is_in_state, CONTROL_VM_SUSPENDED, false},
 	{"", ",vsockd_vm_state=\"failed\"", is_in_state, CONTROL_VM_FAILED, false},
 };
 

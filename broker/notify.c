@@ -138,6 +138,8 @@ static bool is_silent(const struct device *device)
 {
 	const struct sync *sync = &device->sync;
 
+	if (device->told_suspended)
+		return true;
 	for (uint32_t i = 0; i < SESSION_RINGS; i++)
 		if (device->session.rings[i].is_started)
 			return false;

@@ -150,6 +150,7 @@ static int on_set_protocol_features(struct session *session,
 	uint64_t features = session_payload_u64(incoming);
 	uint64_t unknown = features & ~session->offered_protocol_features;
 	uint64_t in_band = features & VHOST_USER_PROTOCOL_F_INBAND_NOTIFICATIONS;
+	uint64_t changed;
 	const uint64_t needed = VHOST_USER_PROTOCOL_F_BACKEND_REQ | VHOST_USER_PROTOCOL_F_REPLY_ACK;
 
 	if (!(session->offered_features & VHOST_USER_F_PROTOCOL_FEATURES))
@@ -161,9 +162,12 @@ static int on_set_protocol_features(struct session *session,
 	if (in_band && (features & needed) != needed)
 		return session_refuse(session,
 				      "INBAND_NOTIFICATIONS without BACKEND_REQ and REPLY_ACK");
-	if ((features ^ session->protocol_features) & VHOST_USER_PROTOCOL_F_INBAND_NOTIFICATIONS &&
+	changed = features ^ session->protocol_features;
+	if (changed & VHOST_USER_PROTOCOL_F_INBAND_NOTIFICATIONS &&
 	    session_is_any_ring_started(session))
 		return session_refuse(session, "a ring is started");
+	if (changed & VHOST_USER_PROTOCOL_F_GPA_ADDRESSES && session->n_regions > 0)
+		return session_refuse(session, "there is memory already");
 	session->protocol_features = features;
 	return 0;
 }
@@ -197,7 +201,29 @@ static int on_reset_device(struct session *session, const struct session_incomin
 	(void)incoming;
 	switch_all_rings(session, false);
 	session->current.has_reset = true;
+	/* Told with the reset: all rings are disabled by now. */
+	session->is_suspended = false;
 	return 0;
+}
+
+static int set_suspended(struct session *session, bool is_suspended)
+{
+	if (session->is_suspended == is_suspended)
+		return 0;
+	session->is_suspended = is_suspended;
+	return session_call(session, session->operations->suspended);
+}
+
+static int on_suspend(struct session *session, const struct session_incoming *incoming)
+{
+	(void)incoming;
+	return set_suspended(session, true);
+}
+
+static int on_resume(struct session *session, const struct session_incoming *incoming)
+{
+	(void)incoming;
+	return set_suspended(session, false);
 }
 
 static int on_get_config(struct session *session, const struct session_incoming *incoming)
@@ -268,6 +294,8 @@ static int (*const handlers[])(struct session *session, const struct session_inc
 	[VHOST_USER_REM_MEM_REG] = session_on_rem_mem_reg,
 	[VHOST_USER_SET_DEVICE_STATE_FD] = session_on_set_device_state_fd,
 	[VHOST_USER_CHECK_DEVICE_STATE] = session_on_check_device_state,
+	[VHOST_USER_SUSPEND] = on_suspend,
+	[VHOST_USER_RESUME] = on_resume,
 };
 
 static void save(struct session *session)
@@ -277,6 +305,7 @@ static void save(struct session *session)
 	undo->features = session->features;
 	undo->protocol_features = session->protocol_features;
 	undo->has_features = session->has_features;
+	undo->is_suspended = session->is_suspended;
 	memcpy(undo->regions, session->regions, session->n_regions * sizeof(undo->regions[0]));
 	undo->n_regions = session->n_regions;
 	memcpy(undo->rings, session->rings, sizeof(undo->rings));
@@ -290,6 +319,7 @@ static void restore(struct session *session)
 	session->features = undo->features;
 	session->protocol_features = undo->protocol_features;
 	session->has_features = undo->has_features;
+	session->is_suspended = undo->is_suspended;
 	memcpy(session->regions, undo->regions, undo->n_regions * sizeof(undo->regions[0]));
 	session->n_regions = undo->n_regions;
 	memcpy(session->rings, undo->rings, sizeof(undo->rings));

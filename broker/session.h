@@ -70,7 +70,7 @@ struct session_ring {
 	bool is_enabled;
 	bool has_addresses;
 	uint32_t num;
-	uint64_t desc, used, avail; /* front-end user addresses */
+	uint64_t desc, used, avail; /* front-end user addresses; with GPA_ADDRESSES the guest's */
 	bool is_logged;		    /* VHOST_VRING_F_LOG: writes to the used ring are logged at */
 	uint64_t log_address;	    /* guest address */
 	uint32_t base;		    /* where to go on: as set, or as last returned */
@@ -91,6 +91,7 @@ struct session {
 	uint64_t offered_features, features;
 	uint64_t offered_protocol_features, protocol_features;
 	bool has_features; /* SET_FEATURES was seen */
+	bool is_suspended; /* SUSPEND: rings that are started are left alone */
 	/* In the order of guest_address. */
 	struct session_region regions[SESSION_REGIONS_MAX];
 	size_t n_regions;
@@ -113,7 +114,7 @@ struct session {
 	/* What was true before the message in hand: until it is done, its fds stay open. */
 	struct session_undo {
 		uint64_t features, protocol_features;
-		bool has_features;
+		bool has_features, is_suspended;
 		struct session_region regions[SESSION_REGIONS_MAX];
 		size_t n_regions;
 		struct session_ring rings[SESSION_RINGS];
@@ -139,6 +140,8 @@ struct session_operations {
 	int (*region_removed)(void *context, const struct session_region *region);
 	/* Also when a started ring got a new kick fd. */
 	int (*ring_started)(void *context, uint32_t ring);
+	/* is_suspended changed. */
+	int (*suspended)(void *context);
 	/* VRING_KICK of a started ring. */
 	int (*ring_kicked)(void *context, uint32_t ring);
 	/* Completed with the base: the next avail index, which is the reply. */

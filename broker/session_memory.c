@@ -51,6 +51,13 @@ static int read_region(struct session *session, const struct vhost_user_region *
 		return session_refuse(session,
 				      "region at 0x%" PRIx64 " of 0x%" PRIx64 " bytes wraps",
 				      wire->guest_address, wire->size);
+	/* "GPA_ADDRESSES": with it the one address repeats the other, and rings use it. */
+	if (session->protocol_features & VHOST_USER_PROTOCOL_F_GPA_ADDRESSES &&
+	    wire->user_address != wire->guest_address)
+		return session_refuse(session,
+				      "region at 0x%" PRIx64 " has user address 0x%" PRIx64
+				      ", with GPA_ADDRESSES both are the same",
+				      wire->guest_address, wire->user_address);
 	/* First of all: who answers to this is in RAM, and no file system has to be asked. */
 	seals = fcntl(fd, F_GET_SEALS);
 	if (seals < 0)

@@ -62,7 +62,9 @@ int session_on_set_device_state_fd(struct session *session, const struct session
 	if (wire.direction > VHOST_USER_STATE_LOAD || wire.phase != VHOST_USER_STATE_STOPPED)
 		return session_refuse(session, "direction %" PRIu32 ", phase %" PRIu32,
 				      wire.direction, wire.phase);
-	if (session_is_any_ring_started(session))
+	/* What is loaded decides how rings start; what is saved has only to stand still. */
+	if (session_is_any_ring_started(session) &&
+	    !(session->is_suspended && wire.direction == VHOST_USER_STATE_SAVE))
 		return session_refuse(session, "a ring is started");
 	/* QEMU and crosvm send a pipe, cloud-hypervisor a unix socket. */
 	if (session_stat_fd(incoming->fds[0], &stat) < 0 ||

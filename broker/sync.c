@@ -81,6 +81,9 @@ void sync_begin(struct device *device)
 		add_step(sync, STEP_LOG_FD, 0);
 	if (restore_holds(device))
 		add_step(sync, STEP_QUARANTINE, 0);
+	/* Before any ring is started. */
+	if (device_is_suspended(device))
+		add_step(sync, STEP_SUSPEND, 0);
 	for (uint32_t i = 0; i < session->n_regions; i++)
 		add_step(sync, STEP_MEMORY_STAGE, i);
 	add_step(sync, STEP_MEMORY_COMMIT, 0);
@@ -197,6 +200,19 @@ static int send_quarantine(struct device *device, uint32_t sequence)
 	envelope.body_case = VSOCKD__ENVELOPE__BODY_QUARANTINE;
 	envelope.quarantine = &quarantine;
 	device->told_quarantine = quarantine.is_on;
+	return worker_send(device->front, device->worker, &envelope, -1);
+}
+
+static int send_suspend(struct device *device, uint32_t sequence)
+{
+	Vsockd__Suspend suspend = VSOCKD__SUSPEND__INIT;
+	Vsockd__Envelope envelope = VSOCKD__ENVELOPE__INIT;
+
+	suspend.sequence = sequence;
+	suspend.is_on = device_is_suspended(device);
+	envelope.body_case = VSOCKD__ENVELOPE__BODY_SUSPEND;
+	envelope.suspend = &suspend;
+	device->will_suspend = suspend.is_on;
 	return worker_send(device->front, device->worker, &envelope, -1);
 }
 
@@ -391,6 +407,8 @@ static int send_step(struct device *device, const struct step *step, uint32_t se
 		return send_ring_start(device, step->number, sequence);
 	case STEP_RING_STOP:
 		return send_ring_stop(device, step->number, sequence);
+	case STEP_SUSPEND:
+		return send_suspend(device, sequence);
 	case STEP_RING_KICK:
 		return send_ring_kick(device, step->number, sequence);
 	case STEP_RING_LOG:
@@ -437,6 +455,8 @@ static void note_done(struct device *device, const struct step *step, int status
 		device->was_running[step->number] = true;
 		device->had_event_ring |= step->number == 2;
 	}
+	if (step->kind == STEP_SUSPEND)
+		device->told_suspended = device->will_suspend;
 	if (step->kind == STEP_STATE && status == 0)
 		restore_begin_transfer(device, step->number != 0);
 	if (step->kind == STEP_RING_STOP) {
@@ -661,6 +681,20 @@ void sync_quarantine(struct device *device)
 	sync_run(device);
 }
 
+void sync_suspension(struct device *device)
+{
+	if (!device->worker || !sync_is_idle(device) || device->has_failed ||
+	    device->told_suspended == device_is_suspended(device))
+		return;
+	add_step(&device->sync, STEP_SUSPEND, 0);
+	sync_run(device);
+}
+
+static int on_suspended(void *context)
+{
+	return one_step(context, STEP_SUSPEND, 0);
+}
+
 static void on_config_read(void *context)
 {
 	restore_config_read(context);
@@ -685,6 +719,7 @@ const struct session_operations sync_operations = {
 	.region_removed = on_region_removed,
 	.ring_started = on_ring_started,
 	.ring_stopped = on_ring_stopped,
+	.suspended = on_suspended,
 	.ring_kicked = on_ring_kicked,
 	.ring_enabled = on_ring_enabled,
 	.ring_fd_set = on_ring_fd_set,

@@ -82,6 +82,8 @@ static const struct vhost_user_rule rules[] = {
 	[VHOST_USER_CHECK_DEVICE_STATE] = {.name = "CHECK_DEVICE_STATE",
 					   .has_reply = true,
 					   .requires = VHOST_USER_PROTOCOL_F_DEVICE_STATE},
+	[VHOST_USER_SUSPEND] = {.name = "SUSPEND", .requires = VHOST_USER_PROTOCOL_F_SUSPEND},
+	[VHOST_USER_RESUME] = {.name = "RESUME", .requires = VHOST_USER_PROTOCOL_F_SUSPEND},
 };
 
 const struct vhost_user_rule *vhost_user_rule(uint32_t request)

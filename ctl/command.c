@@ -19,6 +19,9 @@ const struct command commands[] = {
 	{"listen", "CID PORT -- COMMAND...", 3, INT_MAX, false,
 	 "run a command for each connection of the guest", listen_run},
 	{"log-level", "LEVEL", 1, 1, false, "what vsockd logs from now on", log_level_run},
+	{"suspend", "CID|all", 1, 1, false, "leave the rings of a VM, or of all, alone",
+	 suspend_run},
+	{"resume", "CID|all", 1, 1, false, "go on with them", resume_run},
 	{"metrics", "", 0, 0, false, "print OpenMetrics", metrics_run},
 };
 const size_t n_commands = sizeof(commands) / sizeof(commands[0]);

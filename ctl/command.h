@@ -43,6 +43,9 @@ int kill_run(const struct context *context);
 int log_level_run(const struct context *context);
 /* metrics.c */
 int metrics_run(const struct context *context);
+/* suspend.c */
+int suspend_run(const struct context *context);
+int resume_run(const struct context *context);
 /* stream.c */
 int connect_run(const struct context *context);
 int listen_run(const struct context *context);

@@ -48,6 +48,8 @@ static const char *const protocol_features_by_bit[64] = {
 	[18] = "shared-object",
 	[19] = "device-state",
 	[20] = "get-vring-base-inflight",
+	[21] = "gpa-addresses",
+	[56] = "experimental-suspend",
 };
 
 const char *names_state(uint32_t state)
@@ -56,6 +58,7 @@ const char *names_state(uint32_t state)
 		[CONTROL_VM_WAITING] = "waiting",	[CONTROL_VM_STOPPED] = "stopped",
 		[CONTROL_VM_STARTING] = "starting",	[CONTROL_VM_RUNNING] = "running",
 		[CONTROL_VM_QUARANTINE] = "quarantine", [CONTROL_VM_FAILED] = "failed",
+		[CONTROL_VM_SUSPENDED] = "suspended",
 	};
 
 	return state < CONTROL_VM_STATE_MAX && names[state] ? names[state] : "?";

@@ -21,15 +21,17 @@
 #define CONTROL_TEXT_MAX 200
 
 enum control_command {
-	CONTROL_STATUS = 1,  /* Vm, for each */
-	CONTROL_SHOW,	     /* of a VM: Vm, Details, Ring for each, Region for each */
-	CONTROL_CONNECTIONS, /* Connection for each, of a VM or of all */
-	CONTROL_KILL,	     /* end a connection */
-	CONTROL_COUNTERS,    /* Counters, of a VM or of all, some for each */
-	CONTROL_METRICS,     /* Text: OpenMetrics */
-	CONTROL_LOG_LEVEL,   /* number: as in syslog(3), LOG_ERR to LOG_DEBUG */
-	CONTROL_CONNECT,     /* Stream */
-	CONTROL_LISTEN,	     /* Stream for each; no End before the client leaves */
+	CONTROL_STATUS = 1,   /* Vm, for each */
+	CONTROL_SHOW,	      /* of a VM: Vm, Details, Ring for each, Region for each */
+	CONTROL_CONNECTIONS,  /* Connection for each, of a VM or of all */
+	CONTROL_KILL,	      /* end a connection */
+	CONTROL_COUNTERS,     /* Counters, of a VM or of all, some for each */
+	CONTROL_METRICS,      /* Text: OpenMetrics */
+	CONTROL_LOG_LEVEL,    /* number: as in syslog(3), LOG_ERR to LOG_DEBUG */
+	CONTROL_CONNECT,      /* Stream */
+	CONTROL_LISTEN,	      /* Stream for each; no End before the client leaves */
+	CONTROL_SUSPEND = 20, /* a VM, or all: nothing; ends when it is done */
+	CONTROL_RESUME,
 };
 
 enum control_vm_state {
@@ -39,6 +41,7 @@ enum control_vm_state {
 	CONTROL_VM_RUNNING,
 	CONTROL_VM_QUARANTINE, /* restored; the driver has not handled the reset yet */
 	CONTROL_VM_FAILED,     /* its workers died too often */
+	CONTROL_VM_SUSPENDED,  /* by the operator, or with SUSPEND */
 	CONTROL_VM_STATE_MAX,
 };
 

@@ -481,7 +481,7 @@ static int on_ring_start(struct device *device, const Vsockd__RingStart *start, 
 	/* It may have been broken where it was served before: that is told later. */
 	if (r == -EFAULT && device_is_at_rest(device))
 		return 0;
-	if (r == 0 && ring->is_enabled && !device_is_at_rest(device))
+	if (r == 0 && ring_is_running(ring) && !device_is_at_rest(device))
 		ring_enable_kicks(ring); /* avail_event may be stale since a former start */
 	return r;
 }
@@ -493,6 +493,19 @@ static int on_ring_enable(struct device *device, const Vsockd__RingEnable *enabl
 	ring->is_enabled = enable->is_enabled;
 	if (ring_is_running(ring) && !device_is_at_rest(device))
 		ring_enable_kicks(ring);
+	return 0;
+}
+
+static int on_suspend(struct device *device, bool is_on)
+{
+	for (size_t i = 0; i < RINGS; i++) {
+		struct ring *ring = &device->rings[i];
+
+		ring->is_suspended = is_on;
+		/* Kicks that came meanwhile are not asked for: rings that run are looked at. */
+		if (ring_is_running(ring) && !device_is_at_rest(device))
+			ring_enable_kicks(ring);
+	}
 	return 0;
 }
 
@@ -750,6 +763,10 @@ static bool dispatch(struct device *device, const Vsockd__Envelope *envelope, in
 			return false;
 		done(device, envelope->ring_error->sequence,
 		     on_ring_error(device, envelope->ring_error, fd), 0);
+		return true;
+	case VSOCKD__ENVELOPE__BODY_SUSPEND:
+		done(device, envelope->suspend->sequence,
+		     on_suspend(device, envelope->suspend->is_on), 0);
 		return true;
 	case VSOCKD__ENVELOPE__BODY_RING_KICK:
 		/* Rings that run are looked at in each round, kicked or not. */

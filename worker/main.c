@@ -83,7 +83,7 @@ static int prepare(const struct arguments *arguments)
 	    !connections_init(&device.connections, (uint32_t)arguments->n_connections))
 		return -ENOMEM;
 
-	device.state.capacity = transfer_len(device.connections.n_max) + 1;
+	device.state.capacity = transfer_len(device.connections.n_max + ORPHANS_MAX) + 1;
 	device.state.bytes = malloc(device.state.capacity);
 	if (!device.state.bytes)
 		return -ENOMEM;

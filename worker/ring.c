@@ -152,7 +152,7 @@ void ring_relocate(struct ring *ring, struct guest_memory *memory)
 
 bool ring_is_running(const struct ring *ring)
 {
-	return ring->is_started && ring->is_enabled && !ring->is_broken;
+	return ring->is_started && ring->is_enabled && !ring->is_broken && !ring->is_suspended;
 }
 
 bool ring_has_chains(struct ring *ring)

@@ -34,6 +34,7 @@ struct ring_addresses {
 struct ring {
 	bool is_started;
 	bool is_enabled;
+	bool is_suspended; /* left alone, whatever else is true of it */
 	bool is_broken;
 	bool has_event_idx;
 	bool has_indirect;
@@ -108,7 +109,7 @@ uint32_t ring_used_position(const struct ring *ring);
 /* The memory table changed: find the ring again, or break it. */
 void ring_relocate(struct ring *ring, struct guest_memory *memory);
 
-/* Started, enabled and not broken. */
+/* Started, enabled, not broken and not suspended. */
 bool ring_is_running(const struct ring *ring);
 
 /*

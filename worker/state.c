@@ -27,6 +27,34 @@ static void end_transfer(struct device *device, enum state_reason reason)
 		state->header.n_connections = 0;
 }
 
+/*
+ * Does the guest believe in it? So much is true until the guest is served again,
+ * whatever host programs do: a connection that ends meanwhile is due a RST.
+ */
+static bool lives_in_guest(const struct connection *connection)
+{
+	if (connection->state == CONNECTION_FREE || connection->due & CONNECTION_SEND_REQUEST)
+		return false;
+	return connection->is_hashed || connection->due & CONNECTION_SEND_RST;
+}
+
+/* Packets that belong to no connection and are due a RST: of one that the guest has. */
+static void compose_orphans(struct device *device, struct transfer_header *header)
+{
+	for (uint32_t i = 0; i < device->n_orphans; i++) {
+		const struct orphan *orphan =
+			&device->orphans[(device->first_orphan + i) % ORPHANS_MAX];
+		struct transfer_connection saved = {
+			orphan->dst_port,
+			orphan->src_port,
+			orphan->type,
+			(uint32_t)orphan->src_cid,
+		};
+
+		transfer_put_connection(device->state.bytes, header->n_connections++, &saved);
+	}
+}
+
 static void compose(struct device *device, uint32_t flags)
 {
 	struct state *state = &device->state;
@@ -45,9 +73,10 @@ static void compose(struct device *device, uint32_t flags)
 			connection->peer_cid,
 		};
 
-		if (connection->state != CONNECTION_FREE && connection->is_hashed)
+		if (lives_in_guest(connection))
 			transfer_put_connection(state->bytes, header.n_connections++, &saved);
 	}
+	compose_orphans(device, &header);
 	transfer_put_header(state->bytes, &header);
 	transfer_put_checksum(state->bytes, header.n_connections);
 	state->len = transfer_len(header.n_connections);

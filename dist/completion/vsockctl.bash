@@ -33,11 +33,15 @@ _vsockctl() {
 	case $command:$at in
 	:*)
 		mapfile -t COMPREPLY < <(compgen -W '--control --json --help --version
-			status show connections kill top connect listen log-level metrics' \
+			status show connections kill top connect listen log-level suspend resume
+			metrics' \
 			-- "$current")
 		;;
 	show:1 | connections:1 | connect:1 | listen:1)
 		mapfile -t COMPREPLY < <(compgen -W "$(_vsockctl_cids)" -- "$current")
+		;;
+	suspend:1 | resume:1)
+		mapfile -t COMPREPLY < <(compgen -W "all $(_vsockctl_cids)" -- "$current")
 		;;
 	log-level:1)
 		mapfile -t COMPREPLY < <(compgen -W 'error warning notice info debug' -- "$current")

@@ -67,6 +67,7 @@ static int init_memory(struct guest *guest)
 	const struct guest_options *options = &guest->options;
 	int error = memory_init(&guest->memory);
 
+	guest->memory.has_guest_addresses = options->has_guest_addresses;
 	if (!error && options->n_regions == 0)
 		error = memory_add(&guest->memory, &whole);
 	for (size_t i = 0; !error && i < options->n_regions; i++)

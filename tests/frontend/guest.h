@@ -77,12 +77,13 @@ struct guest_options {
 	bool injects_kicks;	    /* kick each ring behind SET_VRING_KICK, as QEMU since 11.1 */
 	enum guest_signals signals;
 	bool starts_tx_late; /* in band: ring 1 starts with its first packet, as in Linux on UML */
-	bool holds_events;   /* answer events only at guest_answer_events() */
-	uint16_t queue_size; /* 0: 128 */
-	uint32_t rx_buffer_size; /* 0: 4096, header included */
-	uint32_t n_rx_buffers;	 /* 0: as many as fit the ring */
-	uint32_t n_tx_buffers;	 /* 0: 64; packets in flight */
-	uint32_t buf_alloc;	 /* 0: 256 KiB */
+	bool has_guest_addresses; /* as with GPA_ADDRESSES */
+	bool holds_events;	  /* answer events only at guest_answer_events() */
+	uint16_t queue_size;	  /* 0: 128 */
+	uint32_t rx_buffer_size;  /* 0: 4096, header included */
+	uint32_t n_rx_buffers;	  /* 0: as many as fit the ring */
+	uint32_t n_tx_buffers;	  /* 0: 64; packets in flight */
+	uint32_t buf_alloc;	  /* 0: 256 KiB */
 	struct guest_layout rx_layout, tx_layout;
 	const struct memory_layout *regions; /* n_regions 0: 64 MiB at 1 MiB */
 	size_t n_regions;

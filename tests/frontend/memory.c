@@ -85,7 +85,9 @@ int memory_add(struct memory *memory, const struct memory_layout *layout)
 	memory->regions[i] = (struct vhost_region){
 		.guest_address = layout->guest_address,
 		.size = layout->size,
-		.user_address = USER_ADDRESS_FIRST + i * USER_ADDRESS_STEP,
+		.user_address = memory->has_guest_addresses
+					? layout->guest_address
+					: USER_ADDRESS_FIRST + i * USER_ADDRESS_STEP,
 		.mmap_offset = layout->offset,
 	};
 	memory->n_regions++;

@@ -31,6 +31,7 @@ struct memory {
 	int fds[MEMORY_REGIONS_MAX];
 	uint64_t n_used[MEMORY_REGIONS_MAX]; /* bytes handed out, from the region's start */
 	size_t n_regions;
+	bool has_guest_addresses; /* writable, before the first region: GPA_ADDRESSES */
 };
 
 int memory_init(struct memory *memory);

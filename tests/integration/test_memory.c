@@ -6,6 +6,7 @@
 #include <poll.h>
 #include <setjmp.h>
 #include <stdarg.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
 #include <unistd.h>
@@ -95,6 +96,49 @@ static void test_a_table_may_have_32_regions(void **state)
 }
 
 /* The same memory as one region, and as two that meet in the middle of the buffers. */
+static int start_with_guest_addresses(void **state)
+{
+	*state = calloc(1, sizeof(struct setup));
+	assert_non_null(*state);
+	setup_start(*state, 1, "offer=gpa-addresses", NULL);
+	return 0;
+}
+
+static void test_rings_may_be_at_addresses_of_the_guest(void **state)
+{
+	struct setup *setup = *state;
+	struct memory_layout regions[SLOTS];
+
+	make_regions(regions);
+	for (int style = GUEST_LIKE_QEMU; style <= GUEST_LIKE_CLOUD_HYPERVISOR; style++) {
+		struct guest *guest = setup_guest(setup, 0,
+						  (struct guest_options){
+							  .style = (enum guest_style)style,
+							  .protocol_features = UINT64_MAX,
+							  .has_guest_addresses = true,
+							  .regions = regions,
+							  .n_regions = SLOTS,
+						  });
+
+		assert_true(guest->vhost.protocol_features & BIT64(21));
+		transfer_all(setup, 0, 1000, 300 * 1024);
+		setup_end_guest(setup, 0);
+	}
+}
+
+/* A front-end that took the bit for something else is told so at once. */
+static void test_user_addresses_are_refused_where_the_guests_were_agreed_on(void **state)
+{
+	struct setup *setup = *state;
+	struct guest guest;
+	struct guest_options options = {.socket = setup->sockets[0],
+					.protocol_features = UINT64_MAX,
+					.timeout = SETUP_LIMIT};
+
+	assert_int_equal(guest_start(&guest, &options), -EREMOTEIO);
+	assert_true(daemon_log_has(&setup->daemon, "with GPA_ADDRESSES both are the same"));
+}
+
 static void test_the_table_is_replaced_under_traffic(void **state)
 {
 	struct setup *setup = *state;
@@ -371,6 +415,11 @@ int main(void)
 	const struct CMUnitTest tests[] = {
 		ONE_VM(test_buffers_across_borders_of_regions_carry_the_same_bytes),
 		ONE_VM(test_a_table_may_have_32_regions),
+		cmocka_unit_test_setup_teardown(test_rings_may_be_at_addresses_of_the_guest,
+						start_with_guest_addresses, setup_end),
+		cmocka_unit_test_setup_teardown(
+			test_user_addresses_are_refused_where_the_guests_were_agreed_on,
+			start_with_guest_addresses, setup_end),
 		ONE_VM(test_the_table_is_replaced_under_traffic),
 		ONE_VM(test_32_regions_are_added_and_removed_under_traffic),
 		ONE_VM(test_a_whole_table_and_single_regions_may_be_mixed),

@@ -55,7 +55,7 @@ void rig_start_device(struct device *device, int *ret_front, int *ret_epoll, int
 	*ret_epoll = epoll_create1(EPOLL_CLOEXEC);
 	assert_true(*ret_epoll >= 0);
 	assert_true(device_init(device, channel[1], *ret_epoll));
-	device->state.capacity = transfer_len(device->connections.n_max) + 1;
+	device->state.capacity = transfer_len(device->connections.n_max + ORPHANS_MAX) + 1;
 	device->state.bytes = malloc(device->state.capacity);
 	assert_non_null(device->state.bytes);
 }

@@ -123,7 +123,7 @@ static void test_every_option_of_one_vm_is_taken(void **state)
 	struct configuration c = parse_good(
 		"--guest-cid=4294967294 --socket=s --uds-path=u --tx-buffer-size=4096 "
 		"--queue-size=32768 --groups=a+b+c --max-connections=65536 --max-handshakes=1 "
-		"--offer=inband-notifications "
+		"--offer=inband-notifications+gpa-addresses --experimental-suspend "
 		"--log-level=debug --worker=/opt/worker --insecure-no-namespaces "
 		"--insecure-no-seccomp --control=/run/c --control-mode=660 --control-owner=1 "
 		"--control-group=2");
@@ -134,7 +134,8 @@ static void test_every_option_of_one_vm_is_taken(void **state)
 	assert_int_equal(c.vms[0].queue_size, 32768);
 	assert_int_equal(c.vms[0].max_connections, 65536);
 	assert_int_equal(c.vms[0].max_handshakes, 1);
-	assert_int_equal(c.vms[0].offers, CONFIGURATION_OFFER_IN_BAND);
+	assert_int_equal(c.vms[0].offers, CONFIGURATION_OFFER_IN_BAND | CONFIGURATION_OFFER_GPA);
+	assert_int_equal(c.experiments, CONFIGURATION_EXPERIMENT_SUSPEND);
 	assert_int_equal(c.vms[0].n_groups, 3);
 	assert_string_equal(c.vms[0].groups[0], "a");
 	assert_string_equal(c.vms[0].groups[2], "c");
@@ -551,9 +552,11 @@ static void test_a_malformed_command_line_is_refused_with_usage(void **state)
 		 "forward-cid, forward-listen, connect, listen, ok, wait, tx-buffer-size, "
 		 "queue-size, groups, max-connections, max-handshakes and offer"},
 		{ONE_VM "--offer inband-notifications+", EX_USAGE,
-		 "vm 3: offer \"inband-notifications+\": unknown; give inband-notifications"},
+		 "vm 3: offer \"inband-notifications+\": unknown; give inband-notifications or "
+		 "gpa-addresses, or both joined by '+'"},
 		{ONE_VM "--offer inband", EX_USAGE,
-		 "vm 3: offer \"inband\": unknown; give inband-notifications"},
+		 "vm 3: offer \"inband\": unknown; give inband-notifications or gpa-addresses, or "
+		 "both joined by '+'"},
 		{"--socket s --uds-path u --log-level loud", EX_USAGE,
 		 "log-level \"loud\": unknown; give error, warning, notice, info or debug"},
 		{ONE_VM "--control-group 0", EX_USAGE,

@@ -100,6 +100,7 @@ static void assert_same(const char *text, const char *line)
 		assert_int_equal(file.vms[i].queue_size, typed.vms[i].queue_size);
 	assert_int_equal(file.log_level, typed.log_level);
 	assert_int_equal(file.insecure, typed.insecure);
+	assert_int_equal(file.experiments, typed.experiments);
 	assert_int_equal(file.has_user, typed.has_user);
 	assert_int_equal(file.user, typed.user);
 	assert_int_equal(file.group, typed.group);
@@ -162,27 +163,30 @@ static void test_every_key_is_taken_in_both_spellings(void **state)
 		    "- {guest-cid: 4, socket: s, socket-mode: 0660, socket-owner: 1,\n"
 		    "   socket-group: 2, uds-path: u, uds-mode: 777, uds-owner: root,\n"
 		    "   uds-group: 3, tx-buffer-size: 4096, queue-size: 1, groups: a+b,\n"
-		    "   max-connections: 5, max-handshakes: 6, offer: inband-notifications}\n"
+		    "   max-connections: 5, max-handshakes: 6, offer: "
+		    "inband-notifications+gpa-addresses}\n"
 		    "- {guest_cid: 5, socket: t, socket_mode: 0660, socket_owner: 1,\n"
 		    "   socket_group: 2, uds_path: v, uds_mode: 777, uds_owner: root,\n"
 		    "   uds_group: 3, tx_buffer_size: 4096, queue_size: 1, groups: a+b,\n"
-		    "   max_connections: 5, max_handshakes: 6, offer: inband-notifications}\n"
+		    "   max_connections: 5, max_handshakes: 6, offer: "
+		    "inband-notifications+gpa-addresses}\n"
 		    "log_level: debug\n"
 		    "user: root\n"
 		    "control: c\n"
 		    "control-mode: 660\n"
+		    "experimental_suspend: true\n"
 		    "insecure-no-namespaces: true\n"
 		    "insecure_no_seccomp: false\n",
 		    "--log-level debug --user root --control c --control-mode 660 "
-		    "--insecure-no-namespaces "
+		    "--insecure-no-namespaces --experimental-suspend "
 		    "--vm guest-cid=4,socket=s,socket-mode=0660,socket-owner=1,socket-group=2,"
 		    "uds-path=u,uds-mode=777,uds-owner=0,uds-group=3,tx-buffer-size=4096,"
 		    "queue-size=1,groups=a+b,max-connections=5,max-handshakes=6,"
-		    "offer=inband-notifications "
+		    "offer=inband-notifications+gpa-addresses "
 		    "--vm guest-cid=5,socket=t,socket-mode=0660,socket-owner=1,socket-group=2,"
 		    "uds-path=v,uds-mode=777,uds-owner=0,uds-group=3,tx-buffer-size=4096,"
 		    "queue-size=1,groups=a+b,max-connections=5,max-handshakes=6,"
-		    "offer=inband-notifications");
+		    "offer=inband-notifications+gpa-addresses");
 }
 
 static void test_a_vm_with_the_least_keys_gets_the_defaults(void **state)
@@ -296,13 +300,13 @@ static void test_an_unknown_key_is_told_with_the_nearest_one(void **state)
 		       PATH ":2: unknown key \"zebra\"; known are vms, user, log-level, worker, "
 			    "control, control-mode, control-owner, control-group, metrics, "
 			    "metrics-mode, metrics-owner, metrics-group, "
-			    "insecure-no-namespaces, insecure-no-seccomp");
+			    "experimental-suspend, insecure-no-namespaces, insecure-no-seccomp");
 	/* One of a VM's, in the wrong place. */
 	assert_refused(VM "uds-path: s\n",
 		       PATH ":2: unknown key \"uds-path\"; known are vms, user, log-level, worker, "
 			    "control, control-mode, control-owner, control-group, metrics, "
 			    "metrics-mode, metrics-owner, metrics-group, "
-			    "insecure-no-namespaces, insecure-no-seccomp");
+			    "experimental-suspend, insecure-no-namespaces, insecure-no-seccomp");
 }
 
 static void test_a_key_that_is_given_twice_is_told(void **state)

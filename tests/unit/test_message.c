@@ -61,6 +61,7 @@ static const struct expected {
 	{50, "Lost", WORKER, ASSIGNED, 0, 0},
 	{80, "RingKick", WORKER, ASSIGNED, 0, 0},
 	{81, "Discard", WORKER, MESSAGE_SPARE | ASSIGNED | FROZEN | TAKING, 1, 1},
+	{83, "Suspend", WORKER, ASSIGNED | TAKING, 0, 0},
 	{82, "Notify", FRONT, ASSIGNED | FROZEN, 0, 0},
 	{97, "PeerReset", WORKER, ASSIGNED, 0, 0},
 	{64, "HandoverDevice", RELAYED, FROZEN | TAKING, 0, 0},

@@ -84,6 +84,12 @@ static int ring_stopped(void *context, uint32_t ring)
 	return called("stopped:%" PRIu32 " ", ring);
 }
 
+static int suspended(void *context)
+{
+	(void)context;
+	return called("%s ", f.session.is_suspended ? "suspended" : "resumed");
+}
+
 static int ring_kicked(void *context, uint32_t ring)
 {
 	(void)context;
@@ -163,6 +169,7 @@ static const struct session_operations operations = {
 	.region_removed = region_removed,
 	.ring_started = ring_started,
 	.ring_stopped = ring_stopped,
+	.suspended = suspended,
 	.ring_kicked = ring_kicked,
 	.backend_fd_set = backend_fd_set,
 	.ring_enabled = ring_enabled,
@@ -1745,6 +1752,97 @@ static void test_the_back_end_channel_is_a_unix_socket(void **state)
 	}
 }
 
+/* ---- suspending ---- */
+
+static void begin_with(uint64_t protocol_features)
+{
+	session_end(&f.session);
+	session_init(&f.session, CID, SESSION_FEATURES,
+		     SESSION_PROTOCOL_FEATURES | protocol_features, &operations, NULL);
+	negotiate(SESSION_PROTOCOL_FEATURES | protocol_features);
+}
+
+static int hand_over_state(uint32_t direction)
+{
+	struct vhost_user_device_state wire = {.direction = direction};
+	int fds[2], status;
+
+	assert_int_equal(pipe2(fds, O_CLOEXEC), 0);
+	status = handle_fds(VHOST_USER_SET_DEVICE_STATE_FD, 0, &wire, sizeof(wire), &fds[1], 1);
+	close(fds[0]);
+	return status;
+}
+
+static void test_suspend_and_resume_are_said_once(void **state)
+{
+	(void)state;
+	begin_with(VHOST_USER_PROTOCOL_F_SUSPEND);
+	assert_done(handle(VHOST_USER_RESUME, NULL, 0));
+	assert_calls("");
+	assert_done(handle(VHOST_USER_SUSPEND, NULL, 0));
+	assert_done(handle(VHOST_USER_SUSPEND, NULL, 0));
+	assert_calls("suspended ");
+	assert_done(handle(VHOST_USER_RESUME, NULL, 0));
+	assert_calls("resumed ");
+	assert_false(f.session.is_suspended);
+}
+
+static void test_a_device_reset_resumes(void **state)
+{
+	(void)state;
+	begin_with(VHOST_USER_PROTOCOL_F_SUSPEND);
+	assert_done(handle(VHOST_USER_SUSPEND, NULL, 0));
+	assert_done(handle(VHOST_USER_RESET_DEVICE, NULL, 0));
+	assert_calls("suspended reset ");
+	assert_false(f.session.is_suspended);
+}
+
+static void test_a_suspension_that_failed_is_none(void **state)
+{
+	(void)state;
+	begin_with(VHOST_USER_PROTOCOL_F_SUSPEND);
+	f.answer = -EIO;
+	assert_closed(handle(VHOST_USER_SUSPEND, NULL, 0), "error");
+	assert_false(f.session.is_suspended);
+}
+
+static void test_a_suspended_device_is_saved_with_rings_started_and_not_loaded(void **state)
+{
+	(void)state;
+	begin_with(VHOST_USER_PROTOCOL_F_SUSPEND);
+	start_ring(0, 0);
+	assert_int_equal(hand_over_state(VHOST_USER_STATE_SAVE), 0);
+	assert_reply_u64(VHOST_USER_SET_DEVICE_STATE_FD, 0x101);
+	assert_done(handle(VHOST_USER_SUSPEND, NULL, 0));
+	f.calls[0] = '\0';
+	assert_int_equal(hand_over_state(VHOST_USER_STATE_SAVE), 0);
+	assert_reply_u64(VHOST_USER_SET_DEVICE_STATE_FD, 0x100);
+	assert_calls("save ");
+	assert_int_equal(hand_over_state(VHOST_USER_STATE_LOAD), 0);
+	assert_reply_u64(VHOST_USER_SET_DEVICE_STATE_FD, 0x101);
+}
+
+/* ---- guest physical addresses ---- */
+
+static void test_with_guest_addresses_a_region_has_one_address(void **state)
+{
+	struct vhost_user_region region = region_of(0);
+
+	(void)state;
+	begin_with(VHOST_USER_PROTOCOL_F_GPA_ADDRESSES);
+	assert_closed(handle_table(&region, 1, 0), "both are the same");
+	region.user_address = region.guest_address;
+	assert_done(handle_table(&region, 1, 0));
+	region = region_of(1);
+	assert_closed(handle_single(VHOST_USER_ADD_MEM_REG, &region, new_memory()),
+		      "both are the same");
+	assert_int_equal(f.session.n_regions, 1);
+	/* And so it stays. */
+	assert_closed(handle_u64(VHOST_USER_SET_PROTOCOL_FEATURES, 0), "memory");
+	assert_done(handle_u64(VHOST_USER_SET_PROTOCOL_FEATURES,
+			       SESSION_PROTOCOL_FEATURES | VHOST_USER_PROTOCOL_F_GPA_ADDRESSES));
+}
+
 static void test_enable_takes_nothing_but_zero_and_one(void **state)
 {
 	(void)state;
@@ -2246,6 +2344,11 @@ int main(void)
 		TEST(test_an_in_band_kick_has_to_name_a_ring_that_is_set_up),
 		TEST(test_calls_and_errors_go_in_band_until_an_fd_or_polling_is_named),
 		TEST(test_the_back_end_channel_is_a_unix_socket),
+		TEST(test_suspend_and_resume_are_said_once),
+		TEST(test_a_device_reset_resumes),
+		TEST(test_a_suspension_that_failed_is_none),
+		TEST(test_a_suspended_device_is_saved_with_rings_started_and_not_loaded),
+		TEST(test_with_guest_addresses_a_region_has_one_address),
 		TEST(test_enable_takes_nothing_but_zero_and_one),
 		TEST(test_nothing_is_answered_before_the_operation_is_done),
 		TEST(test_operations_of_one_message_follow_each_other),

@@ -48,6 +48,9 @@ static const struct expected {
 	{38, "REM_MEM_REG", 40, 40, 0, 1, false, 0x8000},
 	{42, "SET_DEVICE_STATE_FD", 8, 8, 1, 1, true, 0x80000},
 	{43, "CHECK_DEVICE_STATE", 0, 0, 0, 0, true, 0x80000},
+	/* ours alone */
+	{200, "SUSPEND", 0, 0, 0, 0, false, UINT64_C(1) << 56},
+	{201, "RESUME", 0, 0, 0, 0, false, UINT64_C(1) << 56},
 };
 
 #define N_TABLE (sizeof(table) / sizeof(table[0]))
