@@ -53,6 +53,7 @@ static const struct control_row rows[] = {
 	{.number = CONTROL_SUSPEND, .name = "suspend", .is_logged = true, .run = control_suspend},
 	{.number = CONTROL_RESUME, .name = "resume", .is_logged = true, .run = control_resume},
 	{.number = CONTROL_LISTEN, .name = "listen", .is_logged = true, .run = control_listen},
+	{.number = CONTROL_REPLACE, .name = "replace", .is_logged = true, .run = control_replace},
 };
 
 static const struct control_row *find_row(uint32_t number)

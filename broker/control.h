@@ -121,6 +121,8 @@ bool control_log_level(struct front *front, struct control_client *client);
 /* control_streams.c */
 bool control_connect(struct front *front, struct control_client *client);
 bool control_listen(struct front *front, struct control_client *client);
+/* control_replace.c */
+bool control_replace(struct front *front, struct control_client *client);
 /* control_status.c */
 bool control_status(struct front *front, struct control_client *client);
 bool control_suspend(struct front *front, struct control_client *client);

@@ -158,7 +158,8 @@ bool control_kill(struct front *front, struct control_client *client)
 				      "VM %" PRIu64 " has no connection %" PRIu32
 				      "; \"vsockctl connections\" lists them",
 				      client->request.cid, client->request.number);
-	if (client->cursor == 0 && send_abort(front, device, index) == 0)
+	if (client->cursor == 0 && device_is_settled(device) &&
+	    send_abort(front, device, index) == 0)
 		client->cursor = 1;
 	if (front->now >= client->since + KILL_MS)
 		return control_refuse(client, -ETIMEDOUT,

@@ -243,6 +243,7 @@ void device_assign(struct device *device, struct worker *worker)
 
 void device_replace_worker(struct device *device)
 {
+	handover_cancel(device);
 	worker_dismiss(device->worker, device->front);
 	device->worker = NULL;
 	device->told_quarantine = false;
@@ -256,6 +257,7 @@ static void close_session(struct device *device, const char *why)
 		device_log(device, LOG_ERR, "session closed: %s", why);
 	else
 		device_log(device, LOG_INFO, "front-end left");
+	handover_cancel(device);
 	/* First: nothing may answer to a session that is being taken down. */
 	device->has_frontend = false;
 	device->has_more = false;
@@ -316,6 +318,7 @@ void device_worker_died(struct device *device)
 	uint64_t now = device->front->now;
 	uint32_t n_open;
 
+	handover_worker_died(device);
 	siblings_lose(device);
 	n_open = endpoints_lose(&device->endpoints);
 	device->worker = NULL;
@@ -344,7 +347,8 @@ void device_worker_died(struct device *device)
 
 uint64_t device_deadline(const struct device *device)
 {
-	uint64_t now = device->front->now, deadline = restore_deadline(device);
+	uint64_t now = device->front->now;
+	uint64_t deadline = handover_is_busy(device) ? UINT64_MAX : restore_deadline(device);
 
 	if (device->accept_at > now && device->accept_at < deadline)
 		deadline = device->accept_at;
@@ -353,6 +357,8 @@ uint64_t device_deadline(const struct device *device)
 		deadline = device->assign_at;
 	if (device->sync.is_sent && device->sync.deadline < deadline)
 		deadline = device->sync.deadline;
+	if (handover_deadline(device) < deadline)
+		deadline = handover_deadline(device);
 	return deadline;
 }
 
@@ -361,7 +367,7 @@ void device_run_timers(struct device *device)
 	if (!device->sync.is_sent || device->sync.deadline > device->front->now)
 		return;
 	device_log(device, LOG_ERR, "worker does not answer");
-	worker_kill(device->worker, device->front);
+	worker_kill(handover_late(device), device->front);
 }
 
 /* ---- the front-end ---- */
@@ -402,7 +408,7 @@ static bool may_receive(const struct device *device)
 {
 	return device->has_frontend && !device->sync.has_operation &&
 	       !frontend_wants_write(&device->frontend) &&
-	       (!device->worker || sync_is_idle(device));
+	       (!device->worker || device_is_settled(device));
 }
 
 /* What the front-end's messages left behind that can't be closed. true: the session is over. */
@@ -506,10 +512,14 @@ bool device_rings_run(const struct device *device)
 	       rings[0].is_enabled && is_tx_up && rings[1].is_enabled;
 }
 
+bool device_is_settled(const struct device *device)
+{
+	return device->worker && sync_is_idle(device) && !handover_is_busy(device);
+}
+
 bool device_is_running(const struct device *device)
 {
-	return device_rings_run(device) && device->worker && sync_is_idle(device) &&
-	       !restore_holds(device);
+	return device_rings_run(device) && device_is_settled(device) && !restore_holds(device);
 }
 
 /* Suspended, or its worker is about to learn that it is not. */
@@ -629,8 +639,7 @@ void device_tell_endpoints(struct device *device)
 {
 	uint32_t index;
 
-	if (!device->worker || !sync_is_idle(device) || restore_is_transferring(device) ||
-	    is_quiet(device))
+	if (!device_is_settled(device) || restore_is_transferring(device) || is_quiet(device))
 		return;
 	while ((index = endpoints_untold(&device->endpoints)) != ENDPOINT_NONE) {
 		if (send_endpoint(device, index) != 0)
@@ -688,9 +697,12 @@ void device_update(struct device *device)
 		if (worker)
 			device_assign(device, worker);
 	}
-	if (device_rings_run(device) && device->worker && sync_is_idle(device))
+	handover_update(device);
+	if (device_rings_run(device) && device_is_settled(device))
 		device->has_driver = true;
-	restore_update(device, device_rings_run(device) && device->worker && sync_is_idle(device));
+	/* To whoever waits for the rings to run they do, whoever serves them. */
+	if (!handover_is_busy(device))
+		restore_update(device, device_rings_run(device) && device_is_settled(device));
 	sync_quarantine(device);
 	sync_suspension(device);
 	notify_discard(device);
@@ -944,11 +956,30 @@ static const char *on_opened(struct device *device, const Vsockd__Opened *opened
 	return NULL;
 }
 
-const char *device_message(struct device *device, const Vsockd__Envelope *envelope)
+static const char *on_done(struct device *device, const struct worker *worker,
+			   const Vsockd__Done *done)
 {
+	bool is_stale = false;
+	const char *reason = handover_done(device, done, &is_stale);
+
+	return reason || is_stale ? reason : sync_done(device, worker, done);
+}
+
+const char *device_message(struct device *device, const struct worker *worker,
+			   const Vsockd__Envelope *envelope)
+{
+	if (envelope->body_case == VSOCKD__ENVELOPE__BODY_DONE)
+		return on_done(device, worker, envelope->done);
+	if (worker != device->worker)
+		return "a message that is not a successor's";
 	switch (envelope->body_case) {
-	case VSOCKD__ENVELOPE__BODY_DONE:
-		return sync_done(device, envelope->done);
+	case VSOCKD__ENVELOPE__BODY_HANDOVER_DEVICE:
+	case VSOCKD__ENVELOPE__BODY_HANDOVER_RING:
+	case VSOCKD__ENVELOPE__BODY_HANDOVER_CONNECTION:
+	case VSOCKD__ENVELOPE__BODY_HANDOVER_MORE:
+	case VSOCKD__ENVELOPE__BODY_HANDOVER_LIST:
+	case VSOCKD__ENVELOPE__BODY_HANDOVER_ORPHAN:
+		return handover_message(device, envelope);
 	case VSOCKD__ENVELOPE__BODY_CONNECT:
 		return on_connect(device, envelope->connect);
 	case VSOCKD__ENVELOPE__BODY_CLOSED:

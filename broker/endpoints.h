@@ -42,6 +42,7 @@ struct endpoint {
 	bool is_held;	     /* a CONNECTING one waits for other_device */
 	bool is_direct;	     /* accepted for guest_port: no CONNECT, no OK */
 	bool is_pending;     /* on its way to be connected */
+	bool is_handed;	     /* a worker that stops has named it, see handover.c */
 	bool is_answered;    /* an accepted one of a pair: this guest has accepted it, too */
 	uint16_t generation; /* a late answer of the spawner is told apart by it */
 	int fd;		     /* owned; -1: none */

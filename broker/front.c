@@ -81,9 +81,13 @@ static bool send_request(struct front *front, const struct spawner_request *requ
 	       (ssize_t)sizeof(*request);
 }
 
-bool front_request_spawn(struct front *front)
+bool front_request_spawn(struct front *front, bool is_first_program, uint64_t token)
 {
-	struct spawner_request request = {.kind = SPAWNER_SPAWN};
+	struct spawner_request request = {
+		.kind = SPAWNER_SPAWN,
+		.number = is_first_program,
+		.token = token,
+	};
 
 	return send_request(front, &request);
 }
@@ -289,13 +293,22 @@ static void on_paired(struct front *front, const struct spawner_reply *reply, co
 	send_connects(front);
 }
 
-static void on_spawned(struct front *front, const struct spawner_reply *reply, int fd)
+static void on_spawned(struct front *front, const struct spawner_reply *reply, const int *fds)
 {
-	if (reply->error == 0 && fd >= 0) {
-		workers_spawned(front, reply->number, reply->device, fd);
-		return;
-	}
-	workers_not_spawned(front, reply->error);
+	const struct workers_spawned spawned = {
+		.number = reply->number,
+		.pid = reply->device,
+		.program = reply->program,
+		.channel = fds[0],
+		.buffer = fds[1],
+		.buffer_size = reply->buffer_size,
+		.token = reply->token,
+	};
+
+	if (reply->error == 0)
+		workers_spawned(front, &spawned);
+	else
+		workers_not_spawned(front, reply->error, reply->token);
 }
 
 #define REPLY_FDS_MAX 2
@@ -304,8 +317,8 @@ static size_t count_fds(const struct spawner_reply *reply)
 {
 	switch (reply->kind) {
 	case SPAWNER_PAIRED:
-		return 2;
 	case SPAWNER_SPAWNED:
+		return 2;
 	case SPAWNER_CONNECTED:
 	case SPAWNER_LISTENER:
 		return 1;
@@ -375,7 +388,7 @@ static void on_reply(struct front *front, const struct spawner_reply *reply, con
 		changes_reload(front, reply);
 		return;
 	case SPAWNER_SPAWNED:
-		on_spawned(front, reply, fds[0]);
+		on_spawned(front, reply, fds);
 		return;
 	case SPAWNER_CONNECTED:
 		on_connected(front, reply, fds[0]);
@@ -574,7 +587,7 @@ static bool allocate(struct front *front, const struct front_setup *setup)
 	    !front->retry_times)
 		return false;
 	for (size_t i = 0; i < front->n_workers_max; i++)
-		front->workers[i].channel = -1;
+		front->workers[i] = (struct worker){.channel = -1, .buffer = -1};
 	if (!(front->banks ? place_endpoints(front) : allocate_endpoints(front)))
 		return false;
 	for (size_t i = 0; i < n_places; i++)

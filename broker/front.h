@@ -13,6 +13,7 @@
  *   sync.c     what a device tells its worker, step by step
  *   restore.c  device states, the transport reset, the quarantine after a load
  *   query.c    what workers are asked (query.h)
+ *   handover.c the replacement of a worker that loses nothing
  *   control.c  the control socket (control.h)
  *   scrape.c   the metrics socket (scrape.h)
  *   siblings.c connections between guests
@@ -40,8 +41,9 @@ enum worker_state {
 	WORKER_NONE,
 	WORKER_STARTING, /* Ready is awaited */
 	WORKER_SPARE,
+	WORKER_SUCCESSOR, /* Ready, or more, to go on in place of another one */
 	WORKER_ASSIGNED,
-	WORKER_LEAVING, /* channel closed; EXITED is awaited */
+	WORKER_LEAVING, /* nothing is heard of it any more; EXITED is awaited */
 };
 
 struct worker {
@@ -50,13 +52,18 @@ struct worker {
 	uint32_t pid;
 	uint64_t started;      /* ms */
 	int channel;	       /* -1 once it leaves */
-	struct device *device; /* ASSIGNED: whose; LEAVING: whose it was; else NULL */
-	uint64_t cid;	       /* the device's, for the log: the device may have gone */
+	struct device *device; /* ASSIGNED: whose; so SUCCESSOR, and STARTING for one; LEAVING:
+				  whose it was; else NULL */
+	uint32_t program;      /* the spawner's number of it */
+	int buffer;	       /* a duplicate of the file of its connection buffers; -1: none */
+	uint64_t buffer_size;
+	uint64_t cid; /* the device's, for the log: the device may have gone */
 	bool wants_write;
+	bool is_paused;	 /* its messages wait */
 	bool has_failed; /* it left against our will: its end is worth a line */
 	bool is_stopped; /* STOP was asked for */
 	bool was_assigned;
-	bool is_too_small; /* for VMs as they are now: to be dismissed once it is ready */
+	bool is_outdated;  /* for VMs as they are now: to be dismissed once it is ready */
 	uint64_t deadline; /* ms: STARTING and LEAVING workers are stopped then */
 };
 
@@ -84,6 +91,11 @@ enum step_kind {
 	STEP_STATE, /* number: 1 to load, 0 to save */
 	STEP_RESET,
 	STEP_FAIL,
+	STEP_HANDOVER,
+	STEP_HANDOVER_RESUME,
+	STEP_HANDOVER_POOL,
+	STEP_HANDOVER_CHECK,
+	STEP_HANDOVER_COMMIT,
 	STEP_NONE, /* of an operation that no step answers */
 };
 
@@ -92,11 +104,12 @@ struct step {
 	uint32_t number;
 };
 
-/* Assign, features, log, quarantine, suspension, regions, commit, four a ring, and what is pending.
- */
+/* Assign, features, log, quarantine or pool, suspension, regions, commit, four a ring, and what is
+ * pending. */
 #define STEPS_MAX (6 + SESSION_REGIONS_MAX + 1 + 4 * SESSION_RINGS + 4)
 
 struct sync {
+	bool is_of_successor; /* who is told; else the worker */
 	struct step steps[STEPS_MAX];
 	uint32_t n_steps, next_step;
 	bool is_sent;		       /* Done of steps[next_step] is awaited */
@@ -168,6 +181,31 @@ struct device_limits {
 	bool is_quiet;
 };
 
+/* Another worker goes on where the worker stops, see handover.c. */
+enum handover_phase {
+	HANDOVER_NONE,
+	HANDOVER_WANTED,     /* a worker is to be started */
+	HANDOVER_STARTING,   /* it is */
+	HANDOVER_WAITING,    /* it is ready; until nothing else goes on */
+	HANDOVER_PREPARING,  /* it is told what the session holds */
+	HANDOVER_MOVING,     /* the worker stops, and tells what it holds */
+	HANDOVER_CHECKING,   /* the successor looks at it */
+	HANDOVER_COMMITTING, /* it was told to serve */
+	HANDOVER_RESUMING,   /* the worker was told to go on */
+};
+
+struct handover {
+	enum handover_phase phase;
+	struct worker *successor;      /* NULL before it was started, and once it serves */
+	uint64_t deadline;	       /* ms: of WANTED and WAITING */
+	bool is_frozen;		       /* the worker has begun to tell */
+	uint32_t sequence;	       /* of Handover, once its answer is none any more */
+	bool has_pending;	       /* the successor had no room for: */
+	struct channel_packet pending; /* its fd is an endpoint's */
+	uint32_t former;	       /* number of the worker that was replaced */
+	int status;		       /* how it ends */
+};
+
 struct device {
 	struct front *front;
 	const struct vm_configuration *configuration; /* guest_cid 0: there is no such VM */
@@ -193,7 +231,8 @@ struct device {
 	struct endpoints endpoints;
 	struct restore restore;
 	struct notify notify;
-	int discarded;			 /* a former notify.fd that waits for a worker; -1: none */
+	int discarded; /* a former notify.fd that waits for a worker; -1: none */
+	struct handover handover;
 	bool is_suspended;		 /* by the operator; outlives the session */
 	bool will_suspend;		 /* what it was told last */
 	bool told_suspended;		 /* what it has confirmed */
@@ -244,7 +283,9 @@ struct front {
 	bool has_served;		 /* some worker was Ready once */
 	bool is_spawning;		 /* SPAWN is out */
 	uint64_t spawn_at;		 /* ms: not before, after a failure */
-	int exit_code;			 /* -1: go on */
+	bool is_full;			 /* no further worker may live before one ends */
+	bool keeps_program; /* the one that is installed now does not know this front */
+	int exit_code;	    /* -1: go on */
 	/* Sockets to connect, as tokens, in order; and those to try again, in order of time. */
 	uint64_t *connects;
 	size_t first_connect, n_connects, n_connects_max;
@@ -275,7 +316,7 @@ int front_watch(struct front *front, int operation, int fd, uint32_t events, enu
 		size_t index);
 
 /* front.c: ask the spawner; connects are queued, so this can't fail. */
-bool front_request_spawn(struct front *front);
+bool front_request_spawn(struct front *front, bool is_first_program, uint64_t token);
 void front_request_stop(struct front *front, uint32_t number);
 void front_request_connect(struct front *front, struct device *device, uint32_t endpoint);
 /* Its endpoints are all gone. */
@@ -293,8 +334,15 @@ bool front_request_pair(struct front *front, const struct device *device, uint16
 struct worker *workers_take_spare(struct front *front);
 /* Start workers until there is a spare and one for each device that waits. */
 void workers_replenish(struct front *front);
-void workers_spawned(struct front *front, uint32_t number, uint32_t pid, int channel);
-void workers_not_spawned(struct front *front, int error);
+/* What the spawner says of a new worker; owns the fds. */
+struct workers_spawned {
+	uint32_t number, pid, program;
+	int channel, buffer;
+	uint64_t buffer_size;
+	uint64_t token; /* of a successor: its device's index and 1; else 0 */
+};
+void workers_spawned(struct front *front, const struct workers_spawned *spawned);
+void workers_not_spawned(struct front *front, int error, uint64_t token);
 void workers_exited(struct front *front, uint32_t number, int status);
 void workers_event(struct front *front, struct worker *worker, uint32_t events);
 void workers_run_timers(struct front *front);
@@ -303,9 +351,19 @@ uint64_t workers_deadline(const struct front *front);
 void worker_dismiss(struct worker *worker, struct front *front);
 /* It broke the rules, or can't be used: end it now. */
 void worker_kill(struct worker *worker, struct front *front);
+/* Another one serves in its place: it ends without a word, and without touching anything. */
+void worker_retire(struct worker *worker, struct front *front);
+/* It is of no use for that device any more, but may be for another one. */
+void worker_release(struct worker *worker, struct front *front);
+/* Spares of another program than this one are replaced. */
+void workers_renew_program(struct front *front, uint32_t program);
+/* Hear no more of it for now, or hear it again. */
+void worker_pause(struct front *front, struct worker *worker, bool is_paused);
 /* 0, CHANNEL_E_AGAIN (told when there is room), or the worker is of no more use. */
 int worker_send(struct front *front, struct worker *worker, const Vsockd__Envelope *envelope,
 		int fd);
+int worker_send_packet(struct front *front, struct worker *worker,
+		       const struct channel_packet *packet);
 
 /* Those that were started for smaller VMs serve nobody any more. */
 void workers_renew(struct front *front);
@@ -338,8 +396,9 @@ void device_accept_host(struct device *device, size_t listener);
 /* Does it need a worker that it does not have? */
 bool device_wants_worker(const struct device *device);
 void device_assign(struct device *device, struct worker *worker);
-/* A message of its worker; the reason when it is not believed, or NULL. */
-const char *device_message(struct device *device, const Vsockd__Envelope *envelope);
+/* A message of its worker or successor; the reason when it is not believed, or NULL. */
+const char *device_message(struct device *device, const struct worker *worker,
+			   const Vsockd__Envelope *envelope);
 /* Its worker has room for messages again. */
 void device_worker_writable(struct device *device);
 void device_worker_died(struct device *device);
@@ -374,6 +433,11 @@ struct endpoint *device_take_host(struct device *device, const struct host_liste
 
 /* Dismiss the worker; another one is told everything. */
 void device_replace_worker(struct device *device);
+
+/* Its worker knows all that the session holds, and will not be another one soon. */
+bool device_is_settled(const struct device *device);
+/* The end of a handover: 0, or negative errno and the former worker serves on. */
+void device_handover_done(struct device *device, int status);
 
 /* Can the guest be asked now? */
 bool device_is_running(const struct device *device);
@@ -435,8 +499,48 @@ const char *notify_message(struct device *device, const Vsockd__Notify *notify);
 void notify_failed(struct device *device);
 /* RING_..._IN_BAND of a ring. */
 uint32_t notify_in_band(const struct device *device, uint32_t ring);
+/* handover.c */
+/*
+ * Replace the worker by one that goes on where it stops. 0: it has begun, and
+ * device_handover_done() will be called. Negative errno: -ENOTCONN without a
+ * front-end, -EIO when the device has failed, -EAGAIN without a worker at the moment,
+ * -EALREADY, -EBUSY while a device state is on its way.
+ */
+int handover_begin(struct device *device);
+/* Nothing but the handover is to be told to either of the two. */
+bool handover_is_busy(const struct device *device);
+bool handover_wants_worker(const struct device *device);
+/* For message_decode(): what the worker may say now. */
+enum message_state handover_states(const struct device *device);
+/* How it is with the successor. */
+void handover_started(struct device *device, struct worker *worker);
+void handover_not_started(struct device *device, int error);
+void handover_ready(struct device *device);
+void handover_successor_writable(struct device *device);
+void handover_successor_died(struct device *device, int error);
+/* Before anything is done about that. */
+void handover_worker_died(struct device *device);
+void handover_cancel(struct device *device);
+/* What the worker says of its device; the reason when it is not believed, or NULL. */
+const char *handover_message(struct device *device, const Vsockd__Envelope *envelope);
+/* The same for its end, and for an answer that comes too late. */
+const char *handover_done(struct device *device, const Vsockd__Done *done, bool *ret_is_stale);
+/* The steps that were to be told are done; 0 or the first failure. */
+void handover_steps_done(struct device *device, int status);
+void handover_update(struct device *device);
+uint64_t handover_deadline(const struct device *device);
+/* Why it failed, in words. */
+const char *handover_reason(int status);
+/* Who is to blame when the answer to a step does not come in time. */
+struct worker *handover_late(const struct device *device);
 
 /* sync.c */
+/* Tell the successor all that the session holds. */
+void sync_prepare_successor(struct device *device);
+/* One step of a handover. false: it could not be sent yet, or never will. */
+bool sync_tell(struct device *device, enum step_kind kind, bool is_of_successor);
+/* Forget what was to be told. */
+void sync_forget(struct device *device);
 /* An operation that no step answers (CHECK_DEVICE_STATE) is done. */
 void sync_complete(struct device *device, int status);
 /* The worker is to know of a quarantine that began or ended. */
@@ -449,8 +553,8 @@ void sync_begin(struct device *device);
 /* Without a worker, for good: what is pending is done as far as it can be. */
 void sync_fail(struct device *device);
 void sync_run(struct device *device);
-/* The reason when Done is not believed, or NULL. */
-const char *sync_done(struct device *device, const Vsockd__Done *done);
+/* The reason when Done of that worker is not believed, or NULL. */
+const char *sync_done(struct device *device, const struct worker *worker, const Vsockd__Done *done);
 bool sync_is_idle(const struct device *device);
 /* The operation that the session waited for is done. */
 void device_complete(struct device *device, int status, uint32_t value);

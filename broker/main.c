@@ -36,48 +36,54 @@ const char *__asan_default_options(void)
 	return "detect_leaks=0";
 }
 
-static int open_worker_at(const char *directory, const char *below)
-{
+/* vsockd-worker: the file as it is now, and where another one may be later. */
+struct worker_program {
+	int fd; /* -1: it was not found */
 	char path[4096];
+};
 
-	if ((size_t)snprintf(path, sizeof(path), "%s/%s", directory, below) >= sizeof(path))
-		return -1;
-	return open(path, O_PATH | O_CLOEXEC);
+static void open_worker_at(const char *directory, const char *below, struct worker_program *ret)
+{
+	const char *between = *directory ? "/" : "";
+
+	ret->fd = -1;
+	if ((size_t)snprintf(ret->path, sizeof(ret->path), "%s%s%s", directory, between, below) <
+	    sizeof(ret->path))
+		ret->fd = open(ret->path, O_PATH | O_CLOEXEC);
 }
 
 /* Installed: in libexecdir. Not installed: where meson builds it. */
-static int open_worker(const struct configuration *configuration)
+static bool open_worker(const struct configuration *configuration, struct worker_program *ret)
 {
 	char program[4096];
 	ssize_t len;
-	int fd;
 
 	if (configuration->worker) {
-		fd = open(configuration->worker, O_PATH | O_CLOEXEC);
-		if (fd < 0)
+		open_worker_at("", configuration->worker, ret);
+		if (ret->fd < 0)
 			log_event(LOG_ERR, LOG_NO_VM, "--worker %s: %s", configuration->worker,
 				  strerror(errno));
-		return fd;
+		return ret->fd >= 0;
 	}
 	len = readlink("/proc/self/exe", program, sizeof(program) - 1);
 	if (len <= 0) {
 		log_event(LOG_ERR, LOG_NO_VM, "/proc/self/exe: %s: is /proc mounted?",
 			  strerror(errno));
-		return -1;
+		return false;
 	}
 	program[len] = '\0';
 	*strrchr(program, '/') = '\0';
 	if (strcmp(program, VSOCKD_SBINDIR) == 0)
-		fd = open_worker_at(VSOCKD_LIBEXECDIR, "vsockd-worker");
+		open_worker_at(VSOCKD_LIBEXECDIR, "vsockd-worker", ret);
 	else
-		fd = open_worker_at(program, "../worker/vsockd-worker");
-	if (fd < 0)
-		fd = open_worker_at(program, "../libexec/vsockd-worker");
-	if (fd < 0)
+		open_worker_at(program, "../worker/vsockd-worker", ret);
+	if (ret->fd < 0)
+		open_worker_at(program, "../libexec/vsockd-worker", ret);
+	if (ret->fd < 0)
 		log_event(LOG_ERR, LOG_NO_VM,
 			  "vsockd-worker not found beside %s: install it, or name it with --worker",
 			  program);
-	return fd;
+	return ret->fd >= 0;
 }
 
 /*
@@ -120,7 +126,7 @@ struct running {
 	struct sockets sockets;
 	struct reload *reload; /* NULL: there is no file to read again */
 	uint64_t n_files;      /* that the front may open */
-	int worker_program;
+	struct worker_program worker;
 };
 
 static int run_front(const struct running *running, int spawner)
@@ -140,7 +146,8 @@ static int run_processes(struct running *running)
 {
 	struct spawner_setup setup = {
 		.configuration = running->configuration,
-		.worker_program = running->worker_program,
+		.worker_program = running->worker.fd,
+		.worker_path = running->worker.path,
 		.reload = running->reload,
 	};
 	struct policy_failure failure;
@@ -158,7 +165,7 @@ static int run_processes(struct running *running)
 	}
 	if (r == POLICY_IS_FRONT) {
 		close(pair[0]);
-		close(running->worker_program);
+		close(running->worker.fd);
 		_exit(run_front(running, pair[1]));
 	}
 	close(pair[1]);
@@ -190,14 +197,14 @@ static int check(const struct configuration *configuration)
 {
 	bool is_that_user = !configuration->has_user || configuration->user == geteuid();
 	struct configuration_error error;
+	struct worker_program worker;
 	uint64_t buffer_size;
-	int worker_program, r;
+	int r;
 
 	log_open(configuration->log_level);
-	worker_program = open_worker(configuration);
-	if (worker_program < 0)
+	if (!open_worker(configuration, &worker))
 		return EX_CONFIG;
-	close(worker_program);
+	close(worker.fd);
 	if (spawner_buffer_size(configuration, &buffer_size) < 0) {
 		fprintf(stderr, "vsockd: max-connections times tx-buffer-size is too large\n");
 		return EX_CONFIG;
@@ -228,8 +235,7 @@ static int run(int argc, char **argv, struct configuration *configuration)
 
 	log_open(configuration->log_level);
 	/* Run by its fd, so only the file itself has to be executable for the user. */
-	running.worker_program = open_worker(configuration);
-	if (running.worker_program < 0)
+	if (!open_worker(configuration, &running.worker))
 		return EX_UNAVAILABLE;
 	r = become_user(configuration);
 	if (r != 0)

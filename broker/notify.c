@@ -39,7 +39,8 @@ static bool hand_to_worker(struct device *device, int fd)
 
 	envelope.body_case = VSOCKD__ENVELOPE__BODY_DISCARD;
 	envelope.discard = &message;
-	return device->worker && worker_send(device->front, device->worker, &envelope, fd) == 0;
+	return device->worker && !handover_is_busy(device) &&
+	       worker_send(device->front, device->worker, &envelope, fd) == 0;
 }
 
 static void discard(struct device *device, int fd)

@@ -92,10 +92,11 @@ int processes_adapt(struct processes *workers, const struct configuration *confi
 }
 
 int processes_init(struct processes *workers, const struct configuration *configuration,
-		   size_t n_vms_max, int program)
+		   size_t n_vms_max, int program, const char *path)
 {
 	struct processes made = {
 		.program = program,
+		.path = path,
 		.insecure = configuration->insecure,
 		.n_slots = workers_of(n_vms_max),
 	};
@@ -103,9 +104,14 @@ int processes_init(struct processes *workers, const struct configuration *config
 
 	if (status)
 		return status;
+	if (fstat(program, &made.first))
+		return -errno;
+	made.last = made.first;
 	made.slots = calloc(made.n_slots, sizeof(*made.slots));
 	if (!made.slots)
 		return -ENOMEM;
+	for (uint32_t i = 0; i < made.n_slots; i++)
+		made.slots[i].buffer = -1;
 	(void)snprintf(made.insecure_mask, sizeof(made.insecure_mask), "--insecure=%" PRIu32,
 		       made.insecure);
 	*workers = made;
@@ -149,8 +155,8 @@ static int make_buffer(uint64_t size)
 	return fd;
 }
 
-static int run_program(struct processes *workers, struct processes_slot *slot, int channel,
-		       int buffer)
+static int run_program(struct processes *workers, struct processes_slot *slot, int program,
+		       int channel, int buffer)
 {
 	char name[] = "vsockd-worker";
 	char *const argv[] = {
@@ -159,7 +165,7 @@ static int run_program(struct processes *workers, struct processes_slot *slot, i
 	const struct policy_worker worker = {
 		.insecure = workers->insecure,
 		.slot = (uint32_t)(slot - workers->slots),
-		.program = workers->program,
+		.program = program,
 		.channel = channel,
 		.buffer = buffer,
 		.argv = argv,
@@ -172,10 +178,61 @@ static int run_program(struct processes *workers, struct processes_slot *slot, i
 	return status;
 }
 
-int processes_start(struct processes *workers, int channel, struct processes_slot **ret_slot)
+static bool is_same_file(const struct stat *a, const struct stat *b)
+{
+	return a->st_dev == b->st_dev && a->st_ino == b->st_ino && a->st_size == b->st_size &&
+	       a->st_mtim.tv_sec == b->st_mtim.tv_sec && a->st_mtim.tv_nsec == b->st_mtim.tv_nsec;
+}
+
+/* Said once, until it has worked again. */
+static void say_failing(struct processes *workers, int error)
+{
+	if (!workers->is_failing)
+		log_event(LOG_WARNING, LOG_NO_VM,
+			  "cannot start a worker from %s: %s; the program that vsockd found there "
+			  "when it was started is used",
+			  workers->path, strerror(error));
+	workers->is_failing = true;
+}
+
+enum { RUN_E_AS_AT_FIRST = 1 };
+
+/*
+ * Under this process's own user, whatever root was when vsockd was started: a path
+ * that only root can follow leads nowhere here, see vsockd(8). What can't be run
+ * although it has not changed can't be run from the fd of then either.
+ */
+static int run_from_path(struct processes *workers, struct processes_slot *slot, int channel,
+			 int buffer)
+{
+	struct stat found = {0};
+	int program = open(workers->path, O_PATH | O_CLOEXEC);
+	int status = program < 0 || fstat(program, &found) ? -errno : 0;
+	bool is_first = status == 0 && is_same_file(&found, &workers->first);
+
+	if (status == 0)
+		status = run_program(workers, slot, program, channel, buffer);
+	if (program >= 0)
+		close(program);
+	if (status && !is_first) {
+		say_failing(workers, -status);
+		return RUN_E_AS_AT_FIRST;
+	}
+	if (status)
+		return status;
+	if (!is_same_file(&found, &workers->last))
+		workers->n_programs++;
+	workers->last = found;
+	workers->is_failing = false;
+	slot->program = workers->n_programs;
+	return 0;
+}
+
+int processes_start(struct processes *workers, int channel, bool is_first,
+		    struct processes_slot **ret_slot)
 {
 	struct processes_slot *slot = find_free(workers);
-	int buffer, status;
+	int buffer, status = RUN_E_AS_AT_FIRST;
 
 	if (!slot)
 		return -EAGAIN;
@@ -186,14 +243,27 @@ int processes_start(struct processes *workers, int channel, struct processes_slo
 			  workers->buffer_size, strerror(-buffer));
 		return buffer;
 	}
-	status = run_program(workers, slot, channel, buffer);
-	close(buffer);
-	if (status)
+	slot->program = 0;
+	if (workers->path && !is_first)
+		status = run_from_path(workers, slot, channel, buffer);
+	if (status == RUN_E_AS_AT_FIRST)
+		status = run_program(workers, slot, workers->program, channel, buffer);
+	if (status) {
+		close(buffer);
 		return status;
+	}
+	slot->buffer = buffer;
 	slot->number = workers->next_number++;
 	slot->is_live = true;
 	*ret_slot = slot;
 	return 0;
+}
+
+void processes_forget_buffer(struct processes_slot *slot)
+{
+	if (slot->buffer >= 0)
+		close(slot->buffer);
+	slot->buffer = -1;
 }
 
 static void send_kill(const struct processes_slot *slot)
@@ -232,6 +302,7 @@ int processes_reap(struct processes_slot *slot)
 	if (status < 0)
 		return status;
 	close(slot->process.pidfd); /* leaves every epoll set with it */
+	processes_forget_buffer(slot);
 	slot->is_live = false;
 	return status;
 }

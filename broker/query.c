@@ -60,6 +60,8 @@ enum query_result query_counters(struct device *device, uint64_t since)
 
 	if (query->counters_as_of >= since)
 		return QUERY_READY;
+	if (handover_is_busy(device))
+		return QUERY_WAIT;
 	if (!has_worker(device) || is_late(device))
 		return QUERY_NONE;
 	if (!query->worker)
@@ -78,6 +80,8 @@ enum query_result query_connections(struct device *device, const void *owner, ui
 
 	if (query->owner == owner && query->is_answered)
 		return QUERY_READY;
+	if (handover_is_busy(device))
+		return QUERY_WAIT;
 	if (!has_worker(device) || is_late(device))
 		return QUERY_NONE;
 	/* Somebody else's question is out, or the answer to it is being read. */
@@ -185,14 +189,29 @@ const char *query_connections_ended(struct device *device, const Vsockd__Connect
 	return NULL;
 }
 
+/* What is out will not be answered. */
+static void forget_question(struct query *query, const struct worker *worker)
+{
+	if (query->worker != worker)
+		return;
+	query->worker = NULL;
+	query->owner = NULL;
+}
+
+void query_worker_replaced(struct device *device, const struct worker *former)
+{
+	struct query *query = &device->query;
+
+	forget_question(query, former);
+	if (query->counted == former)
+		query->counted = device->worker;
+}
+
 void query_worker_left(struct device *device, const struct worker *worker)
 {
 	struct query *query = &device->query;
 
-	if (query->worker == worker) {
-		query->worker = NULL;
-		query->owner = NULL;
-	}
+	forget_question(query, worker);
 	if (query->counted == worker)
 		keep_counters(query);
 }

@@ -71,5 +71,7 @@ const char *query_counters_told(struct device *device, const Vsockd__Counters *c
 const char *query_connection_told(struct device *device, const Vsockd__ConnectionInfo *info);
 const char *query_connections_ended(struct device *device, const Vsockd__ConnectionsEnd *end);
 
+/* Its worker is another one now, which counts on where that one stopped. */
+void query_worker_replaced(struct device *device, const struct worker *former);
 /* The worker of the device leaves. */
 void query_worker_left(struct device *device, const struct worker *worker);

@@ -41,7 +41,7 @@ enum {
 };
 
 _Static_assert(sizeof(struct spawner_request) == 24, "a request has no padding");
-_Static_assert(sizeof(struct spawner_reply) == 24, "a reply has no padding");
+_Static_assert(sizeof(struct spawner_reply) == 40, "a reply has no padding");
 
 struct spawner {
 	const struct spawner_setup *setup;
@@ -188,16 +188,18 @@ static int on_spawn(struct spawner *spawner, const struct spawner_request *reque
 {
 	struct spawner_reply reply = {.kind = SPAWNER_SPAWNED, .token = request->token};
 	struct processes_slot *slot;
-	int pair[2], status;
+	int pair[2], status, step;
 
 	if (socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC | SOCK_NONBLOCK, 0, pair))
 		return refuse(spawner, reply, errno);
 	AUTO_CLOSE int front_end = pair[0];
 	AUTO_CLOSE int worker_end = pair[1];
 
-	status = processes_start(&spawner->workers, worker_end, &slot);
+	status = processes_start(&spawner->workers, worker_end, request->number != 0, &slot);
 	if (status)
 		return refuse(spawner, reply, -status);
+	const int fds[] = {front_end, slot->buffer};
+
 	status = watch(spawner, slot->process.pidfd,
 		       TAG_WORKERS + (uint64_t)(slot - spawner->workers.slots));
 	if (status) {
@@ -209,7 +211,11 @@ static int on_spawn(struct spawner *spawner, const struct spawner_request *reque
 		  (int)slot->process.pid);
 	reply.number = slot->number;
 	reply.device = (uint32_t)slot->process.pid;
-	return send_reply(spawner, &reply, &front_end, 1);
+	reply.buffer_size = spawner->workers.buffer_size;
+	reply.program = slot->program;
+	step = send_reply(spawner, &reply, fds, 2);
+	processes_forget_buffer(slot);
+	return step;
 }
 
 static int worker_ended(struct spawner *spawner, struct processes_slot *worker)
@@ -338,7 +344,7 @@ static bool is_permitted(const struct spawner *spawner, const struct spawner_req
 
 	switch (request->kind) {
 	case SPAWNER_SPAWN:
-		return !request->device && !request->number && !request->type;
+		return !request->device && request->number <= 1 && !request->type;
 	case SPAWNER_STOP:
 		return !request->device && !request->type &&
 		       request->number < spawner->workers.next_number;
@@ -561,7 +567,7 @@ static int prepare_workers(struct spawner *spawner)
 	int status = processes_init(&spawner->workers, configuration,
 				    spawner->setup->reload ? CONFIGURATION_VMS_MAX
 							   : configuration->n_vms,
-				    spawner->setup->worker_program);
+				    spawner->setup->worker_program, spawner->setup->worker_path);
 
 	if (!status)
 		return GO_ON;

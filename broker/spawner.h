@@ -17,7 +17,7 @@ struct configuration;
 struct reload;
 
 enum spawner_request_kind {
-	SPAWNER_SPAWN = 1,   /* start a worker; token comes back in the reply */
+	SPAWNER_SPAWN = 1,   /* start a worker; token comes back in the reply, see below */
 	SPAWNER_STOP = 2,    /* kill worker `number`; EXITED follows, or is on its way already */
 	SPAWNER_CONNECT = 3, /* connect device `device` to host port `number` */
 	/*
@@ -30,19 +30,20 @@ enum spawner_request_kind {
 };
 
 /*
- * 24 bytes, no padding; fields that a kind does not use must be 0, but token,
- * which the spawner never looks at.
+ * A request has 24 bytes, a reply 40, no padding; fields that a kind does not use must be 0, but
+ * token, which the spawner never looks at.
  */
 struct spawner_request {
 	uint32_t kind;
 	uint32_t device; /* index of the VM in the configuration */
-	uint32_t number; /* STOP: worker number; CONNECT: port; PAIR: index of the other VM */
-	uint32_t type;	 /* CONNECT, PAIR: VIRTIO_VSOCK_TYPE_STREAM (1) or _SEQPACKET (2) */
-	uint64_t token;	 /* chosen by the front, repeated in the reply */
+	/* STOP: worker number; CONNECT: port; PAIR: index of the other VM; SPAWN: below */
+	uint32_t number;
+	uint32_t type;	/* CONNECT, PAIR: VIRTIO_VSOCK_TYPE_STREAM (1) or _SEQPACKET (2) */
+	uint64_t token; /* chosen by the front, repeated in the reply */
 };
 
 enum spawner_reply_kind {
-	SPAWNER_SPAWNED = 1,   /* error 0: number = worker number; fd: the front's channel end */
+	SPAWNER_SPAWNED = 1,   /* error 0: number = worker number; two fds, see below */
 	SPAWNER_CONNECTED = 2, /* error 0: fd is the connected, non-blocking socket;
 				  EINPROGRESS: the same, but not connected yet */
 	SPAWNER_EXITED = 3,    /* worker `number` is gone; error = its wait status */
@@ -63,9 +64,20 @@ struct spawner_reply {
 	uint32_t device; /* CONNECTED: as in the request; SPAWNED: the worker's process id */
 	uint32_t number;
 	uint64_t token;
+	uint64_t buffer_size; /* SPAWNED: bytes of the buffer's file */
+	uint32_t program;     /* SPAWNED: which, by number: 0 is that of the start */
+	uint32_t unused;
 };
 
 /*
+ * The fds of SPAWNED are the front's end of the channel, and a duplicate of the
+ * sealed file of the worker's connection buffers: whoever goes on in its place gets
+ * that too.
+ *
+ * A worker is started from the file that stands now where one was found at the
+ * start of vsockd, so an upgrade takes effect; or from the file of then, which is kept
+ * open, where the other one can't be run, or where number is 1.
+ *
  * At most n_vms * PER_VM + SPARE workers live at a time; a SPAWN beyond is
  * answered with EAGAIN. Worker numbers go up from 0 and are not used again, so
  * a STOP that crosses an EXITED meets nobody else. A SPAWNED with
@@ -86,10 +98,11 @@ struct spawner_reply {
 
 struct spawner_setup {
 	const struct configuration *configuration;
-	int front_channel;     /* the spawner's end of the pair */
-	int front_pidfd;       /* end of the front ends the spawner */
-	int worker_program;    /* O_PATH fd of vsockd-worker */
-	struct reload *reload; /* NULL: there is no file to read again */
+	int front_channel;	 /* the spawner's end of the pair */
+	int front_pidfd;	 /* end of the front ends the spawner */
+	int worker_program;	 /* O_PATH fd of vsockd-worker */
+	const char *worker_path; /* where to look for it anew; NULL: nowhere */
+	struct reload *reload;	 /* NULL: there is no file to read again */
 };
 
 /*

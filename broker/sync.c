@@ -24,6 +24,12 @@ static uint32_t next_first_port(struct front *front)
 	return (uint32_t)(mixed >> 32);
 }
 
+/* Who is told, and answers. */
+static struct worker *target(const struct device *device)
+{
+	return device->sync.is_of_successor ? device->handover.successor : device->worker;
+}
+
 bool sync_is_idle(const struct device *device)
 {
 	return device->sync.next_step == device->sync.n_steps;
@@ -36,6 +42,7 @@ static void add_step(struct sync *sync, enum step_kind kind, uint32_t number)
 
 static void clear_steps(struct sync *sync)
 {
+	sync->is_of_successor = false;
 	sync->n_steps = 0;
 	sync->next_step = 0;
 	sync->is_sent = false;
@@ -58,6 +65,53 @@ static void add_ring(struct sync *sync, const struct session *session, uint32_t 
 		add_step(sync, STEP_RING_START, ring);
 }
 
+static void add_session(struct device *device, enum step_kind own)
+{
+	const struct session *session = &device->session;
+	struct sync *sync = &device->sync;
+
+	if (session->has_features)
+		add_step(sync, STEP_FEATURES, 0);
+	if (session->log.fd >= 0)
+		add_step(sync, STEP_LOG_SET, 0);
+	if (session->log.event_fd >= 0)
+		add_step(sync, STEP_LOG_FD, 0);
+	if (own != STEP_NONE)
+		add_step(sync, own, 0);
+	/* Before any ring is started. */
+	if (device_is_suspended(device))
+		add_step(sync, STEP_SUSPEND, 0);
+	for (uint32_t i = 0; i < session->n_regions; i++)
+		add_step(sync, STEP_MEMORY_STAGE, i);
+	add_step(sync, STEP_MEMORY_COMMIT, 0);
+	for (uint32_t i = 0; i < SESSION_RINGS; i++)
+		add_ring(sync, session, i);
+}
+
+/* A quarantine comes with what the worker tells. */
+void sync_prepare_successor(struct device *device)
+{
+	clear_steps(&device->sync);
+	device->sync.is_of_successor = true;
+	add_step(&device->sync, STEP_ASSIGN, 0);
+	add_session(device, STEP_HANDOVER_POOL);
+	sync_run(device);
+}
+
+bool sync_tell(struct device *device, enum step_kind kind, bool is_of_successor)
+{
+	clear_steps(&device->sync);
+	device->sync.is_of_successor = is_of_successor;
+	add_step(&device->sync, kind, 0);
+	sync_run(device);
+	return device->sync.is_sent;
+}
+
+void sync_forget(struct device *device)
+{
+	clear_steps(&device->sync);
+}
+
 void sync_begin(struct device *device)
 {
 	const struct session *session = &device->session;
@@ -73,22 +127,7 @@ void sync_begin(struct device *device)
 		sync_run(device);
 		return;
 	}
-	if (session->has_features)
-		add_step(sync, STEP_FEATURES, 0);
-	if (session->log.fd >= 0)
-		add_step(sync, STEP_LOG_SET, 0);
-	if (session->log.event_fd >= 0)
-		add_step(sync, STEP_LOG_FD, 0);
-	if (restore_holds(device))
-		add_step(sync, STEP_QUARANTINE, 0);
-	/* Before any ring is started. */
-	if (device_is_suspended(device))
-		add_step(sync, STEP_SUSPEND, 0);
-	for (uint32_t i = 0; i < session->n_regions; i++)
-		add_step(sync, STEP_MEMORY_STAGE, i);
-	add_step(sync, STEP_MEMORY_COMMIT, 0);
-	for (uint32_t i = 0; i < SESSION_RINGS; i++)
-		add_ring(sync, session, i);
+	add_session(device, restore_holds(device) ? STEP_QUARANTINE : STEP_NONE);
 	if (sync->has_operation && sync->operation.kind == STEP_STATE)
 		add_step(sync, STEP_STATE, sync->operation.number);
 	/*
@@ -143,7 +182,7 @@ static int send_region(struct device *device, const struct session_region *regio
 	add.is_staged = is_staged;
 	envelope.body_case = VSOCKD__ENVELOPE__BODY_MEMORY_ADD;
 	envelope.memory_add = &add;
-	return worker_send(device->front, device->worker, &envelope, region->fd);
+	return worker_send(device->front, target(device), &envelope, region->fd);
 }
 
 static int send_log_set(struct device *device, uint32_t sequence)
@@ -158,7 +197,7 @@ static int send_log_set(struct device *device, uint32_t sequence)
 	set.alignment = log->alignment;
 	envelope.body_case = VSOCKD__ENVELOPE__BODY_LOG_SET;
 	envelope.log_set = &set;
-	return worker_send(device->front, device->worker, &envelope, log->fd);
+	return worker_send(device->front, target(device), &envelope, log->fd);
 }
 
 static int send_log_fd(struct device *device, uint32_t sequence)
@@ -169,7 +208,7 @@ static int send_log_fd(struct device *device, uint32_t sequence)
 	log_fd.sequence = sequence;
 	envelope.body_case = VSOCKD__ENVELOPE__BODY_LOG_FD;
 	envelope.log_fd = &log_fd;
-	return worker_send(device->front, device->worker, &envelope, device->session.log.event_fd);
+	return worker_send(device->front, target(device), &envelope, device->session.log.event_fd);
 }
 
 static int send_ring_log(struct device *device, uint32_t ring, uint32_t sequence)
@@ -183,7 +222,7 @@ static int send_ring_log(struct device *device, uint32_t ring, uint32_t sequence
 	log.log_address = device->session.rings[ring].log_address;
 	envelope.body_case = VSOCKD__ENVELOPE__BODY_RING_LOG;
 	envelope.ring_log = &log;
-	return worker_send(device->front, device->worker, &envelope, -1);
+	return worker_send(device->front, target(device), &envelope, -1);
 }
 
 static int send_quarantine(struct device *device, uint32_t sequence)
@@ -200,7 +239,7 @@ static int send_quarantine(struct device *device, uint32_t sequence)
 	envelope.body_case = VSOCKD__ENVELOPE__BODY_QUARANTINE;
 	envelope.quarantine = &quarantine;
 	device->told_quarantine = quarantine.is_on;
-	return worker_send(device->front, device->worker, &envelope, -1);
+	return worker_send(device->front, target(device), &envelope, -1);
 }
 
 static int send_suspend(struct device *device, uint32_t sequence)
@@ -213,7 +252,7 @@ static int send_suspend(struct device *device, uint32_t sequence)
 	envelope.body_case = VSOCKD__ENVELOPE__BODY_SUSPEND;
 	envelope.suspend = &suspend;
 	device->will_suspend = suspend.is_on;
-	return worker_send(device->front, device->worker, &envelope, -1);
+	return worker_send(device->front, target(device), &envelope, -1);
 }
 
 static int send_state(struct device *device, bool is_load, uint32_t sequence)
@@ -233,7 +272,7 @@ static int send_state(struct device *device, bool is_load, uint32_t sequence)
 		envelope.body_case = VSOCKD__ENVELOPE__BODY_STATE_SAVE;
 		envelope.state_save = &save;
 	}
-	return worker_send(device->front, device->worker, &envelope, device->session.state_fd);
+	return worker_send(device->front, target(device), &envelope, device->session.state_fd);
 }
 
 static int send_memory_remove(struct device *device, uint32_t sequence)
@@ -248,7 +287,7 @@ static int send_memory_remove(struct device *device, uint32_t sequence)
 	remove.user_address = region->user_address;
 	envelope.body_case = VSOCKD__ENVELOPE__BODY_MEMORY_REMOVE;
 	envelope.memory_remove = &remove;
-	return worker_send(device->front, device->worker, &envelope, -1);
+	return worker_send(device->front, target(device), &envelope, -1);
 }
 
 static int send_assign(struct device *device, uint32_t sequence)
@@ -267,7 +306,7 @@ static int send_assign(struct device *device, uint32_t sequence)
 	assign.message_size = device->front->message_size;
 	envelope.body_case = VSOCKD__ENVELOPE__BODY_ASSIGN;
 	envelope.assign = &assign;
-	return worker_send(device->front, device->worker, &envelope, -1);
+	return worker_send(device->front, target(device), &envelope, -1);
 }
 
 static int send_ring_start(struct device *device, uint32_t ring, uint32_t sequence)
@@ -289,7 +328,7 @@ static int send_ring_start(struct device *device, uint32_t ring, uint32_t sequen
 	start.in_band = notify_in_band(device, ring);
 	envelope.body_case = VSOCKD__ENVELOPE__BODY_RING_START;
 	envelope.ring_start = &start;
-	return worker_send(device->front, device->worker, &envelope, state->fds[SESSION_KICK]);
+	return worker_send(device->front, target(device), &envelope, state->fds[SESSION_KICK]);
 }
 
 static int send_ring_enable(struct device *device, uint32_t ring, uint32_t sequence)
@@ -302,7 +341,7 @@ static int send_ring_enable(struct device *device, uint32_t ring, uint32_t seque
 	enable.is_enabled = device->session.rings[ring].is_enabled;
 	envelope.body_case = VSOCKD__ENVELOPE__BODY_RING_ENABLE;
 	envelope.ring_enable = &enable;
-	return worker_send(device->front, device->worker, &envelope, -1);
+	return worker_send(device->front, target(device), &envelope, -1);
 }
 
 /* Messages of nothing but a sequence and a ring, and those of a sequence alone. */
@@ -323,7 +362,7 @@ static int send_ring_fd(struct device *device, uint32_t ring, bool is_call, uint
 		envelope.body_case = VSOCKD__ENVELOPE__BODY_RING_ERROR;
 		envelope.ring_error = &error;
 	}
-	return worker_send(device->front, device->worker, &envelope,
+	return worker_send(device->front, target(device), &envelope,
 			   device->session.rings[ring].fds[is_call ? SESSION_CALL : SESSION_ERR]);
 }
 
@@ -336,7 +375,52 @@ static int send_ring_stop(struct device *device, uint32_t ring, uint32_t sequenc
 	stop.ring = ring;
 	envelope.body_case = VSOCKD__ENVELOPE__BODY_RING_STOP;
 	envelope.ring_stop = &stop;
-	return worker_send(device->front, device->worker, &envelope, -1);
+	return worker_send(device->front, target(device), &envelope, -1);
+}
+
+static int send_pool(struct device *device, uint32_t sequence)
+{
+	Vsockd__HandoverPool pool = VSOCKD__HANDOVER_POOL__INIT;
+	Vsockd__Envelope envelope = VSOCKD__ENVELOPE__INIT;
+
+	pool.sequence = sequence;
+	pool.size = device->worker->buffer_size;
+	envelope.body_case = VSOCKD__ENVELOPE__BODY_HANDOVER_POOL;
+	envelope.handover_pool = &pool;
+	return worker_send(device->front, target(device), &envelope, device->worker->buffer);
+}
+
+/* Commands of a handover that are a sequence and nothing else, as that one is. */
+static int send_handover(struct device *device, enum step_kind kind, uint32_t sequence)
+{
+	Vsockd__Handover handover = VSOCKD__HANDOVER__INIT;
+	Vsockd__HandoverResume resume = VSOCKD__HANDOVER_RESUME__INIT;
+	Vsockd__HandoverCheck check = VSOCKD__HANDOVER_CHECK__INIT;
+	Vsockd__HandoverCommit commit = VSOCKD__HANDOVER_COMMIT__INIT;
+	Vsockd__Envelope envelope = VSOCKD__ENVELOPE__INIT;
+
+	handover.sequence = sequence;
+	resume.sequence = sequence;
+	check.sequence = sequence;
+	commit.sequence = sequence;
+	switch (kind) {
+	case STEP_HANDOVER:
+		envelope.body_case = VSOCKD__ENVELOPE__BODY_HANDOVER;
+		envelope.handover = &handover;
+		break;
+	case STEP_HANDOVER_RESUME:
+		envelope.body_case = VSOCKD__ENVELOPE__BODY_HANDOVER_RESUME;
+		envelope.handover_resume = &resume;
+		break;
+	case STEP_HANDOVER_CHECK:
+		envelope.body_case = VSOCKD__ENVELOPE__BODY_HANDOVER_CHECK;
+		envelope.handover_check = &check;
+		break;
+	default:
+		envelope.body_case = VSOCKD__ENVELOPE__BODY_HANDOVER_COMMIT;
+		envelope.handover_commit = &commit;
+	}
+	return worker_send(device->front, target(device), &envelope, -1);
 }
 
 static int send_ring_kick(struct device *device, uint32_t ring, uint32_t sequence)
@@ -381,7 +465,7 @@ static int send_bare(struct device *device, enum step_kind kind, uint32_t sequen
 		envelope.body_case = VSOCKD__ENVELOPE__BODY_FAIL;
 		envelope.fail = &fail;
 	}
-	return worker_send(device->front, device->worker, &envelope, -1);
+	return worker_send(device->front, target(device), &envelope, -1);
 }
 
 static int send_step(struct device *device, const struct step *step, uint32_t sequence)
@@ -421,6 +505,13 @@ static int send_step(struct device *device, const struct step *step, uint32_t se
 		return send_quarantine(device, sequence);
 	case STEP_STATE:
 		return send_state(device, step->number != 0, sequence);
+	case STEP_HANDOVER_POOL:
+		return send_pool(device, sequence);
+	case STEP_HANDOVER:
+	case STEP_HANDOVER_RESUME:
+	case STEP_HANDOVER_CHECK:
+	case STEP_HANDOVER_COMMIT:
+		return send_handover(device, step->kind, sequence);
 	case STEP_FEATURES:
 	case STEP_MEMORY_COMMIT:
 	case STEP_RESET:
@@ -436,7 +527,7 @@ void sync_run(struct device *device)
 {
 	struct sync *sync = &device->sync;
 
-	if (!device->worker || sync->is_sent || sync_is_idle(device))
+	if (!target(device) || sync->is_sent || sync_is_idle(device))
 		return;
 	if (send_step(device, &sync->steps[sync->next_step], sync->sequence + 1) != 0)
 		return;
@@ -475,7 +566,9 @@ static void end_of_steps(struct device *device)
 	uint32_t value = operation_value(device);
 
 	clear_steps(sync);
-	if (sync->has_operation && sync->operation.kind != STEP_NONE)
+	if (handover_is_busy(device))
+		handover_steps_done(device, status);
+	else if (sync->has_operation && sync->operation.kind != STEP_NONE)
 		finish_operation(device, status, value);
 	else if (status != 0)
 		device_log(device, LOG_ERR, "worker cannot take over the device: %s",
@@ -485,11 +578,11 @@ static void end_of_steps(struct device *device)
 	device_update(device);
 }
 
-const char *sync_done(struct device *device, const Vsockd__Done *done)
+const char *sync_done(struct device *device, const struct worker *worker, const Vsockd__Done *done)
 {
 	struct sync *sync = &device->sync;
 
-	if (!sync->is_sent || done->sequence != sync->sequence)
+	if (!sync->is_sent || worker != target(device) || done->sequence != sync->sequence)
 		return "Done that nobody waits for";
 	if (done->status > 0 || done->status < -4095 || done->value > UINT16_MAX)
 		return "Done with a value out of range";
@@ -674,7 +767,7 @@ void sync_complete(struct device *device, int status)
 
 void sync_quarantine(struct device *device)
 {
-	if (!device->worker || !sync_is_idle(device) || device->has_failed ||
+	if (!device_is_settled(device) || device->has_failed ||
 	    device->told_quarantine == restore_holds(device))
 		return;
 	add_step(&device->sync, STEP_QUARANTINE, 0);
@@ -683,7 +776,7 @@ void sync_quarantine(struct device *device)
 
 void sync_suspension(struct device *device)
 {
-	if (!device->worker || !sync_is_idle(device) || device->has_failed ||
+	if (!device_is_settled(device) || device->has_failed ||
 	    device->told_suspended == device_is_suspended(device))
 		return;
 	add_step(&device->sync, STEP_SUSPEND, 0);

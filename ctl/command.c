@@ -23,6 +23,7 @@ const struct command commands[] = {
 	 suspend_run},
 	{"resume", "CID|all", 1, 1, false, "go on with them", resume_run},
 	{"metrics", "", 0, 0, false, "print OpenMetrics", metrics_run},
+	{"replace", "CID|all", 1, 1, false, "a fresh worker, nothing lost", replace_run},
 };
 const size_t n_commands = sizeof(commands) / sizeof(commands[0]);
 

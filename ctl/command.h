@@ -51,5 +51,7 @@ int connect_run(const struct context *context);
 int listen_run(const struct context *context);
 /* top.c */
 int top_run(const struct context *context);
+/* replace.c */
+int replace_run(const struct context *context);
 /* show.c */
 int show_run(const struct context *context);

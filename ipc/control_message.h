@@ -30,6 +30,7 @@ enum control_command {
 	CONTROL_LOG_LEVEL,    /* number: as in syslog(3), LOG_ERR to LOG_DEBUG */
 	CONTROL_CONNECT,      /* Stream */
 	CONTROL_LISTEN,	      /* Stream for each; no End before the client leaves */
+	CONTROL_REPLACE = 16, /* the worker of a VM, or of all */
 	CONTROL_SUSPEND = 20, /* a VM, or all: nothing; ends when it is done */
 	CONTROL_RESUME,
 };

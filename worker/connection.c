@@ -132,7 +132,8 @@ struct connection *connection_take_at(struct connections *connections, uint32_t 
 		return NULL;
 	while (connections->n_touched < index) {
 		connection = &connections->all[connections->n_touched++];
-		link_init(&connection->timer_link);
+		init_entry(connections, connection, CONNECTION_FREE);
+		connections->n_used--;
 		link_append(&connections->free, &connection->timer_link);
 	}
 	connection = &connections->all[connections->n_touched++];

@@ -36,11 +36,18 @@ bool device_init(struct device *device, int channel, int epoll)
 	return epoll_ctl(epoll, EPOLL_CTL_ADD, channel, &event) == 0;
 }
 
+/* Which lists a connection stands in is not for an event to say while it is being taken over. */
+static void append(const struct device *device, struct link *list, struct link *link)
+{
+	if (device->handover.phase != HANDOVER_TAKING)
+		link_append(list, link);
+}
+
 static void note_socket(struct device *device, struct connection *connection, uint32_t events)
 {
 	if (events & (EPOLLIN | EPOLLRDHUP | EPOLLHUP | EPOLLERR)) {
 		connection->is_readable = true;
-		link_append(&device->connections.ready, &connection->ready_link);
+		append(device, &device->connections.ready, &connection->ready_link);
 	}
 	if (events & (EPOLLRDHUP | EPOLLHUP))
 		connection->is_finished = true;
@@ -49,9 +56,9 @@ static void note_socket(struct device *device, struct connection *connection, ui
 	if (events & (EPOLLOUT | EPOLLHUP | EPOLLERR)) {
 		connection->is_writable = true;
 		if (connection_has_unsent(connection))
-			link_append(&device->connections.flush, &connection->flush_link);
+			append(device, &device->connections.flush, &connection->flush_link);
 		if (connection->state == CONNECTION_OPENING)
-			link_append(&device->connections.ready, &connection->ready_link);
+			append(device, &device->connections.ready, &connection->ready_link);
 	}
 }
 

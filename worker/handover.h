@@ -50,6 +50,7 @@ enum handover_phase {
 
 enum handover_stage {
 	HANDOVER_STAGE_DEVICE,
+	HANDOVER_STAGE_COUNTERS,
 	HANDOVER_STAGE_RINGS,
 	HANDOVER_STAGE_CONNECTIONS,
 	HANDOVER_STAGE_LISTS,
@@ -68,8 +69,9 @@ struct handover {
 	uint32_t chunk;		 /* the next of them */
 	const struct link *link; /* of the list in hand */
 	/* While taking. */
-	bool is_bad;				      /* nothing of it is believed any more */
-	bool has_device;			      /* HandoverDevice came */
+	bool is_bad;	 /* nothing of it is believed any more */
+	bool has_device; /* HandoverDevice came */
+	uint32_t n_counters;
 	bool is_checked;			      /* nothing more is taken */
 	uint32_t rings;				      /* bit per ring that came */
 	struct connection *connection;		      /* the one in hand */

@@ -157,10 +157,28 @@ static bool take_connection(struct device *device, const Vsockd__HandoverConnect
 	return fd < 0 || host_watch(device, connection);
 }
 
+/* Sums; the front takes none beyond what it can add up. */
+static bool take_counters(struct device *device, const Vsockd__HandoverMore *told)
+{
+	struct handover *handover = &device->handover;
+	uint64_t words[HANDOVER_PIECE / sizeof(uint64_t)];
+
+	memcpy(words, &told->word_0, sizeof(words));
+	for (size_t i = 0; i < HANDOVER_PIECE / sizeof(uint64_t); i++) {
+		if (words[i] > INT64_MAX)
+			return false;
+		if (handover->n_counters < COUNTER_MAX)
+			device->counters[handover->n_counters++] = words[i];
+	}
+	return true;
+}
+
 static bool take_more(struct device *device, const Vsockd__HandoverMore *told)
 {
 	struct handover *handover = &device->handover;
 
+	if (handover->has_device && handover->n_counters < COUNTER_MAX)
+		return take_counters(device, told);
 	if (!handover->has_record || HANDOVER_RECORD_MAX - handover->len < HANDOVER_PIECE)
 		return false;
 	memcpy(handover->bytes + handover->len, &told->word_0, HANDOVER_PIECE);
@@ -288,7 +306,8 @@ void handover_take(struct device *device, const Vsockd__Envelope *envelope, int 
 
 /*
  * An entry that its predecessor left in no list would wait for ever: all are looked
- * at once, and the front is told what it is due.
+ * at once, and the front is told what it is due. What its socket can do was noted
+ * and no more.
  */
 static bool settle_connection(struct device *device, struct connection *connection)
 {
@@ -299,6 +318,8 @@ static bool settle_connection(struct device *device, struct connection *connecti
 	if (connection->timer != CONNECTION_TIMERS && link_is_empty(&connection->timer_link))
 		return false;
 	link_append(&device->connections.ready, &connection->ready_link);
+	if (connection->buffer.len > 0 && connection->is_writable)
+		link_append(&device->connections.flush, &connection->flush_link);
 	if (connection->tell & ~held)
 		link_append(&device->connections.tell, &connection->tell_link);
 	return true;
@@ -306,7 +327,8 @@ static bool settle_connection(struct device *device, struct connection *connecti
 
 static bool settle(struct device *device)
 {
-	if (!device->handover.has_device || device->handover.rings != (1u << RINGS) - 1)
+	if (!device->handover.has_device || device->handover.n_counters != COUNTER_MAX ||
+	    device->handover.rings != (1u << RINGS) - 1)
 		return false;
 	for (uint32_t i = 0; i < device->connections.n_touched; i++)
 		if (!settle_connection(device, &device->connections.all[i]))

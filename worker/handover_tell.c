@@ -53,6 +53,39 @@ static int tell_device(struct device *device)
 	return r;
 }
 
+/* The words of a message, as the bytes that they are. */
+#define WORDS(message, type) ((uint8_t *)(message) + offsetof(type, word_0))
+#define ITEMS(message)	     ((uint8_t *)(message) + offsetof(Vsockd__HandoverList, item_0))
+
+static int send_more(struct device *device, const uint8_t *bytes)
+{
+	Vsockd__HandoverMore told = VSOCKD__HANDOVER_MORE__INIT;
+	Vsockd__Envelope envelope = VSOCKD__ENVELOPE__INIT;
+
+	memcpy(WORDS(&told, Vsockd__HandoverMore), bytes, HANDOVER_PIECE);
+	envelope.body_case = VSOCKD__ENVELOPE__BODY_HANDOVER_MORE;
+	envelope.handover_more = &told;
+	return control_send(device, &envelope);
+}
+
+static int tell_counters(struct device *device)
+{
+	struct handover *handover = &device->handover;
+	uint64_t words[HANDOVER_PIECE / sizeof(uint64_t)] = {0};
+	const uint32_t n_words = HANDOVER_PIECE / sizeof(uint64_t);
+	int r;
+
+	for (uint32_t i = 0; i < n_words && handover->at + i < COUNTER_MAX; i++)
+		words[i] = device->counters[handover->at + i];
+	r = send_more(device, (const uint8_t *)words);
+	if (r != 0)
+		return r;
+	handover->at += n_words;
+	if (handover->at >= COUNTER_MAX)
+		next_stage(handover);
+	return 0;
+}
+
 static int tell_ring(struct device *device)
 {
 	struct handover *handover = &device->handover;
@@ -77,10 +110,6 @@ static int tell_ring(struct device *device)
 	return r;
 }
 
-/* The words of a message, as the bytes that they are. */
-#define WORDS(message, type) ((uint8_t *)(message) + offsetof(type, word_0))
-#define ITEMS(message)	     ((uint8_t *)(message) + offsetof(Vsockd__HandoverList, item_0))
-
 static int send_connection(struct device *device, const struct connection *connection,
 			   const uint8_t *bytes)
 {
@@ -95,17 +124,6 @@ static int send_connection(struct device *device, const struct connection *conne
 	memcpy(WORDS(&told, Vsockd__HandoverConnection), bytes, HANDOVER_PIECE);
 	envelope.body_case = VSOCKD__ENVELOPE__BODY_HANDOVER_CONNECTION;
 	envelope.handover_connection = &told;
-	return control_send(device, &envelope);
-}
-
-static int send_more(struct device *device, const uint8_t *bytes)
-{
-	Vsockd__HandoverMore told = VSOCKD__HANDOVER_MORE__INIT;
-	Vsockd__Envelope envelope = VSOCKD__ENVELOPE__INIT;
-
-	memcpy(WORDS(&told, Vsockd__HandoverMore), bytes, HANDOVER_PIECE);
-	envelope.body_case = VSOCKD__ENVELOPE__BODY_HANDOVER_MORE;
-	envelope.handover_more = &told;
 	return control_send(device, &envelope);
 }
 
@@ -266,9 +284,12 @@ static int tell_orphan(struct device *device)
 
 int handover_tell(struct device *device)
 {
-	static int (*const tell[])(struct device * device) = {
-		[HANDOVER_STAGE_DEVICE] = tell_device,		[HANDOVER_STAGE_RINGS] = tell_ring,
-		[HANDOVER_STAGE_CONNECTIONS] = tell_connection, [HANDOVER_STAGE_LISTS] = tell_list,
+	static int (*const tell[HANDOVER_STAGE_END])(struct device * device) = {
+		[HANDOVER_STAGE_DEVICE] = tell_device,
+		[HANDOVER_STAGE_COUNTERS] = tell_counters,
+		[HANDOVER_STAGE_RINGS] = tell_ring,
+		[HANDOVER_STAGE_CONNECTIONS] = tell_connection,
+		[HANDOVER_STAGE_LISTS] = tell_list,
 		[HANDOVER_STAGE_ORPHANS] = tell_orphan,
 	};
 	struct handover *handover = &device->handover;

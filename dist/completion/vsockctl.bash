@@ -34,13 +34,13 @@ _vsockctl() {
 	:*)
 		mapfile -t COMPREPLY < <(compgen -W '--control --json --help --version
 			status show connections kill top connect listen log-level suspend resume
-			metrics' \
+			metrics replace' \
 			-- "$current")
 		;;
 	show:1 | connections:1 | connect:1 | listen:1)
 		mapfile -t COMPREPLY < <(compgen -W "$(_vsockctl_cids)" -- "$current")
 		;;
-	suspend:1 | resume:1)
+	suspend:1 | resume:1 | replace:1)
 		mapfile -t COMPREPLY < <(compgen -W "all $(_vsockctl_cids)" -- "$current")
 		;;
 	log-level:1)

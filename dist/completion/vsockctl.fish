@@ -19,7 +19,7 @@ function __vsockctl_connections
     __vsockctl_ask connections | awk 'NR > 1 && $1 != "-" { print $1 }'
 end
 
-set -l commands status show connections kill top connect listen log-level suspend resume metrics
+set -l commands status show connections kill top connect listen log-level suspend resume metrics replace
 set -l none "not __fish_seen_subcommand_from $commands"
 
 complete -c vsockctl -f
@@ -38,7 +38,9 @@ complete -c vsockctl -n "$none" -a log-level -d 'what vsockd logs from now on'
 complete -c vsockctl -n "$none" -a suspend -d 'leave the rings of a VM, or of all, alone'
 complete -c vsockctl -n "$none" -a resume -d 'go on with them'
 complete -c vsockctl -n "$none" -a metrics -d 'print OpenMetrics'
+complete -c vsockctl -n "$none" -a replace -d 'a fresh worker, nothing lost'
 complete -c vsockctl -n '__fish_seen_subcommand_from show connections connect listen' -a '(__vsockctl_cids)'
 complete -c vsockctl -n '__fish_seen_subcommand_from suspend resume' -a '(__vsockctl_cids) all'
+complete -c vsockctl -n '__fish_seen_subcommand_from replace' -a 'all (__vsockctl_cids)'
 complete -c vsockctl -n '__fish_seen_subcommand_from kill' -a '(__vsockctl_connections)'
 complete -c vsockctl -n '__fish_seen_subcommand_from log-level' -a 'error warning notice info debug'

@@ -182,7 +182,9 @@ int __wrap_channel_send(int socket, const struct channel_packet *packet)
 /* What comes is the front's and well-formed; the worker proper decodes it again. */
 static bool look_at(const struct channel_packet *packet)
 {
-	enum message_state state = n_commands > 0 ? MESSAGE_ASSIGNED : MESSAGE_SPARE;
+	/* In all of which it may be, once it has a device. */
+	const uint32_t states = MESSAGE_ASSIGNED | MESSAGE_FROZEN | MESSAGE_TAKING;
+	enum message_state state = n_commands > 0 ? (enum message_state)states : MESSAGE_SPARE;
 	const Vsockd__Envelope *envelope;
 	const char *reason;
 	bool is_command;
@@ -196,7 +198,12 @@ static bool look_at(const struct channel_packet *packet)
 		return true;
 	if (envelope->body_case == VSOCKD__ENVELOPE__BODY_ACCEPTED)
 		return orders->when != ORDERS_AT_ACCEPTED || !takes_order() || carry_out(0);
-	is_command = envelope->body_case < VSOCKD__ENVELOPE__BODY_ACCEPTED;
+	if (envelope->body_case == VSOCKD__ENVELOPE__BODY_HANDOVER &&
+	    orders->when == ORDERS_AT_HANDOVER && takes_order())
+		return carry_out(envelope->handover->sequence);
+	is_command = envelope->body_case < VSOCKD__ENVELOPE__BODY_ACCEPTED ||
+		     (envelope->body_case >= VSOCKD__ENVELOPE__BODY_HANDOVER &&
+		      envelope->body_case <= VSOCKD__ENVELOPE__BODY_HANDOVER_COMMIT);
 	if (!is_command || n_commands++ != orders->command || orders->when != ORDERS_AT_COMMAND ||
 	    !takes_order())
 		return true;

@@ -18,6 +18,7 @@ enum orders_when {
 	ORDERS_BEFORE_READY, /* confined, instead of Ready or before it */
 	ORDERS_AS_SPARE,     /* right after Ready */
 	ORDERS_AT_COMMAND,   /* number `command` since Assign, which is 0, before Done */
+	ORDERS_AT_HANDOVER,  /* it is to stop for a successor, before it does; see n_done */
 	ORDERS_AT_ACCEPTED,  /* a host program was handed over; no Done is awaited */
 };
 

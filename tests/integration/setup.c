@@ -2,6 +2,9 @@
 
 #include "tests/integration/setup.h"
 
+#include "tests/integration/replacer.h"
+#include "tests/integration/tool.h"
+
 #include <dirent.h>
 #include <errno.h>
 #include <poll.h>
@@ -219,8 +222,9 @@ static size_t add_vms(struct setup *setup, const char *options, const char **arg
 void setup_start(struct setup *setup, size_t n_vms, const char *vm_options,
 		 const char *const *arguments)
 {
+	static const char *const with_control[] = {"--control", "@/" TOOL_CONTROL, NULL};
 	const char *all[DAEMON_ARGUMENTS_MAX + 1] = {0};
-	const char *worker = getenv("VSOCKD_WORKER");
+	const char *worker = getenv("VSOCKD_WORKER"), *replaces = getenv("SETUP_REPLACES");
 	pid_t spare[DAEMON_PIDS_MAX];
 	size_t n;
 
@@ -239,6 +243,8 @@ void setup_start(struct setup *setup, size_t n_vms, const char *vm_options,
 		all[n++] = "--worker";
 		all[n++] = worker;
 	}
+	if (replaces && !arguments)
+		arguments = with_control;
 	for (; arguments && *arguments; arguments++) {
 		assert_true(n < DAEMON_ARGUMENTS_MAX);
 		all[n++] = *arguments;
@@ -246,6 +252,9 @@ void setup_start(struct setup *setup, size_t n_vms, const char *vm_options,
 	assert_int_equal(daemon_start(&setup->daemon, all, "vm0", SETUP_LIMIT), 0);
 	assert_int_equal(daemon_wait_log(&setup->daemon, "ready: ", SETUP_LIMIT), 0);
 	wait_workers(setup, 1);
+	/* In the tests that choose their arguments themselves nobody replaces anything. */
+	if (replaces && access(daemon_path(&setup->daemon, TOOL_CONTROL), F_OK) == 0)
+		setup->replacer = replacer_fork(setup, atoi(replaces));
 	setup->n_fds = count_fds_at_rest(setup);
 	assert_int_equal(find_workers(setup, spare), 1);
 	setup->n_spare_fds = count_fds_of(spare[0]);
@@ -309,8 +318,8 @@ void setup_end_guest(struct setup *setup, size_t vm)
 /* What so many fds too many come from, if it is nothing but spares that came too late. */
 static int count_surplus(const struct setup *setup, size_t n_workers)
 {
-	/* Besides its own: its channel in the front, its pidfd in the spawner. */
-	return (int)(n_workers - 1) * (setup->n_spare_fds + 2);
+	/* Besides its own: its channel and its buffers in the front, its pidfd in the spawner. */
+	return (int)(n_workers - 1) * (setup->n_spare_fds + 3);
 }
 
 /*
@@ -369,6 +378,16 @@ static int end_daemon(struct daemon *daemon)
 	return info.si_code == CLD_EXITED ? info.si_status : 128 + info.si_status;
 }
 
+/* Its connection is one of those that are counted. */
+static void end_replacer(struct setup *setup)
+{
+	kill(setup->replacer, SIGKILL);
+	waitpid(setup->replacer, NULL, 0);
+	setup->replacer = 0;
+	if (setup->n_fds >= 0)
+		setup->n_fds--;
+}
+
 void setup_stop(struct setup *setup)
 {
 	pid_t pids[DAEMON_PIDS_MAX];
@@ -378,6 +397,8 @@ void setup_stop(struct setup *setup)
 	for (size_t i = 0; i < setup->n_vms; i++)
 		if (setup->has_guest[i])
 			setup_end_guest(setup, i);
+	if (setup->replacer > 0)
+		end_replacer(setup);
 	if (!has_ended(&setup->daemon))
 		setup_wait_idle(setup);
 	n_pids = daemon_pids(&setup->daemon, pids);

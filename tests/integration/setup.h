@@ -13,6 +13,9 @@
  *	...
  *	cmocka_unit_test_setup_teardown(test_x, setup_start_one, setup_end)
  *
+ * With SETUP_REPLACES=n in the environment the workers of all VMs are replaced again
+ * and again meanwhile, with n ms between two: no test may notice.
+ *
  * All of it fails the cmocka test by an assertion when something is wrong.
  */
 
@@ -38,6 +41,7 @@ struct setup {
 	bool has_guest[SETUP_VMS_MAX];
 	pid_t workers[SETUP_VMS_MAX]; /* private: as setup_worker() last found them */
 	uid_t user;		      /* private: setup_choose_user() */
+	pid_t replacer;		      /* private: 0: none */
 	bool has_file;		      /* private: setup_choose_file() */
 	int exit_code;		      /* writable, 0: how vsockd is to end */
 	bool expects_report;	      /* writable: a sanitizer takes what is meant for a mistake */

@@ -176,6 +176,8 @@ static void check_nobody_spins(const struct setup *setup)
 {
 	unsigned long before = cpu_ticks(setup);
 
+	if (setup->replacer)
+		return; /* who is replaced has work */
 	poll(NULL, 0, QUIET_PERIOD);
 	assert_in_range(cpu_ticks(setup) - before, 0, QUIET_TICKS);
 }
@@ -571,6 +573,8 @@ static void test_host_programs_that_do_not_read_hold_up_nobody_and_are_bounded(v
 	pid_t worker = setup_worker(setup, 0);
 	int64_t before, full;
 
+	if (setup->replacer)
+		skip(); /* one process is looked at */
 	move(setup, MIB, MIB, PACKET_PAYLOAD_MAX);
 	before = resident(worker);
 	for (uint32_t i = 0; i < STALLED; i++) {

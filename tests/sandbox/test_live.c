@@ -531,7 +531,8 @@ static void audit_front(const struct live *live)
 		/* The spawner; three listeners, front-end and connection a VM; the workers. */
 		[FD_SOCKET] = 1 + 5 * VMS + VMS + 1,
 		[FD_EPOLL] = 1,
-		[FD_MEMFD] = VMS,
+		/* Each guest's memory, each worker's buffers. */
+		[FD_MEMFD] = VMS + VMS + 1,
 		[FD_EVENTFD] = ANY_NUMBER,
 	};
 	size_t counts[FD_KINDS];

@@ -13,6 +13,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/sendfile.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
@@ -57,7 +58,8 @@ static void limit_wait(int fd)
 /* In its own process, like the spawner's part of vsockd's main(). */
 static _Noreturn void be_reloading_spawner(struct spawner_setup *setup);
 
-static _Noreturn void be_spawner(int channel, int report, char *path, bool has_file)
+static _Noreturn void be_spawner(int channel, int report, char *path, bool has_file,
+				 const char *worker_path)
 {
 	static char common[] = "common", apart[] = "apart", alone[] = "alone";
 	char *groups[N_VMS][2] = {{apart, common}, {common}, {alone}};
@@ -79,6 +81,7 @@ static _Noreturn void be_spawner(int channel, int report, char *path, bool has_f
 		.configuration = &configuration,
 		.front_channel = channel,
 		.worker_program = program,
+		.worker_path = worker_path,
 	};
 	sigset_t signals;
 	pid_t front;
@@ -152,7 +155,7 @@ static _Noreturn void be_reloading_spawner(struct spawner_setup *setup)
 	_exit(code);
 }
 
-static void bench_begin(struct bench *ret_bench, bool has_file)
+static void bench_begin(struct bench *ret_bench, bool has_file, const char *worker_path)
 {
 	struct bench bench;
 	int pair[2], report[2];
@@ -164,7 +167,7 @@ static void bench_begin(struct bench *ret_bench, bool has_file)
 	assert_true(bench.spawner >= 0);
 	if (!bench.spawner) {
 		close(pair[0]);
-		be_spawner(pair[1], report[1], bench.path, has_file);
+		be_spawner(pair[1], report[1], bench.path, has_file, worker_path);
 	}
 	close(pair[1]);
 	close(report[1]);
@@ -177,7 +180,7 @@ static void bench_begin(struct bench *ret_bench, bool has_file)
 
 static void bench_start(struct bench *ret_bench)
 {
-	bench_begin(ret_bench, /* has_file= */ false);
+	bench_begin(ret_bench, /* has_file= */ false, NULL);
 }
 
 static int bench_end(struct bench *bench)
@@ -227,6 +230,8 @@ static struct spawner_reply await_reply_with(const struct bench *bench, int ret_
 	if (message.msg_controllen)
 		memcpy(ret_fds, CMSG_DATA(&control.header), control.header.cmsg_len - CMSG_LEN(0));
 	for (size_t i = 0; i < REPLY_FDS_MAX && ret_fds[i] >= 0; i++) {
+		if (fcntl(ret_fds[i], F_GET_SEALS) >= 0)
+			continue; /* no socket */
 		limit_wait(ret_fds[i]);
 		/* Created non-blocking for an event loop; these tests rather wait. */
 		assert_true(fcntl(ret_fds[i], F_GETFL) & O_NONBLOCK);
@@ -245,15 +250,30 @@ static struct spawner_reply await_reply(const struct bench *bench, int *ret_fd)
 	return reply;
 }
 
-static struct spawner_reply expect_spawned(const struct bench *bench, uint64_t token, int *ret_fd)
-{
-	struct spawner_reply reply;
+#define BUFFER_SEALS (F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL)
 
-	ask(bench, (struct spawner_request){.kind = SPAWNER_SPAWN, .token = token});
-	reply = await_reply(bench, ret_fd);
+static struct spawner_reply await_spawned(const struct bench *bench, uint64_t token, int *ret_fd)
+{
+	int fds[REPLY_FDS_MAX];
+	struct spawner_reply reply = await_reply_with(bench, fds);
+	struct stat buffer;
+
 	assert_int_equal(reply.kind, SPAWNER_SPAWNED);
 	assert_int_equal(reply.token, token);
+	*ret_fd = fds[0];
+	if (reply.error)
+		return reply;
+	assert_int_equal(fcntl(fds[1], F_GET_SEALS) & BUFFER_SEALS, BUFFER_SEALS);
+	assert_int_equal(fstat(fds[1], &buffer), 0);
+	assert_int_equal(buffer.st_size, reply.buffer_size);
+	close(fds[1]);
 	return reply;
+}
+
+static struct spawner_reply expect_spawned(const struct bench *bench, uint64_t token, int *ret_fd)
+{
+	ask(bench, (struct spawner_request){.kind = SPAWNER_SPAWN, .token = token});
+	return await_spawned(bench, token, ret_fd);
 }
 
 static void expect_ready(int channel)
@@ -347,6 +367,71 @@ static void test_workers_beyond_the_limit_are_refused(void **state)
 	expect_ready(channels[0]);
 	for (size_t i = 0; i < N_WORKERS_MAX; i++)
 		close(channels[i]);
+	bench_stop(&bench);
+}
+
+/* Put a copy of the helper there, as an upgrade does: a new file, then its name. */
+static void install(const char *path)
+{
+	char from[64], to[128];
+	struct stat stat;
+	int source, target;
+
+	(void)snprintf(from, sizeof(from), "/proc/self/fd/%d", program);
+	(void)snprintf(to, sizeof(to), "%s.new", path);
+	source = open(from, O_RDONLY | O_CLOEXEC);
+	target = open(to, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0755);
+	assert_true(source >= 0 && target >= 0);
+	assert_int_equal(fstat(source, &stat), 0);
+	assert_int_equal(sendfile(target, source, NULL, (size_t)stat.st_size), stat.st_size);
+	assert_int_equal(fchmod(target, 0755), 0);
+	close(source);
+	close(target);
+	assert_int_equal(rename(to, path), 0);
+}
+
+/* Which of the programs it was started from. */
+static uint32_t spawned_program(const struct bench *bench, uint32_t number)
+{
+	struct spawner_reply reply;
+	int channel, none;
+
+	ask(bench, (struct spawner_request){.kind = SPAWNER_SPAWN, .number = number, .token = 3});
+	reply = await_spawned(bench, 3, &channel);
+	assert_int_equal(reply.error, 0);
+	expect_ready(channel);
+	close(channel);
+	assert_int_equal(await_reply(bench, &none).kind, SPAWNER_EXITED);
+	return reply.program;
+}
+
+static void test_a_worker_is_started_from_what_is_installed_now(void **state)
+{
+	struct bench bench;
+	char path[128];
+	int fd;
+
+	(void)state;
+	(void)snprintf(path, sizeof(path), "%s/worker", directory);
+	bench_begin(&bench, /* has_file= */ false, path);
+	assert_int_equal(spawned_program(&bench, 0), 0); /* there is none */
+	install(path);
+	assert_int_equal(spawned_program(&bench, 0), 1);
+	assert_int_equal(spawned_program(&bench, 0), 1);
+	assert_int_equal(spawned_program(&bench, 1), 0);
+	install(path);
+	assert_int_equal(spawned_program(&bench, 0), 2);
+
+	/* One that can't be run, one that may not be, and none. */
+	fd = open(path, O_WRONLY | O_TRUNC | O_CLOEXEC);
+	assert_true(fd >= 0);
+	close(fd);
+	assert_int_equal(spawned_program(&bench, 0), 0);
+	install(path);
+	assert_int_equal(chmod(path, 0600), 0);
+	assert_int_equal(spawned_program(&bench, 0), 0);
+	assert_int_equal(unlink(path), 0);
+	assert_int_equal(spawned_program(&bench, 0), 0);
 	bench_stop(&bench);
 }
 
@@ -508,7 +593,7 @@ static void test_whatever_is_not_permitted_ends_everything(void **state)
 		{.kind = 5},
 		{.kind = UINT32_MAX},
 		{.kind = SPAWNER_SPAWN, .device = 1},
-		{.kind = SPAWNER_SPAWN, .number = 1},
+		{.kind = SPAWNER_SPAWN, .number = 2},
 		{.kind = SPAWNER_SPAWN, .type = 1},
 		{.kind = SPAWNER_STOP, .number = 0}, /* none was started yet */
 		{.kind = SPAWNER_STOP, .number = UINT32_MAX},
@@ -518,7 +603,9 @@ static void test_whatever_is_not_permitted_ends_everything(void **state)
 		{.kind = SPAWNER_CONNECT, .type = 3},
 		{.kind = SPAWNER_PAIR, .number = 1, .type = 0},
 		{.kind = SPAWNER_PAIR, .number = 1, .type = 3},
-		{.kind = SPAWNER_PAIR, .number = 0, .type = STREAM}, /* itself, and no control socket */
+		{.kind = SPAWNER_PAIR,
+		 .number = 0,
+		 .type = STREAM}, /* itself, and no control socket */
 		{.kind = SPAWNER_PAIR, .number = 2, .type = STREAM}, /* of other groups */
 		{.kind = SPAWNER_PAIR, .device = 2, .number = 1, .type = STREAM},
 		{.kind = SPAWNER_PAIR, .number = N_VMS, .type = STREAM},
@@ -543,7 +630,7 @@ static void reload(struct bench *bench)
 	int channel, fd;
 
 	write_vms(3, 4);
-	bench_begin(bench, /* has_file= */ true);
+	bench_begin(bench, /* has_file= */ true, NULL);
 	/* Its signals are looked at once it answers. */
 	channel = expect_worker(bench);
 	write_vms(3, 5);
@@ -712,6 +799,7 @@ static int run(void)
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(test_a_spawned_worker_is_ready_and_its_stop_is_told),
 		cmocka_unit_test(test_the_exit_code_of_a_worker_is_told),
+		cmocka_unit_test(test_a_worker_is_started_from_what_is_installed_now),
 		cmocka_unit_test(test_workers_beyond_the_limit_are_refused),
 		cmocka_unit_test(test_a_host_socket_is_connected_by_its_port),
 		cmocka_unit_test(test_two_vms_of_a_group_get_a_pair),

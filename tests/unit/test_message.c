@@ -72,7 +72,7 @@ static const struct expected {
 	{69, "HandoverOrphan", RELAYED, FROZEN | TAKING, 0, 0},
 	{70, "ResetAnnounced", FRONT, ASSIGNED, 0, 0},
 	{72, "Handover", WORKER, ASSIGNED, 0, 0},
-	{73, "HandoverResume", WORKER, FROZEN, 0, 0},
+	{73, "HandoverResume", WORKER, ASSIGNED | FROZEN, 0, 0},
 	{74, "HandoverPool", WORKER, ASSIGNED, 1, 1},
 	{75, "HandoverCheck", WORKER, TAKING, 0, 0},
 	{76, "HandoverCommit", WORKER, TAKING, 0, 0},
