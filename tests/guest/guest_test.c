@@ -36,6 +36,7 @@
 #define TRANSFER_BYTES (64 * MIB)
 #define N_IN_A_ROW     200
 #define N_AT_ONCE      32
+#define N_REPLACEMENTS 10
 #define BOOT_MS	       90000
 #define SOON_MS	       1000
 #define ALL_SECONDS    400
@@ -498,6 +499,65 @@ static bool step_pause(struct test *test)
 	return true;
 }
 
+static bool pause_and_go_on(struct test *test)
+{
+	(void)test;
+	return machine_pause("stop") == 0 && machine_pause("cont") == 0;
+}
+
+/* Something is done while bytes run from the guest, and others there and back. */
+static void check_in_transfer(struct test *test, bool (*act)(struct test *test), const char *what)
+{
+	struct exchange exchange = {.sends = true, .seed = 7, .n_bytes = 16 * MIB};
+	struct checksum received = {0};
+	struct agent_reply reply = {.error = EIO};
+	int listener = host_listen(PORT), fd;
+	bool is_done = false;
+
+	agent_tell(&test->agent, "send %u %" PRIu64 " 8", PORT, TRANSFER_BYTES);
+	fd = host_accept(listener, 5000);
+	exchange.fd = host_connect(ECHO_PORT, 5000);
+	if (fd >= 0 && exchange.fd >= 0 && exchange_start(&exchange) == 0) {
+		stream_receive(fd, 8 * MIB, &received);
+		is_done = act(test);
+		stream_receive(fd, UINT64_MAX, &received);
+		is_done = exchange_finish(&exchange) && is_done;
+	}
+	agent_wait_reply(&test->agent, &reply);
+	check(test,
+	      is_done && reply.error == 0 && received.n_bytes == TRANSFER_BYTES &&
+		      checksum_value(&received) == stream_checksum(8, TRANSFER_BYTES),
+	      "%s in the middle of transfers both ways, which arrive intact", what);
+	close(fd);
+	host_unlisten(PORT, listener);
+}
+
+static bool step_pause_in_transfer(struct test *test)
+{
+	check_in_transfer(test, pause_and_go_on, "the guest is paused and goes on");
+	return true;
+}
+
+static bool replace_worker(struct test *test)
+{
+	(void)test;
+	for (int i = 0; i < N_REPLACEMENTS; i++)
+		if (machine_replace_worker() != 0)
+			return false;
+	return true;
+}
+
+static bool step_replacement(struct test *test)
+{
+	char what[64];
+
+	if (!machine_can_replace_worker())
+		return true;
+	snprintf(what, sizeof(what), "the worker is replaced %d times", N_REPLACEMENTS);
+	check_in_transfer(test, replace_worker, what);
+	return true;
+}
+
 static bool step_reboot(struct test *test)
 {
 	int fd = host_connect(ECHO_PORT, 5000);
@@ -607,6 +667,8 @@ static const struct step {
 	{"Nobody listens", step_refusal},
 	{"Guests reach each other", step_siblings},
 	{"The guest is paused", step_pause},
+	{"The guest is paused in mid transfer", step_pause_in_transfer},
+	{"The worker is replaced in mid transfer", step_replacement},
 	{"The guest reboots", step_reboot},
 	{"The worker is killed", step_worker_death},
 	{"QEMU is killed and started again", step_new_qemu},

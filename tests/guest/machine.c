@@ -70,7 +70,7 @@ int machine_start_back_end(struct machine *machine)
 {
 	uint64_t end = host_now_ms() + 10000;
 	const char *argv[ARGUMENTS_MAX];
-	char directory[128], vms[2][512], socket_path[160], uds_path[160];
+	char directory[128], vms[2][512], socket_path[160], uds_path[160], control_path[160];
 	size_t n = 0;
 
 	if (!getcwd(directory, sizeof(directory)))
@@ -83,13 +83,18 @@ int machine_start_back_end(struct machine *machine)
 		 MACHINE_SIBLING_CID, directory, directory);
 	snprintf(socket_path, sizeof(socket_path), "%s/" MACHINE_SOCKET, directory);
 	snprintf(uds_path, sizeof(uds_path), "%s/" HOST_SIBLING_NAME, directory);
-	while (machine->back_end[n] && n < ARGUMENTS_MAX - 5) {
+	snprintf(control_path, sizeof(control_path), "%s/" MACHINE_CONTROL, directory);
+	while (machine->back_end[n] && n < ARGUMENTS_MAX - 7) {
 		argv[n] = machine->back_end[n];
 		n++;
 	}
 	for (size_t i = 0; i < 2; i++) {
 		argv[n++] = "--vm";
 		argv[n++] = vms[i];
+	}
+	if (getenv("VSOCKCTL")) {
+		argv[n++] = "--control";
+		argv[n++] = control_path;
 	}
 	argv[n] = NULL;
 	machine->back_end_pid = start(argv, MACHINE_BACK_END_LOG);
@@ -228,6 +233,23 @@ int machine_pause(const char *command)
 	}
 	close(fd);
 	return error;
+}
+
+bool machine_can_replace_worker(void)
+{
+	return getenv("VSOCKCTL") != NULL;
+}
+
+int machine_replace_worker(void)
+{
+	char cid[16];
+	const char *const argv[] = {getenv("VSOCKCTL"), "--control", "./" MACHINE_CONTROL,
+				    "replace",		cid,	     NULL};
+	pid_t pid;
+
+	snprintf(cid, sizeof(cid), "%d", MACHINE_CID);
+	pid = start(argv, MACHINE_CONTROL_LOG);
+	return pid < 0 ? pid : machine_wait(&pid, 5000);
 }
 
 struct process {

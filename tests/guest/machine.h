@@ -16,6 +16,8 @@
 #define MACHINE_SOCKET	     "vhost-user.sock"
 #define MACHINE_BACK_END_LOG "back-end.log"
 #define MACHINE_QEMU_LOG     "qemu.log"
+#define MACHINE_CONTROL	     "control.sock"
+#define MACHINE_CONTROL_LOG  "vsockctl.log"
 #define MACHINE_SERIAL_LOG   "serial.log"
 /* The same of the second VM, of the same back-end. */
 #define MACHINE_SIBLING_SOCKET	   "sibling-vhost-user.sock"
@@ -41,6 +43,13 @@ int machine_wait(pid_t *pid, unsigned int limit_ms);
 
 /* "stop" or "cont": the guest's processors and its devices. */
 int machine_pause(const char *command);
+
+/*
+ * Another worker takes the guest over, as the tool says that VSOCKCTL names. Other
+ * back-ends have none.
+ */
+bool machine_can_replace_worker(void);
+int machine_replace_worker(void);
 
 /*
  * The worker that serves the guest: of the processes named vsockd-worker below
