@@ -44,18 +44,25 @@ void model_expect_rst(uint64_t src_cid, uint32_t src_port, uint32_t dst_port, ui
 	model.rsts[model.n_rsts++] = (struct model_rst){src_cid, src_port, dst_port, type};
 }
 
+static uint64_t cid_of(const struct model_peer *peer)
+{
+	return peer->rig.cid ? peer->rig.cid : PACKET_HOST_CID;
+}
+
 void model_expect_peer_rst(const struct model_peer *peer)
 {
-	model_expect_rst(PACKET_HOST_CID, peer->rig.host_port, peer->rig.guest_port,
+	model_expect_rst(cid_of(peer), peer->rig.host_port, peer->rig.guest_port,
 			 PACKET_TYPE_STREAM);
+}
+
+bool model_has_room(const struct model_peer *peer)
+{
+	return !peer->is_narrow && peer->n_sent + peer->ok_len - peer->n_read <= 2000;
 }
 
 void model_end_peer(struct model_peer *peer, bool loses)
 {
-	uint64_t n_unread = peer->n_sent + peer->ok_len - peer->n_read;
-
-	/* So little has room in any socket that is not narrow. */
-	if (n_unread <= 2000 && !peer->is_narrow && !peer->has_shut_read)
+	if (model_has_room(peer) && !peer->has_shut_read)
 		peer->n_certain = peer->n_sent;
 	peer->phase = MODEL_ENDED;
 	peer->loses = loses;
@@ -89,7 +96,7 @@ void model_move_counters(struct model_peer *peer)
 	for (uint32_t i = 0; i < connections->n_touched; i++) {
 		struct connection *connection = &connections->all[i];
 
-		if (connection->state == CONNECTION_FREE ||
+		if (connection->state == CONNECTION_FREE || connection->peer_cid != cid_of(peer) ||
 		    connection->guest_port != peer->rig.guest_port ||
 		    connection->host_port != peer->rig.host_port || !connection->is_hashed)
 			continue;
@@ -162,6 +169,7 @@ static void on_connect(const struct rig_told *told)
 		    peer->rig.guest_port != told->values[3] ||
 		    peer->rig.host_port != told->values[1])
 			continue;
+		assert_int_equal(told->values[4], cid_of(peer));
 		assert_int_equal(told->values[2], PACKET_TYPE_STREAM);
 		peer->is_known = true; /* to the front */
 		peer->rig.request = (uint32_t)told->values[0];
@@ -207,7 +215,7 @@ static struct model_peer *peer_of_packet(const struct packet_header *header)
 		struct model_peer *peer = &model.peers[i];
 
 		if (peer->phase >= MODEL_CALLED && peer->phase <= MODEL_GOODBYE &&
-		    peer->rig.guest_port == header->dst_port &&
+		    header->src_cid == cid_of(peer) && peer->rig.guest_port == header->dst_port &&
 		    peer->rig.host_port == header->src_port)
 			return peer;
 	}
@@ -312,7 +320,6 @@ static void on_packet(const struct rig_packet *packet)
 	model.n_packets[header->op]++;
 	if (header->op == PACKET_OP_RST && take_rst(header))
 		return;
-	assert_int_equal(header->src_cid, PACKET_HOST_CID);
 	assert_int_equal(header->type, PACKET_TYPE_STREAM);
 	/* The end of a former connection comes before anything of the next one of its ports. */
 	assert_false(take_rst(header));
@@ -390,7 +397,7 @@ static void demand_of_open(struct model_peer *peer)
 		/* Then it would be GOODBYE, or reset. */
 		assert_false(peer->is_host_closed);
 	}
-	if (peer->is_unheard && !peer->is_narrow)
+	if (peer->is_unheard)
 		assert_true(peer->device_said & PACKET_SHUTDOWN_RECEIVE);
 	/* It may have consumed packets without a word: it is asked, and again. */
 	if (!is_blocked_by_packets(peer))

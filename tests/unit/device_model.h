@@ -79,7 +79,7 @@ struct model_peer {
 	uint32_t line_len, n_line_sent; /* LINE */
 	bool is_line_bad;
 	bool has_shut_write, has_shut_read, is_host_closed;
-	bool is_unheard;    /* bytes came after has_shut_read */
+	bool is_unheard;    /* bytes came after has_shut_read, and there was room */
 	bool is_dirty;	    /* closed with bytes unread: a RST is as good as SHUTDOWN */
 	bool is_narrow;	    /* its socket holds little */
 	bool loses;	    /* ENDED by the device: what was not written yet is lost */
@@ -125,6 +125,9 @@ void model_move_counters(struct model_peer *peer);
 
 /* Time goes on: what ends by it. */
 void model_pass_time(uint32_t ms);
+
+/* So little waits to be read that the host program's socket holds it for certain. */
+bool model_has_room(const struct model_peer *peer);
 
 /* Both directions of the host program's socket are shut. */
 bool model_has_hung_up(const struct model_peer *peer);

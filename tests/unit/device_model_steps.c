@@ -10,6 +10,7 @@
 #include <cmocka.h>
 
 #include "tests/unit/device_model.h"
+#include "tests/unit/handover_rig.h"
 
 /* A peer in a phase between two, chosen among those there are; NULL when there is none. */
 static struct model_peer *choose_peer(enum model_phase first, enum model_phase last)
@@ -99,6 +100,7 @@ static void guest_connects(void)
 	/* Again with the ports of one that has ended, perhaps before the guest was told. */
 	if (model_choose(3) == 0 && ended && !is_in_use(ended->rig.guest_port))
 		peer->rig.guest_port = ended->rig.guest_port;
+	peer->rig.cid = model_choose(4) == 0 ? 50 + model_choose(2) : 0;
 	peer->rig.buf_alloc = choose_buffer();
 	model_told(peer);
 	say(peer, PACKET_OP_REQUEST, 0);
@@ -123,9 +125,9 @@ static void guest_sends(struct model_peer *peer)
 		bytes[i] = rig_byte(peer->stream, peer->n_sent + i);
 	model_told(peer);
 	/* What comes while the device says goodbye has nowhere to go. */
+	peer->is_unheard |= peer->has_shut_read && header.len > 0 && model_has_room(peer);
 	if (peer->phase == MODEL_OPEN)
 		peer->n_sent += header.len;
-	peer->is_unheard |= peer->has_shut_read && header.len > 0;
 	put_packet(&header, bytes, header.len);
 }
 
@@ -234,6 +236,7 @@ static void guest_asks_again(struct model_peer *peer)
 			return;
 		again->rig.guest_port = peer->rig.guest_port;
 		again->rig.host_port = peer->rig.host_port;
+		again->rig.cid = peer->rig.cid;
 		again->rig.buf_alloc = RIG_GUEST_BUFFER;
 		model_told(again);
 		model_end_peer(peer, false);
@@ -296,7 +299,8 @@ static void guest_sends_astray(void)
 		header.src_cid++;
 		break;
 	case 1:
-		header.dst_cid = 1000 + model_choose(4);
+		/* Where no guest can live. */
+		header.dst_cid = model_choose(2) ? model_choose(2) : (UINT64_C(1) << 32) + 2;
 		header.op = model_choose(2) ? PACKET_OP_REQUEST : header.op;
 		if (header.op == PACKET_OP_REQUEST)
 			model_expect_rst(header.dst_cid, header.dst_port, header.src_port,
@@ -671,6 +675,8 @@ static void front_step(void)
 
 	if (model_choose(64) == 0)
 		front_resets();
+	else if (model_choose(16) == 0)
+		rig_hand_over();
 	else if (model_choose(16) == 0)
 		toggle_rings();
 	else if (peer)

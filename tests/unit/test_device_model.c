@@ -14,7 +14,7 @@
 
 #include "tests/unit/device_model.h"
 
-#define SEEDS 100
+#define SEEDS 60
 #define STEPS 2000
 
 static uint32_t choose(void *context, uint32_t n)
