@@ -940,9 +940,9 @@ static void test_fds_that_a_program_pushes_are_dropped_and_its_bytes_arrive(void
 	assert_memory_equal(bytes + 40, "0123456789", 10);
 	assert_int_equal(guest_receive_all(other, bytes, 50, LIMIT), 50);
 	assert_memory_equal(bytes + 40, "abcdefghij", 10);
-	/* The accepted socket may have been on its way when they were counted, an operator's may
-	 * now. */
-	assert_in_range(daemon_count_fds(&setup->daemon), n_fds, n_fds + 5);
+	/* The accepted socket may still have been on its way when they were counted. */
+	if (!setup->replacer) /* a successor is there at times, with fds of its own */
+		assert_in_range(daemon_count_fds(&setup->daemon), n_fds, n_fds + 1);
 	finish(setup, connection, &pushed);
 	finish(setup, other, &stream);
 }

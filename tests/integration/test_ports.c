@@ -367,7 +367,7 @@ static void test_a_host_without_vsock_is_told_at_the_start(void **state)
 		skip();
 	assert_non_null(mkdtemp(directory));
 	for (size_t i = 0; i < 3; i++) {
-		char command[512], line[512];
+		char command[512], line[512] = "";
 		FILE *output;
 		int status;
 
@@ -375,7 +375,10 @@ static void test_a_host_without_vsock_is_told_at_the_start(void **state)
 			 "\"$VSOCKD\" --socket %s/vm --uds-path %s/host %s 2>&1", directory,
 			 directory, refused_options[i]);
 		output = popen(command, "r");
-		assert_non_null(fgets(line, sizeof(line), output));
+		assert_non_null(output);
+		/* A build with sanitizers says so first. */
+		while (fgets(line, sizeof(line), output) && !strstr(line, "load the module"))
+			;
 		status = pclose(output);
 		if (!strstr(line, "load the module"))
 			fail_msg("%s: %s", refused_options[i], line);
