@@ -77,7 +77,7 @@ static int read_forward_cid(const struct vm_arguments *arguments, struct vm_conf
 
 	if (!text)
 		return 0;
-	if (configuration_parse_number(text, 10, &cid) || cid == 0 || cid >= VMADDR_CID_ANY)
+	if (configuration_parse_number(text, 10, &cid) || cid == 0 || cid >= UINT32_MAX)
 		return configuration_fail_at(ret_error, EX_DATAERR, arguments, KEY_FORWARD_CID,
 					     "forward-cid " QUOTED ": give 1 to 4294967294", text);
 	vm->forward_cid = (uint32_t)cid;
