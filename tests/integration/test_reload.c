@@ -369,7 +369,9 @@ static void test_limits_hold_from_the_next_session_on(void **state)
 	assert_int_equal(count_connections(setup, 0), 8);
 	/* A worker that was started for eight connections could not hold so many. */
 	setup_write_file(setup, VM(0) | VM(1), "max-connections=60,tx-buffer-size=1048576");
-	reload(setup, "hold from the next front-end on");
+	/* The last of its lines, so that the front has been told of everything. */
+	reload(setup, "reload: 0 added, 0 removed, 2 changed");
+	assert_true(daemon_log_has(&setup->daemon, "hold from the next front-end on"));
 	assert_int_equal(unlink(strcat(strcpy((char[160]){0}, setup->uds_paths[0]), "_9")), 0);
 	setup_end_guest(setup, 0);
 	start_guest(setup, 0);
