@@ -36,6 +36,9 @@
 /* So many fds that can't be closed, and no further front-end of this VM is accepted. */
 #define KEPT_MAX 16
 
+/* A VMM that connects again does so within seconds; cloud-hypervisor gives up after 60. */
+#define RESUME_MS 60000
+
 /* No file or memory left for an accepted socket: nobody tells when there is again. */
 #define ACCEPT_AGAIN_MS 100
 
@@ -117,6 +120,11 @@ int *device_listener(struct device *device, size_t number)
 {
 	return number == SOCKET_FRONTEND ? &device->listener
 					 : &device->host_listeners[number - SOCKET_HOST].fd;
+}
+
+void device_resume(struct device *device)
+{
+	device->hold_until = device->front->now + RESUME_MS;
 }
 
 void device_clear(struct device *device, struct front *front, uint32_t index)
@@ -352,6 +360,8 @@ uint64_t device_deadline(const struct device *device)
 
 	if (device->accept_at > now && device->accept_at < deadline)
 		deadline = device->accept_at;
+	if (device->hold_until > now && device->hold_until < deadline)
+		deadline = device->hold_until;
 	if (device->has_frontend && !device->worker && device->assign_at > now &&
 	    device->assign_at < deadline)
 		deadline = device->assign_at;
@@ -530,8 +540,8 @@ static bool is_to_be_waited_for(const struct device *device)
 
 /*
  * Host programs are accepted while the guest can be asked, and sent away while
- * it has no driver. In between - its rings are stopped, or its worker is being
- * replaced - they wait in the backlog and lose nothing.
+ * it has no driver. In between - its rings are stopped, its worker is being
+ * replaced, or vsockd was - they wait in the backlog and lose nothing.
  */
 bool device_listens_to_host(const struct device *device)
 {
@@ -539,7 +549,7 @@ bool device_listens_to_host(const struct device *device)
 	    is_to_be_waited_for(device))
 		return false;
 	if (!device->has_driver || device->has_failed)
-		return true;
+		return device->front->now >= device->hold_until;
 	return device_is_running(device) && endpoints_untold(&device->endpoints) == ENDPOINT_NONE;
 }
 
@@ -698,8 +708,10 @@ void device_update(struct device *device)
 			device_assign(device, worker);
 	}
 	handover_update(device);
-	if (device_rings_run(device) && device_is_settled(device))
+	if (device_rings_run(device) && device_is_settled(device)) {
 		device->has_driver = true;
+		device->hold_until = 0;
+	}
 	/* To whoever waits for the rings to run they do, whoever serves them. */
 	if (!handover_is_busy(device))
 		restore_update(device, device_rings_run(device) && device_is_settled(device));

@@ -115,6 +115,19 @@ static void choose_request(const struct endpoint *endpoint, struct spawner_reque
 	}
 }
 
+static void send_bare(struct front *front, enum spawner_request_kind kind)
+{
+	struct spawner_request request = {.kind = kind};
+
+	if (!send_request(front, &request))
+		front->exit_code = EX_SOFTWARE;
+}
+
+void front_request_ready(struct front *front)
+{
+	send_bare(front, SPAWNER_READY);
+}
+
 void front_request_reloaded(struct front *front, unsigned int bank)
 {
 	struct spawner_request request = {.kind = SPAWNER_RELOADED, .number = bank};
@@ -378,6 +391,9 @@ static int receive_reply(struct front *front, struct spawner_reply *ret_reply, i
 static void on_reply(struct front *front, const struct spawner_reply *reply, const int *fds)
 {
 	switch (reply->kind) {
+	case SPAWNER_PING:
+		send_bare(front, SPAWNER_ALIVE);
+		return;
 	case SPAWNER_LISTENER:
 		changes_listener(front, reply, fds[0]);
 		return;
@@ -606,6 +622,8 @@ static bool begin_device(struct device *device, const struct vm_configuration *c
 			continue;
 		if (fd >= 0 && !device_listen(device, number, fd))
 			return false;
+		if (sockets->all[number].is_passed)
+			device_resume(device);
 	}
 	if (sockets->is_connected)
 		device_open_session(device, sockets->all[SOCKET_FRONTEND].fd);

@@ -220,10 +220,11 @@ struct device {
 	bool has_more;		 /* the front-end's messages wait for the next round */
 	bool has_driver;	 /* rings 0 and 1 ran in this session, since the last reset */
 	bool listens_to_frontend;
-	uint64_t accept_at; /* ms: the kernel had no room for another socket; not before */
-	bool has_failed;    /* workers died too often; until the session ends */
-	bool owes_error;    /* the error fds are still to be signalled, by a fresh worker */
-	bool has_hung_up;   /* the front-end's socket is closed at its end */
+	uint64_t hold_until; /* ms: after a restart, for the front-end to come again */
+	uint64_t accept_at;  /* ms: the kernel had no room for another socket; not before */
+	bool has_failed;     /* workers died too often; until the session ends */
+	bool owes_error;     /* the error fds are still to be signalled, by a fresh worker */
+	bool has_hung_up;    /* the front-end's socket is closed at its end */
 	struct frontend frontend;
 	struct session session;
 	struct worker *worker;
@@ -321,6 +322,7 @@ void front_request_stop(struct front *front, uint32_t number);
 void front_request_connect(struct front *front, struct device *device, uint32_t endpoint);
 /* Its endpoints are all gone. */
 void front_forget_connects(struct front *front, const struct device *device);
+void front_request_ready(struct front *front);
 void front_request_reloaded(struct front *front, unsigned int bank);
 /* The spawner's log has a level of its own. false: not now. */
 bool front_request_log_level(struct front *front, int level);
@@ -381,6 +383,8 @@ void device_clear(struct device *device, struct front *front, uint32_t index);
 /* It is that VM's from now on; the same VM's as before, if there was one. */
 void device_configure(struct device *device, const struct vm_configuration *configuration);
 void device_open_session(struct device *device, int socket);
+/* A predecessor served it a moment ago: host programs wait for a front-end for a while. */
+void device_resume(struct device *device);
 /* The session ends and the listeners are closed, but those that another device gets. */
 void device_end(struct device *device);
 bool device_is_present(const struct device *device);

@@ -9,6 +9,7 @@
  * Does not log.
  */
 
+#include <stdbool.h>
 #include <sys/types.h>
 
 struct listener {
@@ -16,6 +17,9 @@ struct listener {
 	const char *path; /* the caller's; outlives the listener */
 	dev_t device;	  /* with inode: what was bound, for listener_unlink() */
 	ino_t inode;
+	bool is_passed;	 /* by a service manager: who connected meanwhile is waiting there */
+	bool is_foreign; /* somebody else made it, and is to remove its file */
+	bool is_stored;	 /* it outlives this process, and so does its file */
 };
 
 /* Who may connect. */

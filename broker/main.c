@@ -22,6 +22,7 @@
 #include "broker/front.h"
 #include "broker/log.h"
 #include "broker/reload.h"
+#include "broker/service.h"
 #include "broker/sockets.h"
 #include "broker/spawner.h"
 #include "policy/start.h"
@@ -264,11 +265,16 @@ static int run(int argc, char **argv, struct configuration *configuration)
 			return EX_OSERR;
 		}
 	}
-	if (sockets_init(&running.sockets, configuration,
-			 running.reload ? BANK_PLACES : configuration->n_vms) < 0)
+	service_begin();
+	r = sockets_init(&running.sockets, configuration,
+			 running.reload ? BANK_PLACES : configuration->n_vms);
+	if (r < 0) {
 		r = EX_CANTCREAT;
-	else
+	} else {
+		service_drop_rest();
+		sockets_store_all(&running.sockets, configuration);
 		r = run_processes(&running);
+	}
 	sockets_end(&running.sockets);
 	return r;
 }

@@ -230,6 +230,23 @@ void ports_print(const struct port_rule *rule, char ret[static PORT_TEXT_SIZE])
 	(void)snprintf(ret, PORT_TEXT_SIZE, "%" PRIu32 "%s:%s%s", rule->first, last, address, port);
 }
 
+static bool uses_port(const struct port_address *address)
+{
+	return address->family == PORT_TCP || address->family == PORT_VSOCK;
+}
+
+void ports_print_address(const struct port_address *address, uint32_t port,
+			 char ret[static PORT_TEXT_SIZE])
+{
+	size_t len;
+
+	print_address(address, ret, PORT_TEXT_SIZE);
+	len = strlen(ret);
+	if (uses_port(address))
+		(void)snprintf(ret + len, PORT_TEXT_SIZE - len, ":%" PRIu32,
+			       address->has_port ? address->port : port);
+}
+
 /* ---- sockets ---- */
 
 union socket_address {
@@ -330,6 +347,43 @@ int ports_check(const struct port_address *address)
 		status = -errno;
 	close(fd);
 	return status;
+}
+
+static bool is_same(const union socket_address *one, const union socket_address *other,
+		    socklen_t len)
+{
+	if (one->any.sa_family != other->any.sa_family)
+		return false;
+	switch (one->any.sa_family) {
+	case AF_UNIX:
+		/* A path may have a zero behind it, or not. */
+		return one->un.sun_path[0] ? strncmp(one->un.sun_path, other->un.sun_path,
+						     sizeof(one->un.sun_path)) == 0
+					   : memcmp(&one->un, &other->un, len) == 0;
+	case AF_INET:
+		return one->in.sin_port == other->in.sin_port &&
+		       one->in.sin_addr.s_addr == other->in.sin_addr.s_addr;
+	case AF_INET6:
+		return one->in6.sin6_port == other->in6.sin6_port &&
+		       IN6_ARE_ADDR_EQUAL(&one->in6.sin6_addr, &other->in6.sin6_addr);
+	case AF_VSOCK:
+		return one->vm.svm_cid == other->vm.svm_cid &&
+		       one->vm.svm_port == other->vm.svm_port;
+	default:
+		return false;
+	}
+}
+
+bool ports_is_bound(int fd, const struct port_address *address, uint32_t port)
+{
+	union socket_address wanted, found = {0};
+	socklen_t wanted_len = fill(address, port, &wanted), len = sizeof(found);
+
+	if (getsockname(fd, &found.any, &len))
+		return false;
+	if (address->family == PORT_ABSTRACT && len != wanted_len)
+		return false;
+	return is_same(&wanted, &found, wanted_len);
 }
 
 int ports_listen(const struct port_address *address, uint32_t port, int *ret_fd)

@@ -58,6 +58,13 @@ const struct port_rule *ports_find(const struct port_rule *rules, size_t n_rules
 #define PORT_TEXT_SIZE 192
 void ports_print(const struct port_rule *rule, char ret[static PORT_TEXT_SIZE]);
 
+/* An address by itself: the same place gives the same text. port: if it has none of its own. */
+void ports_print_address(const struct port_address *address, uint32_t port,
+			 char ret[static PORT_TEXT_SIZE]);
+
+/* Is the socket bound there? */
+bool ports_is_bound(int fd, const struct port_address *address, uint32_t port);
+
 /*
  * A non-blocking socket that is connected, or on its way: 0, -EINPROGRESS, or
  * another negative errno and no fd. port: the guest's. type: SOCK_STREAM, or for

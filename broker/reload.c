@@ -405,11 +405,24 @@ static void remove_unused(const struct plan *plan)
 {
 	for (size_t i = 0; i < plan->n_addresses; i++) {
 		const struct address *address = &plan->addresses[i];
+		struct listener *listener =
+			&plan->reload->sockets->vms[address->place].all[address->number];
 
-		if (!address->is_kept)
-			sockets_remove(
-				&plan->reload->sockets->vms[address->place].all[address->number]);
+		if (address->is_kept)
+			continue;
+		sockets_forget(&plan->reload->configuration->vms[address->place], address->number,
+			       listener);
+		sockets_remove(listener);
 	}
+}
+
+static void store_made(struct plan *plan)
+{
+	for (size_t i = 0; i < plan->next.n_vms; i++)
+		for (size_t number = 0; number < SOCKETS_MAX; number++)
+			if (plan->sockets.vms[i].all[number].fd >= 0)
+				sockets_store(&plan->next.vms[i], number,
+					      &plan->sockets.vms[i].all[number]);
 }
 
 /* The fds belong to the messages now, as later to the front. */
@@ -422,6 +435,7 @@ static void take_up(struct plan *plan, struct reload_messages *messages)
 	(void)spawner_buffer_size(reload->configuration, &size);
 	(void)spawner_buffer_size(&plan->next, &next_size);
 	remove_unused(plan);
+	store_made(plan);
 	for (size_t i = 0; i < BANK_PLACES; i++)
 		for (size_t number = 0; number < SOCKETS_MAX; number++)
 			plan->sockets.vms[i].all[number].fd = -1;

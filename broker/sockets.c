@@ -9,6 +9,7 @@
 #include <sys/socket.h>
 
 #include "broker/log.h"
+#include "broker/service.h"
 
 /* ---- one socket ---- */
 
@@ -46,22 +47,28 @@ const char *sockets_path(const struct vm_configuration *vm, size_t number)
 	}
 }
 
+/* Where it is; *ret_port stands for a port that is left out. */
+static struct port_address address_of(const struct vm_configuration *vm, size_t number,
+				      uint32_t *ret_port)
+{
+	struct port_address address = {.family = PORT_UNIX};
+
+	*ret_port = 0;
+	if (number >= SOCKET_RULES) {
+		*ret_port = rule_of(vm, number)->first;
+		return rule_of(vm, number)->address;
+	}
+	(void)snprintf(address.name, sizeof(address.name), "%s", sockets_path(vm, number));
+	return address;
+}
+
 void sockets_print(const struct vm_configuration *vm, size_t number,
 		   char ret[static PORT_TEXT_SIZE])
 {
-	const char *path = sockets_path(vm, number);
-	struct port_rule rule = {.address = {.family = PORT_UNIX}};
+	uint32_t port;
+	struct port_address address = address_of(vm, number, &port);
 
-	if (path) {
-		(void)snprintf(rule.address.name, sizeof(rule.address.name), "%s", path);
-	} else {
-		rule.address = rule_of(vm, number)->address;
-		/* The guest's port stands for one that is left out. */
-		if (!rule.address.has_port)
-			rule.address.port = rule_of(vm, number)->first;
-		rule.address.has_port = true;
-	}
-	ports_print(&rule, ret);
+	ports_print_address(&address, port, ret);
 	/* Of another type than any that may have been at this path. */
 	if (number == SOCKET_MESSAGES)
 		(void)snprintf(ret + strlen(ret), PORT_TEXT_SIZE - strlen(ret), " for messages");
@@ -115,15 +122,33 @@ int sockets_check_connects(const struct vm_configuration *vm)
 	return r < 0 ? fail_address(vm, "forward-cid", &forward, -r) : 0;
 }
 
+/* The owner of a socket from the store is as it was; the file may say another one by now. */
+static int take(const struct port_address *address, uint32_t port, int type, const char *path,
+		const struct listener_access *access, struct listener *ret_listener)
+{
+	struct listener_failure failure;
+
+	if (!service_take(address, port, type, path, ret_listener))
+		return -ENOENT;
+	if (path && !ret_listener->is_foreign &&
+	    listener_change_access(ret_listener, access, &failure) < 0)
+		log_event(LOG_WARNING, LOG_NO_VM, "%s", failure.text);
+	return 0;
+}
+
 int sockets_open(const struct vm_configuration *vm, size_t number, struct listener *ret_listener)
 {
 	const char *path = sockets_path(vm, number);
 	struct listener_failure failure;
-	int r;
+	uint32_t port;
+	struct port_address address = address_of(vm, number, &port);
+	int type = number == SOCKET_MESSAGES ? SOCK_SEQPACKET : SOCK_STREAM;
+	int r = take(&address, port, type, path, sockets_access(vm, number), ret_listener);
 
+	if (r == 0)
+		return 0;
 	if (!path) {
-		r = ports_listen(&rule_of(vm, number)->address, rule_of(vm, number)->first,
-				 &ret_listener->fd);
+		r = ports_listen(&address, port, &ret_listener->fd);
 		return r < 0 ? fail_rule(vm, "listen", rule_of(vm, number), -r) : 0;
 	}
 	r = number == SOCKET_MESSAGES
@@ -137,10 +162,26 @@ int sockets_open(const struct vm_configuration *vm, size_t number, struct listen
 
 void sockets_remove(struct listener *listener)
 {
-	if (listener->path)
+	if (listener->path && !listener->is_foreign)
 		listener_unlink(listener);
 	listener_close(listener);
 	*listener = (struct listener){.fd = -1};
+}
+
+void sockets_store(const struct vm_configuration *vm, size_t number, struct listener *listener)
+{
+	uint32_t port;
+	struct port_address address = address_of(vm, number, &port);
+
+	service_store(listener, &address, port);
+}
+
+void sockets_forget(const struct vm_configuration *vm, size_t number, struct listener *listener)
+{
+	uint32_t port;
+	struct port_address address = address_of(vm, number, &port);
+
+	service_forget(listener, &address, port);
 }
 
 /* ---- all of them ---- */
@@ -156,6 +197,7 @@ static bool is_listening(int fd)
 
 static int take_fd(const struct vm_configuration *vm, struct vm_sockets *sockets)
 {
+	service_leave(vm->socket_fd);
 	sockets->all[SOCKET_FRONTEND].fd = vm->socket_fd;
 	sockets->is_connected = !is_listening(vm->socket_fd);
 	if (fcntl(vm->socket_fd, F_SETFD, FD_CLOEXEC) < 0 ||
@@ -174,15 +216,28 @@ static int open_vm(const struct vm_configuration *vm, struct vm_sockets *sockets
 	return r == 0 ? sockets_check_connects(vm) : r;
 }
 
-static int open_service(const struct service_socket *service, struct listener *ret_listener,
+static struct port_address service_address(const struct service_socket *service)
+{
+	struct port_address address = {.family = PORT_UNIX};
+
+	(void)snprintf(address.name, sizeof(address.name), "%s", service->path);
+	return address;
+}
+
+static int open_service(const struct service_socket *service, int type,
+			struct listener *ret_listener,
 			int (*open_listener)(const char *path, const struct listener_access *access,
 					     struct listener *ret_listener,
 					     struct listener_failure *ret_failure))
 {
+	struct port_address address;
 	struct listener_failure failure;
 	int r;
 
 	if (!service->path)
+		return 0;
+	address = service_address(service);
+	if (take(&address, 0, type, service->path, &service->access, ret_listener) == 0)
 		return 0;
 	r = open_listener(service->path, &service->access, ret_listener, &failure);
 	if (r < 0)
@@ -209,8 +264,33 @@ int sockets_init(struct sockets *sockets, const struct configuration *configurat
 	for (size_t i = 0; r == 0 && i < configuration->n_vms; i++)
 		r = open_vm(&configuration->vms[i], &sockets->vms[i]);
 	if (r == 0)
-		r = open_service(&configuration->control, &sockets->control, listener_open_packets);
-	return r == 0 ? open_service(&configuration->metrics, &sockets->metrics, listener_open) : r;
+		r = open_service(&configuration->control, SOCK_SEQPACKET, &sockets->control,
+				 listener_open_packets);
+	if (r == 0)
+		r = open_service(&configuration->metrics, SOCK_STREAM, &sockets->metrics,
+				 listener_open);
+	return r;
+}
+
+static void store_service(const struct service_socket *service, struct listener *listener)
+{
+	struct port_address address;
+
+	if (!service->path)
+		return;
+	address = service_address(service);
+	service_store(listener, &address, 0);
+}
+
+void sockets_store_all(struct sockets *sockets, const struct configuration *configuration)
+{
+	for (size_t i = 0; i < configuration->n_vms; i++)
+		for (size_t number = 0; number < SOCKETS_MAX; number++)
+			if (sockets_has(&configuration->vms[i], number))
+				sockets_store(&configuration->vms[i], number,
+					      &sockets->vms[i].all[number]);
+	store_service(&configuration->control, &sockets->control);
+	store_service(&configuration->metrics, &sockets->metrics);
 }
 
 void sockets_close(struct sockets *sockets)
@@ -222,13 +302,22 @@ void sockets_close(struct sockets *sockets)
 	listener_close(&sockets->metrics);
 }
 
+static void end(struct listener *listener)
+{
+	/* A successor finds it in the store, and the file where it is. */
+	if (listener->is_stored)
+		listener_close(listener);
+	else
+		sockets_remove(listener);
+}
+
 void sockets_end(struct sockets *sockets)
 {
 	for (size_t i = 0; i < sockets->n_vms; i++)
 		for (size_t number = 0; number < SOCKETS_MAX; number++)
-			sockets_remove(&sockets->vms[i].all[number]);
-	sockets_remove(&sockets->control);
-	sockets_remove(&sockets->metrics);
+			end(&sockets->vms[i].all[number]);
+	end(&sockets->control);
+	end(&sockets->metrics);
 	free(sockets->vms);
 	*sockets = (struct sockets){.n_vms = 0};
 }

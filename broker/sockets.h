@@ -47,7 +47,7 @@ void sockets_print(const struct vm_configuration *vm, size_t number,
 const char *sockets_path(const struct vm_configuration *vm, size_t number);
 const struct listener_access *sockets_access(const struct vm_configuration *vm, size_t number);
 
-/* Bind one. 0, or negative errno after a line in the log. */
+/* Bind one, unless it was passed. 0, or negative errno after a line in the log. */
 int sockets_open(const struct vm_configuration *vm, size_t number, struct listener *ret_listener);
 
 /*
@@ -64,11 +64,16 @@ int sockets_check_connects(const struct vm_configuration *vm);
 int sockets_init(struct sockets *sockets, const struct configuration *configuration,
 		 size_t n_places);
 
+/* For a successor of this process, while the fds are here; and no longer. */
+void sockets_store(const struct vm_configuration *vm, size_t number, struct listener *listener);
+void sockets_store_all(struct sockets *sockets, const struct configuration *configuration);
+void sockets_forget(const struct vm_configuration *vm, size_t number, struct listener *listener);
+
 /* The fds, once the front has them. */
 void sockets_close(struct sockets *sockets);
 
 /* Remove one. */
 void sockets_remove(struct listener *listener);
 
-/* Remove all, free everything. */
+/* Remove all, unless a successor gets them; free everything. */
 void sockets_end(struct sockets *sockets);

@@ -13,6 +13,7 @@
 #include <sys/signalfd.h>
 #include <sys/socket.h>
 #include <sys/syscall.h>
+#include <sys/timerfd.h>
 #include <sys/un.h>
 #include <sys/wait.h>
 #include <sysexits.h>
@@ -22,6 +23,7 @@
 #include "broker/log.h"
 #include "broker/processes.h"
 #include "broker/reload.h"
+#include "broker/service.h"
 #include "policy/start.h"
 
 #define TYPE_STREAM    1u
@@ -37,6 +39,7 @@ enum {
 	TAG_CHANNEL,
 	TAG_FRONT,
 	TAG_SIGNAL,
+	TAG_WATCHDOG,
 	TAG_WORKERS,
 };
 
@@ -47,6 +50,9 @@ struct spawner {
 	const struct spawner_setup *setup;
 	struct processes workers;
 	int epoll_fd, signal_fd;
+	int watchdog_fd; /* a timer; -1: nobody waits for us */
+	bool is_ready;	 /* the front has said so */
+	bool awaits_alive;
 	bool wants_reload; /* as soon as the front has taken the last one */
 };
 
@@ -111,8 +117,10 @@ static int on_signal(struct spawner *spawner)
 
 	if (read(spawner->signal_fd, &signal, sizeof(signal)) != sizeof(signal))
 		return GO_ON;
-	if (signal.ssi_signo != SIGHUP || !spawner->setup->reload)
+	if (signal.ssi_signo != SIGHUP || !spawner->setup->reload) {
+		service_stopping();
 		return EX_OK;
+	}
 	spawner->wants_reload = true;
 	return GO_ON;
 }
@@ -338,6 +346,11 @@ static bool is_permitted_vm(const struct configuration *configuration,
 	       may_pair(configuration, request->device, request->number);
 }
 
+static bool is_bare(const struct spawner_request *request)
+{
+	return !request->device && !request->number && !request->type;
+}
+
 static bool is_permitted(const struct spawner *spawner, const struct spawner_request *request)
 {
 	const struct reload *reload = spawner->setup->reload;
@@ -356,6 +369,10 @@ static bool is_permitted(const struct spawner *spawner, const struct spawner_req
 		return is_permitted_vm(spawner->setup->configuration, request) ||
 		       (reload && reload->is_pending &&
 			is_permitted_vm(&reload->previous, request));
+	case SPAWNER_READY:
+		return !spawner->is_ready && is_bare(request);
+	case SPAWNER_ALIVE:
+		return spawner->awaits_alive && is_bare(request);
 	case SPAWNER_RELOADED:
 		return reload && reload->is_pending && !request->device &&
 		       request->number == reload->bank && !request->type;
@@ -388,6 +405,20 @@ static int break_off(const char *what)
 	return EX_SOFTWARE;
 }
 
+static void say_ready(const struct spawner *spawner)
+{
+	const struct configuration *configuration = spawner->setup->configuration;
+	char status[32];
+	size_t n_vms = 0;
+
+	if (!spawner->is_ready)
+		return;
+	for (size_t i = 0; i < configuration->n_vms; i++)
+		n_vms += configuration->vms[i].guest_cid != 0;
+	(void)snprintf(status, sizeof(status), "%zu VM%s", n_vms, n_vms == 1 ? "" : "s");
+	service_ready(status);
+}
+
 static int answer(struct spawner *spawner, const struct spawner_request *request)
 {
 	if (!is_permitted(spawner, request))
@@ -404,8 +435,17 @@ static int answer(struct spawner *spawner, const struct spawner_request *request
 		return GO_ON;
 	case SPAWNER_PAIR:
 		return on_pair(spawner, request);
+	case SPAWNER_READY:
+		spawner->is_ready = true;
+		say_ready(spawner);
+		return GO_ON;
+	case SPAWNER_ALIVE:
+		spawner->awaits_alive = false;
+		service_alive();
+		return GO_ON;
 	case SPAWNER_RELOADED:
 		reload_finish(spawner->setup->reload);
+		say_ready(spawner);
 		return GO_ON;
 	default:
 		return on_connect(spawner, request);
@@ -448,6 +488,21 @@ static int on_request(struct spawner *spawner)
 	return answer(spawner, &request);
 }
 
+/*
+ * The service manager hears that all is well when both loops went round: this one, and
+ * the front's, which answers. One that hangs is not asked again.
+ */
+static int on_watchdog(struct spawner *spawner)
+{
+	const struct spawner_reply ping = {.kind = SPAWNER_PING};
+	uint64_t n_expired;
+
+	if (read(spawner->watchdog_fd, &n_expired, sizeof(n_expired)) < 0 || spawner->awaits_alive)
+		return GO_ON;
+	spawner->awaits_alive = true;
+	return send_reply(spawner, &ping, NULL, 0);
+}
+
 static int on_event(struct spawner *spawner, uint64_t tag)
 {
 	struct processes_slot *worker;
@@ -455,6 +510,8 @@ static int on_event(struct spawner *spawner, uint64_t tag)
 	switch (tag) {
 	case TAG_SIGNAL:
 		return on_signal(spawner);
+	case TAG_WATCHDOG:
+		return on_watchdog(spawner);
 	case TAG_FRONT:
 		return front_ended(spawner);
 	case TAG_CHANNEL:
@@ -474,7 +531,8 @@ static int on_events(struct spawner *spawner, const struct epoll_event *events, 
 	int step = GO_ON;
 
 	for (int i = 0; i < n_events && step == GO_ON; i++) {
-		if (events[i].data.u64 >= TAG_WORKERS || events[i].data.u64 == TAG_SIGNAL)
+		if (events[i].data.u64 >= TAG_WORKERS || events[i].data.u64 == TAG_SIGNAL ||
+		    events[i].data.u64 == TAG_WATCHDOG)
 			step = on_event(spawner, events[i].data.u64);
 	}
 	for (int i = 0; i < n_events && step == GO_ON; i++) {
@@ -496,8 +554,13 @@ static int run_reload(struct spawner *spawner)
 	int step = GO_ON, status;
 
 	spawner->wants_reload = false;
-	if (!reload_run(reload, &messages))
+	if (spawner->is_ready)
+		service_reloading();
+	if (!reload_run(reload, &messages)) {
+		if (spawner->is_ready)
+			service_ready("the last reload was refused, see the log");
 		return GO_ON;
+	}
 	status = processes_adapt(&spawner->workers, reload->configuration);
 	if (status) {
 		log_event(LOG_ERR, LOG_NO_VM, "cannot prepare for workers: %s", strerror(-status));
@@ -540,6 +603,23 @@ static void raise_file_limit(void)
 	(void)setrlimit(RLIMIT_NOFILE, &limit);
 }
 
+static bool prepare_watchdog(struct spawner *spawner)
+{
+	uint64_t interval = service_watchdog();
+	struct itimerspec times = {
+		.it_interval = {.tv_sec = (time_t)(interval / 1000),
+				.tv_nsec = (long)(interval % 1000 * 1000000)},
+	};
+
+	if (interval == 0)
+		return true;
+	times.it_value = times.it_interval;
+	spawner->watchdog_fd = timerfd_create(CLOCK_MONOTONIC, TFD_CLOEXEC | TFD_NONBLOCK);
+	return spawner->watchdog_fd >= 0 &&
+	       timerfd_settime(spawner->watchdog_fd, 0, &times, NULL) == 0 &&
+	       watch(spawner, spawner->watchdog_fd, TAG_WATCHDOG) == 0;
+}
+
 static int prepare_loop(struct spawner *spawner)
 {
 	sigset_t signals;
@@ -554,7 +634,7 @@ static int prepare_loop(struct spawner *spawner)
 	if (spawner->signal_fd < 0 || spawner->epoll_fd < 0 ||
 	    watch(spawner, spawner->setup->front_channel, TAG_CHANNEL) ||
 	    watch(spawner, spawner->setup->front_pidfd, TAG_FRONT) ||
-	    watch(spawner, spawner->signal_fd, TAG_SIGNAL)) {
+	    watch(spawner, spawner->signal_fd, TAG_SIGNAL) || !prepare_watchdog(spawner)) {
 		log_event(LOG_ERR, LOG_NO_VM, "cannot prepare the spawner: %s", strerror(errno));
 		return EX_OSERR;
 	}
@@ -596,7 +676,8 @@ static int run(struct spawner *spawner)
 
 int spawner_run(const struct spawner_setup *setup)
 {
-	struct spawner spawner = {.setup = setup, .epoll_fd = -1, .signal_fd = -1};
+	struct spawner spawner = {
+		.setup = setup, .epoll_fd = -1, .signal_fd = -1, .watchdog_fd = -1};
 	int code = run(&spawner);
 
 	/* The front may have been waited for already: then both calls just fail. */
@@ -605,5 +686,6 @@ int spawner_run(const struct spawner_setup *setup)
 	processes_end(&spawner.workers);
 	close_fd(&spawner.epoll_fd);
 	close_fd(&spawner.signal_fd);
+	close_fd(&spawner.watchdog_fd);
 	return code;
 }

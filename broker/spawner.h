@@ -26,6 +26,8 @@ enum spawner_request_kind {
 	 */
 	SPAWNER_PAIR = 4,
 	SPAWNER_LOG_LEVEL = 5, /* log lines up to level `number`; no reply */
+	SPAWNER_READY = 14,    /* a worker is ready, for the first time */
+	SPAWNER_ALIVE = 15,    /* once for each PING */
 	SPAWNER_RELOADED = 16, /* the front goes by bank `number` now; once for each RELOAD */
 };
 
@@ -48,6 +50,7 @@ enum spawner_reply_kind {
 				  EINPROGRESS: the same, but not connected yet */
 	SPAWNER_EXITED = 3,    /* worker `number` is gone; error = its wait status */
 	SPAWNER_PAIRED = 4,    /* error 0: two fds, both ends of a non-blocking socket pair */
+	SPAWNER_PING = 15,     /* unasked: is the front's loop alive? */
 	/*
 	 * Unasked: a changed configuration. LISTENER and MOVE say what to listen on from
 	 * RELOAD on; number is that of the socket, see sockets.h.

@@ -379,9 +379,11 @@ static const char *on_ready(struct front *front, struct worker *worker, const Vs
 		return NULL;
 	}
 	worker->state = worker->device ? WORKER_SUCCESSOR : WORKER_SPARE;
-	if (!front->has_served)
+	if (!front->has_served) {
 		log_event(LOG_NOTICE, LOG_NO_VM, "ready: %zu VM%s", front->n_devices,
 			  front->n_devices == 1 ? "" : "s");
+		front_request_ready(front);
+	}
 	front->has_served = true;
 	if (worker->is_outdated && !worker->device) {
 		worker_dismiss(worker, front);

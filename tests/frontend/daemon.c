@@ -65,7 +65,37 @@ static char *expand(const char *argument, const char *directory)
 	return strdup(expanded);
 }
 
-static void run(char *const *arguments, int log, pid_t parent)
+static void number_into(const char *name, long number)
+{
+	char text[24];
+
+	snprintf(text, sizeof(text), "%ld", number);
+	setenv(name, text, 1);
+}
+
+/* Fds and environment as systemd.exec(5) has them. */
+static void serve(const struct daemon_service *service)
+{
+	int first = STDERR_FILENO + 1, aside[DAEMON_ARGUMENTS_MAX];
+
+	setenv("NOTIFY_SOCKET", service->notify, 1);
+	if (service->watchdog) {
+		setenv("WATCHDOG_USEC", service->watchdog, 1);
+		number_into("WATCHDOG_PID", getpid());
+	}
+	for (size_t i = 0; i < service->n_fds; i++)
+		aside[i] = fcntl(service->fds[i], F_DUPFD, 2 * DAEMON_ARGUMENTS_MAX);
+	for (size_t i = 0; i < service->n_fds; i++)
+		dup2(aside[i], first + (int)i);
+	if (service->n_fds > 0) {
+		number_into("LISTEN_PID", getpid());
+		number_into("LISTEN_FDS", (long)service->n_fds);
+		setenv("LISTEN_FDNAMES", service->names, 1);
+	}
+	closefrom(first + (int)service->n_fds);
+}
+
+static void run(char *const *arguments, int log, pid_t parent, const struct daemon_service *service)
 {
 	int null = open("/dev/null", O_RDWR);
 
@@ -76,7 +106,10 @@ static void run(char *const *arguments, int log, pid_t parent)
 	dup2(log, STDOUT_FILENO);
 	dup2(log, STDERR_FILENO);
 	/* As a service manager starts it: the test's fds are no part of the daemon. */
-	closefrom(STDERR_FILENO + 1);
+	if (service)
+		serve(service);
+	else
+		closefrom(STDERR_FILENO + 1);
 	execvp(arguments[0], arguments);
 	perror(arguments[0]);
 	_exit(127);
@@ -112,7 +145,7 @@ static int spawn(struct daemon *daemon, const char *const *arguments)
 	if (!error) {
 		daemon->pid = fork();
 		if (daemon->pid == 0)
-			run(expanded, log, parent);
+			run(expanded, log, parent, daemon->service);
 		error = daemon->pid < 0 ? -errno : 0;
 	}
 	for (size_t i = 0; i < DAEMON_ARGUMENTS_MAX; i++)
@@ -171,6 +204,17 @@ static int wait_exit(struct daemon *daemon, int timeout)
 	if (is_late)
 		return -ETIMEDOUT;
 	return WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status);
+}
+
+int daemon_end(struct daemon *daemon, int timeout)
+{
+	int result = wait_exit(daemon, timeout);
+
+	if (daemon->pid > 0 && daemon->pidfd >= 0)
+		close(daemon->pidfd);
+	daemon->pid = 0;
+	daemon->pidfd = -1;
+	return result;
 }
 
 int daemon_stop(struct daemon *daemon, int timeout)

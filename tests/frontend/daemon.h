@@ -15,9 +15,19 @@
 #define DAEMON_PIDS_MAX	     64
 #define DAEMON_PATHS	     4
 
+/* What a service manager gives to the daemon. */
+struct daemon_service {
+	const char *notify;   /* NOTIFY_SOCKET */
+	const char *watchdog; /* WATCHDOG_USEC, or NULL */
+	const int *fds;	      /* from 3 on */
+	size_t n_fds;
+	const char *names; /* LISTEN_FDNAMES */
+};
+
 struct daemon {
 	pid_t pid;
 	int pidfd;
+	const struct daemon_service *service; /* writable before daemon_start(); NULL: none */
 	char directory[64];
 	char paths[DAEMON_PATHS][128]; /* private to daemon_path() */
 	size_t n_paths;
@@ -48,6 +58,9 @@ const char *daemon_path(struct daemon *daemon, const char *name);
  * log has the report of a sanitizer; whenever it is not 0 the log goes to stderr.
  */
 int daemon_stop(struct daemon *daemon, int timeout);
+
+/* The same, but its directory stays, and daemon_start() may use it once more. */
+int daemon_end(struct daemon *daemon, int timeout);
 
 /* Does the log have this text? And wait for it: 0, -ETIMEDOUT. */
 bool daemon_log_has(struct daemon *daemon, const char *text);

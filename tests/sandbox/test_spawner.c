@@ -611,6 +611,8 @@ static void test_whatever_is_not_permitted_ends_everything(void **state)
 		{.kind = SPAWNER_PAIR, .number = N_VMS, .type = STREAM},
 		{.kind = SPAWNER_PAIR, .device = N_VMS, .type = STREAM},
 		{.kind = SPAWNER_RELOADED}, /* there was no reload */
+		{.kind = SPAWNER_ALIVE},    /* nobody asked */
+		{.kind = SPAWNER_READY, .number = 1},
 	};
 
 	(void)state;
@@ -699,6 +701,18 @@ static void test_a_reload_is_answered_once_and_with_its_number(void **state)
 		ask(&bench, is_second ? right : wrong[i]);
 		assert_int_equal(bench_end(&bench), EX_SOFTWARE);
 	}
+}
+
+static void test_the_front_is_ready_once(void **state)
+{
+	struct bench bench;
+
+	(void)state;
+	bench_start(&bench);
+	ask(&bench, (struct spawner_request){.kind = SPAWNER_READY});
+	close(expect_worker(&bench)); /* it goes on */
+	ask(&bench, (struct spawner_request){.kind = SPAWNER_READY});
+	assert_int_equal(bench_end(&bench), EX_SOFTWARE);
 }
 
 static void test_a_request_of_a_wrong_size_ends_everything(void **state)
@@ -809,6 +823,7 @@ static int run(void)
 		cmocka_unit_test(test_whatever_is_not_permitted_ends_everything),
 		cmocka_unit_test(test_what_the_front_asked_before_it_knew_of_a_reload_is_refused),
 		cmocka_unit_test(test_a_reload_is_answered_once_and_with_its_number),
+		cmocka_unit_test(test_the_front_is_ready_once),
 		cmocka_unit_test(test_a_request_of_a_wrong_size_ends_everything),
 		cmocka_unit_test(test_a_request_with_an_fd_ends_everything),
 		cmocka_unit_test(test_the_death_of_the_front_ends_the_workers),
