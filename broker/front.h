@@ -203,7 +203,21 @@ struct handover {
 	bool has_pending;	       /* the successor had no room for: */
 	struct channel_packet pending; /* its fd is an endpoint's */
 	uint32_t former;	       /* number of the worker that was replaced */
+	uint64_t began_us;	       /* monotonic: the worker was told to stop */
+	uint64_t pause_us;	       /* from then until the successor said that it serves */
 	int status;		       /* how it ends */
+};
+
+/* How long the guest waited for a successor: how often up to each bound, and longer. */
+#define PAUSES_US                                                                                  \
+	{                                                                                          \
+		500, 1000, 2000, 5000, 10000, 20000, 50000, 100000, 500000                         \
+	}
+#define PAUSES_BUCKETS 10
+
+struct pauses {
+	uint64_t n[PAUSES_BUCKETS];
+	uint64_t us; /* all together */
 };
 
 struct device {
@@ -245,6 +259,7 @@ struct device {
 	uint32_t n_deaths; /* in a row */
 	uint32_t n_lost;   /* workers, since the start; some of them by their filter: */
 	uint32_t n_sandbox_kills;
+	struct pauses pauses; /* of replacements that lost nothing */
 	struct query query;
 	uint64_t last_death; /* ms */
 	uint64_t assign_at;  /* ms: no worker before */

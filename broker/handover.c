@@ -2,6 +2,7 @@
 #include <errno.h>
 #include <inttypes.h>
 #include <string.h>
+#include <time.h>
 
 #include "broker/front.h"
 #include "broker/log.h"
@@ -349,9 +350,19 @@ const char *handover_done(struct device *device, const Vsockd__Done *done, bool 
 
 /* ---- one step after the other ---- */
 
+/* The clock of the front's wake-ups is too coarse for this. */
+static uint64_t now_us(void)
+{
+	struct timespec now = {0};
+
+	clock_gettime(CLOCK_MONOTONIC, &now);
+	return (uint64_t)now.tv_sec * 1000000 + (uint64_t)now.tv_nsec / 1000;
+}
+
 static void move(struct device *device)
 {
 	device->handover.phase = HANDOVER_MOVING;
+	device->handover.began_us = now_us();
 	device->handover.is_frozen = false;
 	for (uint32_t i = 0; i < device->endpoints.n_max; i++)
 		device->endpoints.all[i].is_handed = false;
@@ -377,6 +388,20 @@ static void replace(struct device *device)
 	former->buffer = buffer;
 	query_worker_replaced(device, former);
 	worker_retire(former, device->front);
+}
+
+/* All that the guest waited, and at each end a message between the processes. */
+static void count_pause(struct device *device)
+{
+	static const uint32_t bounds[] = PAUSES_US;
+	uint64_t pause = now_us() - device->handover.began_us;
+	uint32_t bucket = 0;
+
+	while (bucket < PAUSES_BUCKETS - 1 && pause > bounds[bucket])
+		bucket++;
+	device->pauses.n[bucket]++;
+	device->pauses.us += pause;
+	device->handover.pause_us = pause;
 }
 
 void handover_steps_done(struct device *device, int status)
@@ -405,6 +430,7 @@ void handover_steps_done(struct device *device, int status)
 			resume(device, -ECHILD);
 		return;
 	case HANDOVER_COMMITTING:
+		count_pause(device);
 		workers_renew_program(device->front, device->worker->program);
 		end(device, status);
 		return;
@@ -442,8 +468,10 @@ void device_handover_done(struct device *device, int status)
 	/* No guest brings this about: it is not one of the lines that are counted. */
 	if (status == 0)
 		log_event(LOG_NOTICE, cid,
-			  "worker %" PRIu32 " replaced by worker %" PRIu32 ", nothing lost",
-			  device->handover.former, device->worker->number);
+			  "worker %" PRIu32 " replaced by worker %" PRIu32 " in %" PRIu64
+			  " us, nothing lost",
+			  device->handover.former, device->worker->number,
+			  device->handover.pause_us);
 	else
 		log_event(LOG_WARNING, cid, "worker not replaced: %s", handover_reason(status));
 }

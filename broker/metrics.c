@@ -14,7 +14,7 @@ struct sample {
 	const char *labels; /* behind that of the VM; each begins with a comma */
 	uint64_t (*value)(const struct device *device, uint32_t argument);
 	uint32_t argument;
-	bool is_ms; /* seconds are printed */
+	int digits; /* that are behind the point, of seconds; 0: a count */
 };
 
 /* Its lines are those of the first VM, in order, then those of the second one. */
@@ -70,38 +70,54 @@ static uint64_t times_up_to(const struct device *device, uint32_t counter)
 	return n;
 }
 
+/* The same of pauses: the argument is the bucket. */
+static uint64_t pauses_up_to(const struct device *device, uint32_t bucket)
+{
+	uint64_t n = 0;
+
+	for (uint32_t i = 0; i <= bucket; i++)
+		n += device->pauses.n[i];
+	return n;
+}
+
+static uint64_t pauses_us(const struct device *device, uint32_t unused)
+{
+	(void)unused;
+	return device->pauses.us;
+}
+
 static const struct sample state_samples[] = {
-	{"", ",vsockd_vm_state=\"waiting\"", is_in_state, CONTROL_VM_WAITING, false},
-	{"", ",vsockd_vm_state=\"starting\"", is_in_state, CONTROL_VM_STARTING, false},
-	{"", ",vsockd_vm_state=\"stopped\"", is_in_state, CONTROL_VM_STOPPED, false},
-	{"", ",vsockd_vm_state=\"running\"", is_in_state, CONTROL_VM_RUNNING, false},
-	{"", ",vsockd_vm_state=\"quarantine\"", is_in_state, CONTROL_VM_QUARANTINE, false},
-	{"", ",vsockd_vm_state=\"suspended\"", is_in_state, CONTROL_VM_SUSPENDED, false},
-	{"", ",vsockd_vm_state=\"failed\"", is_in_state, CONTROL_VM_FAILED, false},
+	{"", ",vsockd_vm_state=\"waiting\"", is_in_state, CONTROL_VM_WAITING, 0},
+	{"", ",vsockd_vm_state=\"starting\"", is_in_state, CONTROL_VM_STARTING, 0},
+	{"", ",vsockd_vm_state=\"stopped\"", is_in_state, CONTROL_VM_STOPPED, 0},
+	{"", ",vsockd_vm_state=\"running\"", is_in_state, CONTROL_VM_RUNNING, 0},
+	{"", ",vsockd_vm_state=\"quarantine\"", is_in_state, CONTROL_VM_QUARANTINE, 0},
+	{"", ",vsockd_vm_state=\"suspended\"", is_in_state, CONTROL_VM_SUSPENDED, 0},
+	{"", ",vsockd_vm_state=\"failed\"", is_in_state, CONTROL_VM_FAILED, 0},
 };
 
-static const struct sample connections_samples[] = {{"", "", connections, 0, false}};
-static const struct sample limit_samples[] = {{"", "", connections_limit, 0, false}};
-static const struct sample lost_samples[] = {{"_total", "", workers_lost, 0, false}};
-static const struct sample kills_samples[] = {{"_total", "", sandbox_kills, 0, false}};
+static const struct sample connections_samples[] = {{"", "", connections, 0, 0}};
+static const struct sample limit_samples[] = {{"", "", connections_limit, 0, 0}};
+static const struct sample lost_samples[] = {{"_total", "", workers_lost, 0, 0}};
+static const struct sample kills_samples[] = {{"_total", "", sandbox_kills, 0, 0}};
 
 static const struct sample bytes_samples[] = {
-	{"_total", ",direction=\"to_guest\"", counted, COUNTER_TO_GUEST_BYTES, false},
-	{"_total", ",direction=\"from_guest\"", counted, COUNTER_FROM_GUEST_BYTES, false},
+	{"_total", ",direction=\"to_guest\"", counted, COUNTER_TO_GUEST_BYTES, 0},
+	{"_total", ",direction=\"from_guest\"", counted, COUNTER_FROM_GUEST_BYTES, 0},
 };
 
 static const struct sample packets_samples[] = {
-	{"_total", ",direction=\"to_guest\"", counted, COUNTER_TO_GUEST_PACKETS, false},
-	{"_total", ",direction=\"from_guest\"", counted, COUNTER_FROM_GUEST_PACKETS, false},
+	{"_total", ",direction=\"to_guest\"", counted, COUNTER_TO_GUEST_PACKETS, 0},
+	{"_total", ",direction=\"from_guest\"", counted, COUNTER_FROM_GUEST_PACKETS, 0},
 };
 
 #define BY_GUEST(result, counter)                                                                  \
 	{                                                                                          \
-		"_total", ",from=\"guest\",result=\"" result "\"", counted, counter, false         \
+		"_total", ",from=\"guest\",result=\"" result "\"", counted, counter, 0             \
 	}
 #define BY_HOST(result, counter)                                                                   \
 	{                                                                                          \
-		"_total", ",from=\"host\",result=\"" result "\"", counted, counter, false          \
+		"_total", ",from=\"host\",result=\"" result "\"", counted, counter, 0              \
 	}
 
 static const struct sample connects_samples[] = {
@@ -117,33 +133,52 @@ static const struct sample connects_samples[] = {
 	BY_HOST("handshake_limit", COUNTER_HANDSHAKE_LIMITED),
 };
 
-static const struct sample stalls_samples[] = {
-	{"_total", "", counted, COUNTER_CREDIT_STALLS, false}};
-static const struct sample starved_samples[] = {{"_total", "", counted, COUNTER_RX_STARVED, false}};
-static const struct sample dropped_samples[] = {{"_total", "", counted, COUNTER_DROPPED, false}};
+static const struct sample stalls_samples[] = {{"_total", "", counted, COUNTER_CREDIT_STALLS, 0}};
+static const struct sample starved_samples[] = {{"_total", "", counted, COUNTER_RX_STARVED, 0}};
+static const struct sample dropped_samples[] = {{"_total", "", counted, COUNTER_DROPPED, 0}};
 
 /* The bounds are those of COUNTER_TIMES_MS (test_query). */
 #define TIMES(from, times, sum)                                                                    \
-	{"_bucket", from ",le=\"0.001\"", times_up_to, (times) + 0, false},                        \
-		{"_bucket", from ",le=\"0.002\"", times_up_to, (times) + 1, false},                \
-		{"_bucket", from ",le=\"0.005\"", times_up_to, (times) + 2, false},                \
-		{"_bucket", from ",le=\"0.01\"", times_up_to, (times) + 3, false},                 \
-		{"_bucket", from ",le=\"0.02\"", times_up_to, (times) + 4, false},                 \
-		{"_bucket", from ",le=\"0.05\"", times_up_to, (times) + 5, false},                 \
-		{"_bucket", from ",le=\"0.1\"", times_up_to, (times) + 6, false},                  \
-		{"_bucket", from ",le=\"0.2\"", times_up_to, (times) + 7, false},                  \
-		{"_bucket", from ",le=\"0.5\"", times_up_to, (times) + 8, false},                  \
-		{"_bucket", from ",le=\"1.0\"", times_up_to, (times) + 9, false},                  \
-		{"_bucket", from ",le=\"2.0\"", times_up_to, (times) + 10, false},                 \
-		{"_bucket", from ",le=\"+Inf\"", times_up_to, (times) + 11, false},                \
-		{"_count", from, times_up_to, (times) + 11, false},                                \
+	{"_bucket", from ",le=\"0.001\"", times_up_to, (times) + 0, 0},                            \
+		{"_bucket", from ",le=\"0.002\"", times_up_to, (times) + 1, 0},                    \
+		{"_bucket", from ",le=\"0.005\"", times_up_to, (times) + 2, 0},                    \
+		{"_bucket", from ",le=\"0.01\"", times_up_to, (times) + 3, 0},                     \
+		{"_bucket", from ",le=\"0.02\"", times_up_to, (times) + 4, 0},                     \
+		{"_bucket", from ",le=\"0.05\"", times_up_to, (times) + 5, 0},                     \
+		{"_bucket", from ",le=\"0.1\"", times_up_to, (times) + 6, 0},                      \
+		{"_bucket", from ",le=\"0.2\"", times_up_to, (times) + 7, 0},                      \
+		{"_bucket", from ",le=\"0.5\"", times_up_to, (times) + 8, 0},                      \
+		{"_bucket", from ",le=\"1.0\"", times_up_to, (times) + 9, 0},                      \
+		{"_bucket", from ",le=\"2.0\"", times_up_to, (times) + 10, 0},                     \
+		{"_bucket", from ",le=\"+Inf\"", times_up_to, (times) + 11, 0},                    \
+		{"_count", from, times_up_to, (times) + 11, 0},                                    \
 	{                                                                                          \
-		"_sum", from, counted, sum, true                                                   \
+		"_sum", from, counted, sum, 3                                                      \
 	}
 
 static const struct sample times_samples[] = {
 	TIMES(",from=\"guest\"", COUNTER_GUEST_CONNECT_TIMES, COUNTER_GUEST_CONNECT_MS),
 	TIMES(",from=\"host\"", COUNTER_HOST_CONNECT_TIMES, COUNTER_HOST_CONNECT_MS),
+};
+
+/* The bounds are those of PAUSES_US (test_query). */
+#define PAUSE_BUCKET(bound, bucket)                                                                \
+	{                                                                                          \
+		"_bucket", ",le=\"" bound "\"", pauses_up_to, bucket, 0                            \
+	}
+static const struct sample pauses_samples[] = {
+	PAUSE_BUCKET("0.0005", 0),
+	PAUSE_BUCKET("0.001", 1),
+	PAUSE_BUCKET("0.002", 2),
+	PAUSE_BUCKET("0.005", 3),
+	PAUSE_BUCKET("0.01", 4),
+	PAUSE_BUCKET("0.02", 5),
+	PAUSE_BUCKET("0.05", 6),
+	PAUSE_BUCKET("0.1", 7),
+	PAUSE_BUCKET("0.5", 8),
+	PAUSE_BUCKET("+Inf", 9),
+	{"_count", "", pauses_up_to, 9, 0},
+	{"_sum", "", pauses_us, 0, 6},
 };
 
 #define SAMPLES(samples) samples, sizeof(samples) / sizeof((samples)[0])
@@ -168,6 +203,9 @@ static const struct family families[] = {
 	{"vsockd_workers_lost", "counter", "Workers that died.", SAMPLES(lost_samples)},
 	{"vsockd_sandbox_kills", "counter", "Workers that died of a forbidden system call.",
 	 SAMPLES(kills_samples)},
+	{"vsockd_replacement_pause_seconds", "histogram",
+	 "How long guest and host programs waited while a worker was replaced.",
+	 SAMPLES(pauses_samples)},
 };
 #define N_FAMILIES (sizeof(families) / sizeof(families[0]))
 
@@ -177,11 +215,12 @@ static void print_sample(const struct device *device, const struct family *famil
 			 const struct sample *sample, char line[static METRICS_LINE_MAX])
 {
 	uint64_t value = sample->value(device, sample->argument);
+	uint64_t second = sample->digits == 3 ? 1000 : 1000000;
 	char number[48];
 
-	if (sample->is_ms)
-		snprintf(number, sizeof(number), "%" PRIu64 ".%03" PRIu64, value / 1000,
-			 value % 1000);
+	if (sample->digits > 0)
+		snprintf(number, sizeof(number), "%" PRIu64 ".%0*" PRIu64, value / second,
+			 sample->digits, value % second);
 	else
 		snprintf(number, sizeof(number), "%" PRIu64, value);
 	snprintf(line, METRICS_LINE_MAX, "%s%s{vm=\"%" PRIu64 "\"%s} %s\n", family->name,

@@ -298,6 +298,39 @@ static void test_the_histogram_has_the_bounds_of_the_workers(void **state)
 	assert_int_equal(n_seen, COUNTER_TIMES);
 }
 
+static void test_the_histogram_of_pauses_has_the_bounds_that_are_counted_by(void **state)
+{
+	static const uint32_t bounds[] = PAUSES_US;
+	struct metrics_position position = {0};
+	char line[METRICS_LINE_MAX];
+	size_t n_seen = 0;
+
+	(void)state;
+	for (uint32_t i = 0; i < PAUSES_BUCKETS; i++)
+		rig.devices[0].pauses.n[i] = 1;
+	rig.devices[0].pauses.us = 1234567;
+	while (metrics_line(&rig.front, &position, line)) {
+		const char *bound = strstr(line, ",le=\"");
+		unsigned int count;
+
+		if (!strstr(line, "vsockd_replacement_pause_seconds") || !strstr(line, "vm=\"3\""))
+			continue;
+		if (strstr(line, "_sum{"))
+			assert_non_null(strstr(line, "} 1.234567\n"));
+		if (strstr(line, "_count{"))
+			assert_non_null(strstr(line, "} 10\n"));
+		if (!bound)
+			continue;
+		assert_int_equal(sscanf(strchr(line, '}'), "} %u", &count), 1);
+		assert_int_equal(count, ++n_seen);
+		if (n_seen < PAUSES_BUCKETS)
+			assert_int_equal(strtod(bound + 5, NULL) * 1e6 + 0.5, bounds[n_seen - 1]);
+		else
+			assert_int_equal(strncmp(bound + 5, "+Inf", 4), 0);
+	}
+	assert_int_equal(n_seen, PAUSES_BUCKETS);
+}
+
 #define WITH_RIG(test) cmocka_unit_test_setup_teardown(test, set_up, tear_down)
 
 int main(void)
@@ -311,6 +344,7 @@ int main(void)
 		WITH_RIG(test_what_a_worker_was_asked_is_forgotten_with_it),
 		WITH_RIG(test_metrics_are_families_of_whole_lines),
 		WITH_RIG(test_the_histogram_has_the_bounds_of_the_workers),
+		WITH_RIG(test_the_histogram_of_pauses_has_the_bounds_that_are_counted_by),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);
