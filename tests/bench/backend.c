@@ -151,6 +151,16 @@ struct guest *backend_guest(struct backend *backend)
 	return &backend->guest;
 }
 
+struct guest_connection *backend_connection(struct backend *backend, size_t index)
+{
+	return backend->connections[index];
+}
+
+const char *backend_path(struct backend *backend, const char *name)
+{
+	return daemon_path(&backend->daemon, name);
+}
+
 const char *backend_uds_path(struct backend *backend)
 {
 	return backend->uds_path;

@@ -34,6 +34,8 @@ int backend_open(struct backend *backend, size_t n_connections, size_t payload);
 
 struct driver *backend_driver(struct backend *backend);
 struct guest *backend_guest(struct backend *backend);
+struct guest_connection *backend_connection(struct backend *backend, size_t index);
+const char *backend_path(struct backend *backend, const char *name); /* in its directory */
 const char *backend_uds_path(struct backend *backend);
 int backend_listener(struct backend *backend); /* of BACKEND_PORT */
 size_t backend_violations(const struct backend *backend);

@@ -17,6 +17,7 @@
 
 #include "tests/bench/measure.h"
 #include "tests/bench/output.h"
+#include "tests/bench/replacements.h"
 #include "tests/bench/report.h"
 
 #define COUNT(array) (sizeof(array) / sizeof((array)[0]))
@@ -403,28 +404,45 @@ static int finish(const char *json, const char *plots)
 	return failed || (error && error != -ENOENT);
 }
 
+static int replace_workers(size_t n, const char *json)
+{
+	struct processes_machine before;
+	int result;
+
+	processes_machine(&before);
+	result = replacements_run(&candidates[3].command, n, json);
+	warn_of_others(&before);
+	return result;
+}
+
 static int usage(void)
 {
 	fprintf(stderr,
 		"usage: bench --vsockd COMMAND [--peer COMMAND] [--json FILE] "
 		"[--plot DIRECTORY] [--only TEXT] [--rounds N] [--quick] [--counted COMMAND "
-		"--pipe FIFO]\n");
+		"--pipe FIFO] [--replacements N]\n");
 	return 64;
 }
 
 int main(int argc, char **argv)
 {
 	static const struct option options[] = {
-		{"vsockd", required_argument, NULL, 'v'}, {"peer", required_argument, NULL, 'p'},
-		{"json", required_argument, NULL, 'j'},	  {"plot", required_argument, NULL, 'd'},
-		{"quick", no_argument, NULL, 'q'},	  {"only", required_argument, NULL, 'o'},
-		{"rounds", required_argument, NULL, 'r'}, {"counted", required_argument, NULL, 'c'},
-		{"pipe", required_argument, NULL, 'i'},	  {0},
+		{"vsockd", required_argument, NULL, 'v'},
+		{"peer", required_argument, NULL, 'p'},
+		{"json", required_argument, NULL, 'j'},
+		{"plot", required_argument, NULL, 'd'},
+		{"quick", no_argument, NULL, 'q'},
+		{"only", required_argument, NULL, 'o'},
+		{"rounds", required_argument, NULL, 'r'},
+		{"counted", required_argument, NULL, 'c'},
+		{"pipe", required_argument, NULL, 'i'},
+		{"replacements", required_argument, NULL, 'n'},
+		{0},
 	};
 	const struct rlimit files = {.rlim_cur = 8192, .rlim_max = 8192};
 	const char *json = NULL, *plots = NULL;
 	bool has_vsockd = false, has_peer = false;
-	size_t n_rounds = 0;
+	size_t n_rounds = 0, n_replacements = 0;
 	int option;
 
 	plan = plans[0];
@@ -441,19 +459,24 @@ int main(int argc, char **argv)
 		plots = option == 'd' ? optarg : plots;
 		if (option == 'r')
 			n_rounds = (size_t)strtoul(optarg, NULL, 10);
+		if (option == 'n')
+			n_replacements = (size_t)strtoul(optarg, NULL, 10);
 		pipe_path = option == 'i' ? optarg : pipe_path;
 		only = option == 'o' ? optarg : only;
 		plan = option == 'q' ? plans[1] : plan;
 		if (option == '?')
 			return usage();
 	}
-	if (!has_vsockd || optind != argc || n_rounds > RESULTS_ROUNDS_MAX)
+	if (!has_vsockd || optind != argc || n_rounds > RESULTS_ROUNDS_MAX ||
+	    n_replacements > REPLACEMENTS_MAX)
 		return usage();
 	if (n_rounds > 0)
 		plan.n_rounds = n_rounds;
 	began = seconds();
 	signal(SIGPIPE, SIG_IGN);
 	(void)setrlimit(RLIMIT_NOFILE, &files);
+	if (n_replacements > 0)
+		return replace_workers(n_replacements, json);
 	results.n_candidates = has_peer ? 5 : 4;
 	for (size_t i = 0; i < results.n_candidates; i++)
 		results.candidates[i] = candidates[i].name;

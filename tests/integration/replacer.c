@@ -15,38 +15,10 @@
 
 #include <cmocka.h>
 
+#include "tests/frontend/operator.h"
 #include "tests/integration/tool.h"
 
 char replacer_failure[256];
-
-/* Request: version 1, command 16, the CID; three fields of fixed width. */
-static bool send_request(int fd, uint64_t cid)
-{
-	uint8_t bytes[19] = {0x0d, 1, 0, 0, 0, 0x15, 16, 0, 0, 0, 0x19};
-
-	memcpy(bytes + 11, &cid, sizeof(cid));
-	return send(fd, bytes, sizeof(bytes), MSG_NOSIGNAL) == sizeof(bytes);
-}
-
-/* Reply: End, which is empty where all is well, or has the text in its field 2. */
-static bool read_reply(int fd, char *ret_failure, size_t size)
-{
-	uint8_t bytes[256];
-	ssize_t n = recv(fd, bytes, sizeof(bytes), 0);
-	size_t at = 2;
-
-	assert_true(n >= 2);
-	assert_int_equal(bytes[0], 0x0a);
-	if (bytes[1] == 0)
-		return true;
-	if (bytes[1] & 0x80)
-		at++; /* a length of two bytes */
-	at += 5;      /* the status */
-	assert_int_equal(bytes[at], 0x12);
-	at += bytes[at + 1] & 0x80 ? 3 : 2;
-	snprintf(ret_failure, size, "%.*s", (int)((size_t)n - at), (const char *)bytes + at);
-	return false;
-}
 
 static void ask_next(struct replacer *replacer)
 {
@@ -54,16 +26,19 @@ static void ask_next(struct replacer *replacer)
 		return;
 	replacer->n_left--;
 	replacer->is_asking = true;
-	assert_true(send_request(replacer->watch.fd, replacer->cid));
+	assert_int_equal(operator_ask_replace(replacer->watch.fd, replacer->cid), 0);
 }
 
 static void take_reply(struct watch *watch, short events)
 {
 	struct replacer *replacer = (struct replacer *)(void *)watch;
+	int answer;
 
 	(void)events;
 	replacer->is_asking = false;
-	if (read_reply(watch->fd, replacer->failure, sizeof(replacer->failure)))
+	answer = operator_take_answer(watch->fd, replacer->failure, sizeof(replacer->failure));
+	assert_true(answer >= 0);
+	if (answer == 0)
 		replacer->n_good++;
 	else
 		replacer->n_failed++;
@@ -76,7 +51,7 @@ static int connect_control(const struct setup *setup)
 	int fd;
 
 	snprintf(path, sizeof(path), "%s/" TOOL_CONTROL, setup->daemon.directory);
-	fd = socket_connect(path, SOCK_SEQPACKET, SETUP_LIMIT);
+	fd = operator_connect(path, SETUP_LIMIT);
 	assert_true(fd >= 0);
 	return fd;
 }
@@ -129,7 +104,7 @@ static _Noreturn void replace_for_ever(const struct setup *setup, int fd, int mi
 	uint8_t bytes[256];
 
 	for (size_t vm = 0;; vm = (vm + 1) % setup->n_vms) {
-		if (!send_request(fd, setup_cid(vm)))
+		if (operator_ask_replace(fd, setup_cid(vm)) < 0)
 			_exit(0);
 		poll(&poll_fd, 1, -1);
 		if (recv(fd, bytes, sizeof(bytes), 0) <= 0)
@@ -145,9 +120,10 @@ pid_t replacer_fork(const struct setup *setup, int milliseconds)
 	int fd = connect_control(setup);
 
 	/* Answered, so it was accepted: the fds of vsockd may be counted. */
-	assert_true(send_request(fd, setup_cid(0)));
+	assert_int_equal(operator_ask_replace(fd, setup_cid(0)), 0);
 	assert_int_equal(socket_wait(fd, POLLIN, deadline_in(SETUP_LIMIT)), 0);
-	assert_false(read_reply(fd, refusal, sizeof(refusal))); /* nobody is connected */
+	/* Nobody is connected. */
+	assert_int_equal(operator_take_answer(fd, refusal, sizeof(refusal)), 1);
 	pid = fork();
 	assert_true(pid >= 0);
 	if (pid == 0) {

@@ -4,8 +4,7 @@
 /*
  * An operator who replaces workers, through the control socket, while a test goes
  * on: in the loop of a guest, one request after the other, or in a process of its
- * own. Speaks the control protocol by hand. The setup was started with
- * TOOL_ARGUMENTS (tool.h).
+ * own. The setup was started with TOOL_ARGUMENTS (tool.h).
  */
 
 #include <stdbool.h>
