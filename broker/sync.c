@@ -677,6 +677,9 @@ static bool is_new_driver(struct device *device, uint32_t ring)
 		      device->session.rings[ring].base != device->stopped_at[ring];
 
 	device->was_stopped[ring] = false;
+	/* The rings that are still to start are its own: it has connections by then. */
+	if (is_new)
+		memset(device->was_stopped, 0, sizeof(device->was_stopped));
 	return is_new;
 }
 

@@ -536,6 +536,51 @@ static void test_the_cid_of_the_destination_holds(void **state)
 	close(fd);
 }
 
+/* From its beginning; done on return. */
+static void start_event_ring(struct guest *guest)
+{
+	struct vhost *vhost = &guest->vhost;
+	struct ring *ring = &guest->rings[GUEST_EVENT];
+	struct vhost_ring_address address = ring_addresses(ring, GUEST_EVENT);
+	uint64_t features;
+
+	assert_int_equal(vhost_set_ring(vhost, VHOST_SET_VRING_NUM, GUEST_EVENT, ring->size), 0);
+	assert_int_equal(vhost_set_ring_address(vhost, &address), 0);
+	assert_int_equal(vhost_set_ring(vhost, VHOST_SET_VRING_BASE, GUEST_EVENT, 0), 0);
+	assert_int_equal(vhost_set_ring_fd(vhost, VHOST_SET_VRING_KICK, GUEST_EVENT, ring->kick),
+			 0);
+	assert_int_equal(vhost_set_ring(vhost, VHOST_SET_VRING_ENABLE, GUEST_EVENT, 1), 0);
+	assert_int_equal(vhost_get_u64(vhost, VHOST_GET_FEATURES, &features), 0);
+}
+
+/*
+ * A driver that starts anew without RESET_DEVICE is known by the base of its rings. There
+ * are no acks: it does not wait for what crosvm has still to say of the last one.
+ */
+static void test_a_new_driver_may_connect_before_its_event_ring_is_started(void **state)
+{
+	struct setup *setup = *state;
+	struct guest *guest = setup_guest(
+		setup, 0, (struct guest_options){.style = GUEST_LIKE_CROSVM, .is_prefilled = true});
+	size_t len = migration_snapshot(guest);
+	struct guest_connection *connection;
+	struct host_stream stream;
+
+	migration_restore(setup, guest, migration_state, len);
+	migration_resume(guest);
+	migration_wait_reset(guest);
+	migration_assert_connects(setup, 0);
+	assert_int_equal(guest_reset(guest), 0);
+	guest->n_rings = GUEST_EVENT; /* the two before it */
+	migration_resume(guest);
+	connection = setup_connect(setup, 0, 2000, &stream);
+	guest->n_rings = GUEST_RINGS;
+	start_event_ring(guest);
+	assert_int_equal(guest_poll_for(guest, QUIET), 0);
+	migration_exchange(connection, &stream, 20000);
+	setup_end_stream(setup, 0, &stream);
+}
+
 /* The same session, with connections that live: they belonged to another time. */
 static void test_a_load_ends_the_connections_that_lived(void **state)
 {
@@ -606,6 +651,7 @@ int main(void)
 		ONE(test_the_end_of_a_session_cancels_what_a_load_left_to_do),
 		ONE(test_stopping_and_starting_alone_gates_nothing),
 		TWO(test_the_cid_of_the_destination_holds),
+		ONE(test_a_new_driver_may_connect_before_its_event_ring_is_started),
 		cmocka_unit_test_setup_teardown(test_a_load_ends_the_connections_that_lived,
 						start_with_eight_connections, migration_end),
 	};
