@@ -129,7 +129,7 @@ int guest_read_cid(struct guest *guest)
 	return 0;
 }
 
-static int set_backend_fd(struct guest *guest)
+int guest_set_backend_fd(struct guest *guest)
 {
 	int pair[2], error;
 
@@ -185,7 +185,7 @@ static int negotiate(struct guest *guest)
 	if (!error)
 		error = negotiate_protocol(guest);
 	if (!error && !is_like(guest, GUEST_LIKE_CLOUD_HYPERVISOR))
-		error = set_backend_fd(guest);
+		error = guest_set_backend_fd(guest);
 	if (!error && is_qemu)
 		error = vhost_order(vhost, VHOST_SET_OWNER);
 	if (!error && is_qemu)
@@ -208,7 +208,7 @@ static uint64_t wanted_features(const struct guest *guest)
 	return features;
 }
 
-static int set_features(struct guest *guest, bool is_forced)
+int guest_set_features(struct guest *guest, bool is_forced)
 {
 	uint64_t features = wanted_features(guest);
 
@@ -217,7 +217,7 @@ static int set_features(struct guest *guest, bool is_forced)
 	return vhost_set_u64(&guest->vhost, VHOST_SET_FEATURES, features);
 }
 
-int guest_attach(struct guest *guest, const char *socket, const void *state, size_t len)
+int guest_dial(struct guest *guest, const char *socket)
 {
 	int error = vhost_connect(socket, guest->options.timeout, &guest->vhost);
 
@@ -228,9 +228,17 @@ int guest_attach(struct guest *guest, const char *socket, const void *state, siz
 		guest->vhost.ack_requests = 0;
 	if (is_like(guest, GUEST_LIKE_QEMU))
 		guest->vhost.ack_requests = vhost_ack_like_qemu;
-	error = negotiate(guest);
+	return 0;
+}
+
+int guest_attach(struct guest *guest, const char *socket, const void *state, size_t len)
+{
+	int error = guest_dial(guest, socket);
+
+	if (!error)
+		error = negotiate(guest);
 	if (!error && state)
-		error = set_features(guest, true);
+		error = guest_set_features(guest, true);
 	if (!error && state)
 		error = vhost_load(&guest->vhost, state, len);
 	return plain(error);
@@ -245,7 +253,7 @@ void guest_detach(struct guest *guest)
 	guest->is_started = false;
 }
 
-static int tell_memory(struct guest *guest)
+int guest_tell_memory(struct guest *guest)
 {
 	const struct memory *memory = &guest->memory;
 	int error = 0;
@@ -348,7 +356,7 @@ static int finish_start(struct guest *guest)
 		error = vhost_set_ring_fd(&guest->vhost, VHOST_SET_VRING_CALL, i,
 					  guest->rings[i].call);
 	if (!error && is_like(guest, GUEST_LIKE_CLOUD_HYPERVISOR))
-		error = set_backend_fd(guest);
+		error = guest_set_backend_fd(guest);
 	return error;
 }
 
@@ -357,11 +365,11 @@ int guest_resume(struct guest *guest)
 	struct vhost *vhost = &guest->vhost;
 	int error;
 
-	error = set_features(guest, !is_like(guest, GUEST_LIKE_CROSVM));
+	error = guest_set_features(guest, !is_like(guest, GUEST_LIKE_CROSVM));
 	for (size_t i = 0; i < guest->n_rings; i++)
 		guest->rings[i].has_event_idx = vhost->features & BIT64(VIRTIO_EVENT_IDX);
 	if (!error)
-		error = tell_memory(guest);
+		error = guest_tell_memory(guest);
 	if (guest->options.is_prefilled)
 		guest_packets_fill(guest);
 	guest->is_starting = true;
@@ -380,7 +388,7 @@ int guest_resume(struct guest *guest)
 	return 0;
 }
 
-static int stop_ring(struct guest *guest, uint32_t index)
+int guest_stop_ring(struct guest *guest, uint32_t index)
 {
 	const struct ring *ring = &guest->rings[index];
 	uint32_t base;
@@ -389,6 +397,7 @@ static int stop_ring(struct guest *guest, uint32_t index)
 	if (error)
 		return error;
 	guest->base[index] = base;
+	guest->has_base = true;
 	guest->stopped_idx[index] = ring_used_idx(ring);
 	/* Nothing may be in flight, so all that was taken was also given back. */
 	if ((uint16_t)base != guest->stopped_idx[index])
@@ -410,7 +419,7 @@ int guest_stop(struct guest *guest)
 		if (!is_qemu && is_enabling)
 			error = vhost_set_ring(&guest->vhost, VHOST_SET_VRING_ENABLE, i, 0);
 		if (!error)
-			error = stop_ring(guest, i);
+			error = guest_stop_ring(guest, i);
 	}
 	if (error)
 		return plain(error);
@@ -418,8 +427,17 @@ int guest_stop(struct guest *guest)
 	if (guest->backend_fd >= 0)
 		guest_in_band_drain(guest);
 	guest->is_started = false;
-	guest->has_base = true;
 	return 0;
+}
+
+void guest_forget_driver(struct guest *guest)
+{
+	guest_connections_drop(guest);
+	for (size_t i = 0; i < guest->n_rings; i++)
+		ring_reset(&guest->rings[i]);
+	guest_packets_reset(guest);
+	memset(guest->base, 0, sizeof(guest->base));
+	guest->has_base = false;
 }
 
 int guest_reset(struct guest *guest)
@@ -428,13 +446,17 @@ int guest_reset(struct guest *guest)
 
 	if (!error && vhost_has(&guest->vhost, VHOST_PROTOCOL_RESET_DEVICE))
 		error = vhost_order(&guest->vhost, VHOST_RESET_DEVICE);
-	guest_connections_drop(guest);
-	for (size_t i = 0; i < guest->n_rings; i++)
-		ring_reset(&guest->rings[i]);
-	guest_packets_reset(guest);
-	memset(guest->base, 0, sizeof(guest->base));
-	guest->has_base = false;
+	guest_forget_driver(guest);
 	return plain(error);
+}
+
+int guest_create(struct guest *guest, const struct guest_options *options)
+{
+	int error = init(guest, options);
+
+	if (error)
+		guest_end(guest);
+	return error;
 }
 
 int guest_start(struct guest *guest, const struct guest_options *options)

@@ -211,6 +211,8 @@ struct guest {
  * If it fails, the guest is ended already and *guest keeps its texts only.
  */
 int guest_start(struct guest *guest, const struct guest_options *options);
+/* Memory and rings alone: the messages are the caller's, see sequence.h. */
+int guest_create(struct guest *guest, const struct guest_options *options);
 void guest_end(struct guest *guest);
 
 /* As a paused VM: every ring disabled and stopped; connections stay. And on again. */

@@ -9,6 +9,14 @@
 
 #include "tests/frontend/guest.h"
 
+/* guest.c: messages, 0, VHOST_E_NACK or negative errno */
+int guest_dial(struct guest *guest, const char *socket); /* connect, and nothing said */
+int guest_set_backend_fd(struct guest *guest);
+int guest_set_features(struct guest *guest, bool is_forced);
+int guest_tell_memory(struct guest *guest);
+int guest_stop_ring(struct guest *guest, uint32_t index);
+void guest_forget_driver(struct guest *guest); /* as one that starts anew; no message */
+
 /* guest_packets.c */
 int guest_packets_init(struct guest *guest);   /* places buffers; rings and options are set */
 void guest_packets_reset(struct guest *guest); /* rings were emptied: all buffers are ours again */

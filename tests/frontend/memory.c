@@ -94,6 +94,19 @@ int memory_add(struct memory *memory, const struct memory_layout *layout)
 	return 0;
 }
 
+int memory_remove_last(struct memory *memory)
+{
+	const struct vhost_region *region = &memory->regions[memory->n_regions - 1];
+
+	if (memory->n_used[memory->n_regions - 1] > 0)
+		return -EBUSY;
+	if (mmap(memory->window + region->guest_address, region->size, PROT_NONE,
+		 MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED, -1, 0) == MAP_FAILED)
+		return -errno;
+	close(memory->fds[--memory->n_regions]);
+	return 0;
+}
+
 uint64_t memory_allocate(struct memory *memory, uint64_t size, uint64_t alignment)
 {
 	for (size_t i = 0; i < memory->n_regions; i++) {

@@ -40,6 +40,9 @@ void memory_end(struct memory *memory);
 /* Add a region of zeroes. 0 or negative errno; regions may not overlap. */
 int memory_add(struct memory *memory, const struct memory_layout *layout);
 
+/* Take away the region that was added last, of which nothing may be in use. */
+int memory_remove_last(struct memory *memory);
+
 /* A zeroed block within one region; its guest address, or 0 if no region has room. */
 uint64_t memory_allocate(struct memory *memory, uint64_t size, uint64_t alignment);
 

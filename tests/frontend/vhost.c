@@ -428,7 +428,9 @@ static int open_state(struct vhost *vhost, bool is_load, int *ret_fd)
 	int own = -1, error;
 	uint64_t reply;
 
-	if (pipe2(pipe_fds, O_CLOEXEC | O_NONBLOCK) < 0)
+	if (vhost->uses_state_sockets
+		    ? socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0, pipe_fds)
+		    : pipe2(pipe_fds, O_CLOEXEC | O_NONBLOCK))
 		return -errno;
 	error = vhost_ask(vhost, VHOST_SET_DEVICE_STATE_FD, transfer, sizeof(transfer),
 			  &pipe_fds[is_load ? 0 : 1], 1, &reply, sizeof(reply), &own);

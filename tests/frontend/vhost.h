@@ -121,6 +121,7 @@ struct vhost {
 	uint64_t ack_requests; /* bit n: set need_reply on request n once REPLY_ACK is negotiated */
 	uint64_t offered_features, features;
 	uint64_t offered_protocol_features, protocol_features;
+	bool uses_state_sockets; /* writable: a socket in place of a pipe for a device state */
 	char error[160];
 };
 

@@ -1,0 +1,249 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+
+/*
+ * Whole lives of a VM, as the messages of each VMM tell them (tests/frontend/sequences):
+ * start, pause, snapshot, restore, hotplug, reboot. What has to be true in between is
+ * looked at in the turns here, which the files call by name.
+ */
+
+#include <errno.h>
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include <cmocka.h>
+
+#include "tests/frontend/sequence.h"
+#include "tests/integration/migration.h"
+
+#define STANDING_PORT 2000
+#define PUSHED_LEN    3000
+
+static struct life {
+	struct setup *setup;
+	struct guest *guest;
+	struct sequence sequence;
+	struct guest_connection *standing; /* goes on from turn to turn; NULL: none */
+	struct host_stream stream;	   /* its other end */
+	size_t n_pushed;		   /* sent by the host program while nothing ran */
+	struct program caller;
+	bool has_caller; /* it waits for the guest to run */
+	uint64_t n_resets;
+} life;
+
+/* ---- turns ---- */
+
+static void take_pushed(void)
+{
+	uint8_t expected[PUSHED_LEN], bytes[PUSHED_LEN];
+
+	if (life.n_pushed == 0)
+		return;
+	pattern_fill(expected, PUSHED_LEN, 9, 0);
+	assert_int_equal(guest_receive_all(life.standing, bytes, PUSHED_LEN, LIMIT), PUSHED_LEN);
+	assert_memory_equal(bytes, expected, PUSHED_LEN);
+	life.n_pushed = 0;
+}
+
+/* What stood goes on, what waited is served, and what is new works. */
+static void on_traffic(void)
+{
+	if (!life.standing)
+		life.standing = setup_connect(life.setup, 0, STANDING_PORT, &life.stream);
+	take_pushed();
+	migration_exchange(life.standing, &life.stream, 20000);
+	if (life.has_caller)
+		program_assert_served(life.guest, &life.caller);
+	life.has_caller = false;
+	migration_assert_connects(life.setup, 0);
+	program_assert_serves(life.setup, life.guest);
+}
+
+static void call_guest(void)
+{
+	if (!life.has_caller)
+		program_call(life.setup, life.guest, &life.caller, 6666);
+	life.has_caller = true;
+}
+
+/* Nothing is written to the rings, and nobody is called, whoever pushes. */
+static void on_silence(void)
+{
+	static uint8_t pushed[PUSHED_LEN];
+	struct guest *guest = life.guest;
+	uint16_t used[GUEST_RINGS];
+
+	for (size_t i = 0; i < guest->n_rings; i++) {
+		ring_clear_call(&guest->rings[i]);
+		used[i] = ring_used_idx(&guest->rings[i]);
+	}
+	if (life.standing && life.n_pushed == 0) {
+		pattern_fill(pushed, PUSHED_LEN, 9, 0);
+		host_stream_send(&life.stream, pushed, PUSHED_LEN, false);
+		life.n_pushed = PUSHED_LEN;
+	}
+	call_guest();
+	assert_int_equal(guest_poll_for(guest, QUIET), 0);
+	for (size_t i = 0; i < guest->n_rings; i++) {
+		assert_false(ring_clear_call(&guest->rings[i]));
+		assert_int_equal(ring_used_idx(&guest->rings[i]), used[i]);
+	}
+	program_assert_held(guest, &life.caller);
+}
+
+/* A program that calls while a state is there and the guest does not run yet. */
+static void on_hold(void)
+{
+	if (life.has_caller)
+		program_end(life.guest, &life.caller); /* it called the VM before */
+	life.has_caller = false;
+	call_guest();
+	assert_int_equal(guest_poll_for(life.guest, QUIET), 0);
+	program_assert_held(life.guest, &life.caller);
+}
+
+static void end_standing(void)
+{
+	assert_int_equal(life.standing->state, GUEST_CLOSED);
+	assert_int_equal(life.standing->error, ECONNRESET);
+	assert_int_equal(guest_wait_until(life.guest, program_has_ended, &life.stream, LIMIT), 0);
+	guest_forget(life.standing);
+	setup_end_stream(life.setup, 0, &life.stream);
+	life.standing = NULL;
+	life.n_pushed = 0;
+}
+
+static bool has_next_reset(void *context)
+{
+	const struct life *one = context;
+
+	return one->guest->n_transport_resets > one->n_resets;
+}
+
+static void on_transport_reset(void)
+{
+	assert_int_equal(guest_wait_until(life.guest, has_next_reset, &life, LIMIT), 0);
+	assert_int_equal(life.guest->n_transport_resets, ++life.n_resets);
+	end_standing();
+}
+
+/* The driver forgot its connections: their other ends are told. */
+static void on_loss(void)
+{
+	end_standing();
+}
+
+/* The driver still believes in a connection of another time. */
+static void on_stale(void)
+{
+	assert_int_equal(guest_send_all(life.standing, "x", 1, LIMIT), 0);
+	assert_int_equal(guest_wait_state(life.standing, GUEST_CLOSED, LIMIT), 0);
+	end_standing();
+}
+
+static void on_marked(void)
+{
+	size_t n = 0;
+
+	assert_non_null(life.sequence.log);
+	for (size_t i = 0; i < life.sequence.log_len; i++)
+		n += life.sequence.log[i] != 0;
+	assert_true(n > 0);
+}
+
+static int take_turn(void *context, const char *name)
+{
+	static const struct {
+		const char *name;
+		void (*take)(void);
+	} turns[] = {
+		{"traffic", on_traffic},
+		{"silence", on_silence},
+		{"hold", on_hold},
+		{"loss", on_loss},
+		{"stale", on_stale},
+		{"marked", on_marked},
+		{"transport-reset", on_transport_reset},
+	};
+
+	(void)context;
+	for (size_t i = 0; i < sizeof(turns) / sizeof(turns[0]); i++) {
+		if (strcmp(turns[i].name, name) != 0)
+			continue;
+		turns[i].take();
+		return 0;
+	}
+	return -EINVAL;
+}
+
+/* ---- lives ---- */
+
+static int start(void **state)
+{
+	*state = calloc(1, sizeof(struct setup));
+	assert_non_null(*state);
+	setup_start(*state, 1, NULL, NULL);
+	return 0;
+}
+
+static void play(struct setup *setup, const char *name)
+{
+	const char *directory = getenv("SEQUENCES");
+	struct guest *guest = &setup->guests[0];
+	struct guest_options options = {.cid = setup_cid(0)};
+	char path[512];
+	int error;
+
+	if (!directory)
+		fail_msg("SEQUENCES is to name the directory");
+	snprintf(path, sizeof(path), "%s/%s.txt", directory, name);
+	life = (struct life){.setup = setup, .guest = guest};
+	assert_int_equal(sequence_open(path, &life.sequence), 0);
+	options.style = life.sequence.style;
+	assert_int_equal(guest_create(guest, &options), 0);
+	setup->has_guest[0] = true;
+	error = sequence_play(&life.sequence, guest, setup->sockets[0], take_turn, NULL);
+	if (error)
+		fail_msg("%s, %s: %d %s%s", name, life.sequence.where, error,
+			 vhost_error(&guest->vhost), guest_violations(guest));
+	assert_null(life.has_caller ? &life.caller : NULL);
+	if (life.standing)
+		setup_end_stream(setup, 0, &life.stream);
+	sequence_close(&life.sequence);
+}
+
+static void test_qemu_starts_stops_plugs_reboots_and_quits(void **state)
+{
+	play(*state, "qemu");
+}
+
+static void test_qemu_logs_moves_fails_to_move_and_arrives(void **state)
+{
+	play(*state, "qemu-migration");
+}
+
+static void test_crosvm_sleeps_wakes_is_saved_and_restored(void **state)
+{
+	play(*state, "crosvm");
+}
+
+static void test_cloud_hypervisor_pauses_is_saved_resumed_and_restored(void **state)
+{
+	play(*state, "cloud-hypervisor");
+}
+
+#define LIFE(name) cmocka_unit_test_setup_teardown(name, start, migration_end)
+
+int main(void)
+{
+	const struct CMUnitTest tests[] = {
+		LIFE(test_qemu_starts_stops_plugs_reboots_and_quits),
+		LIFE(test_qemu_logs_moves_fails_to_move_and_arrives),
+		LIFE(test_crosvm_sleeps_wakes_is_saved_and_restored),
+		LIFE(test_cloud_hypervisor_pauses_is_saved_resumed_and_restored),
+	};
+
+	return cmocka_run_group_tests(tests, NULL, NULL);
+}
