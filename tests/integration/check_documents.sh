@@ -177,6 +177,27 @@ for test in $(grep -o 'tests/[a-z_/]*\.[a-z]*' "$sandbox_page" | sort -u); do
 	[ -e "$root/$test" ] || complain "$sandbox_page names $test, which does not exist"
 done
 
+# Messages of a worker with the number of their fds, and requests to the spawner.
+ipc_page=$root/man/vsockd-ipc.7
+tr -d '\n' <"$root/ipc/message.c" | grep -o 'RULE([A-Z_]*,[^)]*)' |
+	sed -n 's/.*"\([A-Za-z]*\)".*,[ 	]*\([01]\), \([01]\))$/\1 \2 \3/p' |
+	sed 's/ 0 0$//; s/ 1 1$/ 1/; s/ 0 1$/ 0 or 1/' | LC_ALL=C sort >"$work/sent"
+awk '/^\.Sh / { section = substr($0, 5) }
+	section == "THE FRONT AND A WORKER" && /^\.It Ic / { print substr($0, 5) }' "$ipc_page" |
+	sed 's/ , /\n/g' | sed 's/^Ic //; s/ Pq / /' | LC_ALL=C sort >"$work/in_page"
+[ -s "$work/sent" ] || complain "no messages were found in ipc/message.c"
+diff "$work/sent" "$work/in_page" >"$work/difference" ||
+	complain "messages and their fds: ipc/message.c (<) and $ipc_page (>) differ:
+$(cat "$work/difference")"
+sed -n '/^enum spawner_request_kind {/,/^}/s/^	SPAWNER_\([A-Z_]*\) = .*/\1/p' \
+	"$root/broker/spawner.h" | LC_ALL=C sort >"$work/sent"
+awk '/^\.Sh / { section = substr($0, 5) }
+	section == "THE FRONT AND THE SPAWNER" && /^\.It Ic / { print $3 }' "$ipc_page" |
+	LC_ALL=C sort >"$work/in_page"
+[ -s "$work/sent" ] || complain "no requests were found in broker/spawner.h"
+compare "$work/sent" "$work/in_page" "is a request to the spawner, but not in $ipc_page"
+compare "$work/in_page" "$work/sent" "stands in $ipc_page, but is no request to the spawner"
+
 for each in "$root"/man/*.[1-9]; do
 	grep -q "'${each##*/}'" "$root/man/meson.build" || complain "$each is not installed"
 done
