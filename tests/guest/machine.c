@@ -118,6 +118,10 @@ static pid_t start_qemu(const struct machine *machine, const struct qemu *qemu)
 {
 	/* The emulated processor with the fewest features is twice as fast as the one with all. */
 	const char *processor = strcmp(machine->accelerator, "kvm") ? "qemu64" : "host";
+	/*
+	 * no_timer_check: an emulated processor that gets no time on a busy machine makes
+	 * the kernel take its timer for a broken one.
+	 */
 	/* clang-format off */
 	const char *argv[] = {
 		"qemu-system-x86_64", "-nodefaults", "-no-user-config",
@@ -133,7 +137,7 @@ static pid_t start_qemu(const struct machine *machine, const struct qemu *qemu)
 		"-device", "vhost-user-vsock-pci,chardev=vsock",
 		"-kernel", machine->kernel,
 		"-initrd", machine->initramfs,
-		"-append", "console=ttyS0 quiet",
+		"-append", "console=ttyS0 quiet no_timer_check",
 		NULL,
 	};
 	/* clang-format on */
