@@ -286,7 +286,7 @@ int configuration_read_file(const char *path, struct configuration_file *ret,
 {
 	struct configuration_file file = {.n_vms = 0};
 	unsigned char *bytes = malloc(FILE_LEN_MAX + 1);
-	size_t len;
+	size_t len = 0;
 	int r;
 
 	if (!bytes)

@@ -243,7 +243,7 @@ int configuration_read_vm(struct vm_arguments *arguments, struct vm_configuratio
 		{KEY_MAX_HANDSHAKES, &vm->max_handshakes},
 		{KEY_WAIT, &vm->wait_s},
 	};
-	uint64_t fd;
+	uint64_t fd = 0;
 	int r;
 
 	r = read_number(arguments, KEY_GUEST_CID, &vm->guest_cid, ret_error);
@@ -274,7 +274,7 @@ int configuration_read_vm(struct vm_arguments *arguments, struct vm_configuratio
 	if (r)
 		return r;
 	for (size_t i = 0; i < sizeof(numbers) / sizeof(numbers[0]); i++) {
-		uint64_t number;
+		uint64_t number = 0;
 
 		r = read_number(arguments, numbers[i].key, &number, ret_error);
 		if (r)

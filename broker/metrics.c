@@ -240,11 +240,20 @@ static void next_sample(const struct front *front, struct metrics_position *posi
 		next_device(front, position);
 }
 
+/* Places of VMs that have gone. */
+static void skip_absent(const struct front *front, struct metrics_position *position)
+{
+	while (position->family < N_FAMILIES && position->line == LINE_SAMPLES &&
+	       !device_is_present(&front->devices[position->device]))
+		next_device(front, position);
+}
+
 bool metrics_line(const struct front *front, struct metrics_position *position,
 		  char line[static METRICS_LINE_MAX])
 {
 	const struct family *family;
 
+	skip_absent(front, position);
 	if (position->family > N_FAMILIES)
 		return false;
 	if (position->family == N_FAMILIES) {
@@ -259,10 +268,6 @@ bool metrics_line(const struct front *front, struct metrics_position *position,
 	} else if (position->line == LINE_HELP) {
 		snprintf(line, METRICS_LINE_MAX, "# HELP %s %s\n", family->name, family->help);
 		position->line = LINE_SAMPLES;
-	} else if (!device_is_present(&front->devices[position->device])) {
-		/* A place of a VM that has gone. */
-		next_device(front, position);
-		return metrics_line(front, position, line);
 	} else {
 		print_sample(&front->devices[position->device], family,
 			     &family->samples[position->sample], line);

@@ -215,7 +215,7 @@ static bool list_addresses(struct plan *plan)
 
 static struct address *find_address(const struct plan *plan, size_t place, size_t number)
 {
-	struct address key;
+	struct address key = {.place = place};
 
 	sockets_print(&plan->next.vms[place], number, key.text);
 	return bsearch(&key, plan->addresses, plan->n_addresses, sizeof(key), compare_addresses);

@@ -117,7 +117,7 @@ static int insert_region(struct session *session, struct session_region *table, 
 int session_on_set_mem_table(struct session *session, const struct session_incoming *incoming)
 {
 	const uint8_t *at = incoming->message->payload + sizeof(struct vhost_user_memory);
-	struct session_region table[SESSION_REGIONS_MAX], region;
+	struct session_region table[SESSION_REGIONS_MAX] = {0}, region = {0};
 	struct vhost_user_region wire;
 	size_t n_table = 0, index;
 	int status;
@@ -148,8 +148,8 @@ int session_on_get_max_mem_slots(struct session *session, const struct session_i
 int session_on_add_mem_reg(struct session *session, const struct session_incoming *incoming)
 {
 	struct vhost_user_single_region single;
-	struct session_region region;
-	size_t index;
+	struct session_region region = {0};
+	size_t index = 0;
 	int status;
 
 	memcpy(&single, incoming->message->payload, sizeof(single));

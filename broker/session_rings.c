@@ -185,7 +185,7 @@ static int start_ring(struct session *session, uint32_t index)
 
 int session_on_set_vring_kick(struct session *session, const struct session_incoming *incoming)
 {
-	uint32_t index;
+	uint32_t index = 0;
 	int status = set_ring_fd(session, incoming, SESSION_KICK, &index);
 
 	if (status < 0)
@@ -223,7 +223,7 @@ int session_on_set_backend_req_fd(struct session *session, const struct session_
 static int set_and_tell(struct session *session, const struct session_incoming *incoming,
 			enum session_ring_fd which)
 {
-	uint32_t index;
+	uint32_t index = 0;
 	int status = set_ring_fd(session, incoming, which, &index);
 
 	if (status < 0 || !session->operations->ring_fd_set)

@@ -191,8 +191,8 @@ int client_receive(const struct client *client, const Control__Reply **ret_reply
 int client_ask(const char *path, const Control__Request *request,
 	       void (*take)(void *context, const Control__Reply *reply), void *context)
 {
-	const Control__Reply *reply;
-	struct client client;
+	const Control__Reply *reply = NULL;
+	struct client client = {.socket = -1};
 	int r = client_open(path, &client);
 
 	if (r != 0)
