@@ -429,8 +429,11 @@ int sequence_play(struct sequence *sequence, struct guest *guest, const char *so
 		snprintf(sequence->where, sizeof(sequence->where), "line %u: %s", ++n_line, line);
 		if (!split(line, &step))
 			error = -EINVAL;
-		else if (step.n_words > 0)
-			error = take(&player, &step);
+		if (error || step.n_words == 0)
+			continue;
+		if (sequence->before)
+			sequence->before(context);
+		error = take(&player, &step);
 	}
 	free(text);
 	return error;

@@ -38,6 +38,7 @@ struct sequence {
 	uint8_t *log; /* of the dirty log that was told last; NULL: none */
 	size_t log_len;
 	char where[160]; /* the step under way, for a complaint */
+	void (*before)(void *context); /* writable: called before each step, if not NULL */
 };
 
 /* 0 or negative errno: -EINVAL when it names no style. */
@@ -45,9 +46,9 @@ int sequence_open(const char *path, struct sequence *ret);
 void sequence_close(struct sequence *sequence);
 
 /*
- * Play it with a guest that guest_create() made with the sequence's style. 0, what
- * turn() returned if that is not 0, or what the message failed with; sequence->where
- * says at which step.
+ * Play it with a guest that guest_create() made with the sequence's style. The context
+ * is turn()'s and before()'s. 0, what turn() returned if that is not 0, or what the
+ * message failed with; sequence->where says at which step.
  */
 int sequence_play(struct sequence *sequence, struct guest *guest, const char *socket,
 		  int (*turn)(void *context, const char *name), void *context);
