@@ -19,6 +19,7 @@ enum orders_when {
 	ORDERS_AS_SPARE,     /* right after Ready */
 	ORDERS_AT_COMMAND,   /* number `command` since Assign, which is 0, before Done */
 	ORDERS_AT_HANDOVER,  /* it is to stop for a successor, before it does; see n_done */
+	ORDERS_AT_TOLD,	     /* it has stopped, and is to say message `command` of its device */
 	ORDERS_AT_ACCEPTED,  /* a host program was handed over; no Done is awaited */
 };
 
