@@ -185,8 +185,10 @@ const char *notify_message(struct device *device, const Vsockd__Notify *notify)
 
 void notify_failed(struct device *device)
 {
+	/* Of rings that the front-end has: QEMU keeps ring 2. */
 	for (uint32_t i = 0; i < SESSION_RINGS; i++)
-		if (session_is_in_band(&device->session, i, SESSION_ERR))
+		if (device->session.rings[i].has_addresses &&
+		    session_is_in_band(&device->session, i, SESSION_ERR))
 			device->notify.errors |= UINT32_C(1) << i;
 	notify_flush(device);
 }

@@ -27,6 +27,9 @@
 /* Long enough for a wrong thing to happen, short enough to wait for nothing. */
 #define NOTHING_HAPPENS 50
 
+/* Workers that may die in a row, see vsockd-migration(7). */
+#define DEATHS_MAX 8
+
 /* Far from any index that the device has reached. */
 #define STALE 0x7a7a
 
@@ -369,6 +372,27 @@ static void test_a_broken_ring_is_told_in_band(void **state)
 	assert_string_equal(guest_violations(guest), "");
 }
 
+/* There is no worker any more that could say it: the front does. */
+static void test_a_device_that_failed_is_told_in_band(void **state)
+{
+	struct setup *setup = *state;
+	struct guest *guest = start_guest(setup, (struct guest_options){0});
+	int64_t deadline = deadline_in(LIMIT);
+
+	for (unsigned int i = 0; i < DEATHS_MAX; i++)
+		assert_int_equal(daemon_kill(setup_worker(setup, 0), LIMIT), 0);
+	assert_int_equal(daemon_wait_log(&setup->daemon, "device failed", LIMIT), 0);
+	while (guest->n_ring_errors < guest->n_rings) {
+		assert_true(deadline_left(deadline) > 0);
+		assert_true(guest_poll(guest, 10) >= 0);
+	}
+	assert_int_equal(guest->n_ring_errors, guest->n_rings);
+	assert_string_equal(guest_violations(guest), "");
+	setup_end_guest(setup, 0);
+	start_guest(setup, (struct guest_options){0});
+	transfer_all(setup, 0, 1000, 300 * KIB);
+}
+
 /* A front-end that does not read costs one message a ring, and is told when it does. */
 static void test_a_front_end_that_does_not_read_is_not_waited_for(void **state)
 {
@@ -535,6 +559,7 @@ int main(void)
 		IN_BAND_VM(test_an_eventfd_may_take_the_place_of_messages),
 		IN_BAND_VM(test_polling_may_take_the_place_of_messages),
 		IN_BAND_VM(test_a_broken_ring_is_told_in_band),
+		IN_BAND_VM(test_a_device_that_failed_is_told_in_band),
 		IN_BAND_VM(test_a_front_end_that_does_not_read_is_not_waited_for),
 		IN_BAND_VM(test_the_back_end_channel_may_be_replaced),
 		IN_BAND_VM(test_a_worker_that_dies_has_a_successor_that_notifies_in_band),
