@@ -111,104 +111,6 @@ static bool has_ended(void *context)
 	return stream->is_ended || stream->error;
 }
 
-/* ---- load ---- */
-
-#define N_STREAMS 64
-
-static void step_all(struct transfer *transfers, uint32_t n)
-{
-	for (uint32_t i = 0; i < n; i++)
-		transfer_step(&transfers[i], 0);
-}
-
-static bool are_done(const struct transfer *transfers)
-{
-	for (uint32_t i = 0; i < N_STREAMS; i++)
-		if (transfers[i].n_to_guest < transfers[i].len ||
-		    transfers[i].stream.n_received < transfers[i].len)
-			return false;
-	return true;
-}
-
-/*
- * Some host programs read only in between two replacements, so that bytes wait in
- * the buffers, and so that it does not come to an end before there were some.
- */
-static void pause_some(struct transfer *transfers, uint32_t n_replaced)
-{
-	for (uint32_t i = 0; i < N_STREAMS; i += 3)
-		host_stream_pause(&transfers[i].stream,
-				  n_replaced < 8 && (n_replaced + i) % 4 != 0);
-}
-
-static void test_streams_under_load_lose_no_byte_over_many_replacements(void **state)
-{
-	struct setup *setup = *state;
-	struct guest *guest = setup_guest(setup, 0, (struct guest_options){.queue_size = 256});
-	struct transfer *transfers = calloc(N_STREAMS, sizeof(struct transfer));
-	int64_t deadline = deadline_in(8 * LIMIT);
-	pid_t first = setup_worker(setup, 0);
-	struct replacer replacer;
-
-	assert_non_null(transfers);
-	for (uint32_t i = 0; i < N_STREAMS; i++)
-		transfer_start(&transfers[i], setup, 0, 1000 + i, 600 * KIB);
-	replacer_start(&replacer, setup, guest, setup_cid(0), UINT32_MAX);
-	while (!are_done(transfers)) {
-		if (deadline_left(deadline) == 0)
-			fail_msg("it does not come to an end, after %u replacements",
-				 replacer.n_good);
-		pause_some(transfers, replacer.n_good);
-		step_all(transfers, N_STREAMS);
-	}
-	replacer.n_left = 0;
-	for (uint32_t i = 0; i < N_STREAMS; i++) {
-		host_stream_pause(&transfers[i].stream, false);
-		transfer_finish(&transfers[i]);
-	}
-	while (!replacer_is_done(&replacer))
-		assert_true(guest_poll(guest, LIMIT) > 0);
-	replacer_end(&replacer, guest);
-	if (replacer.n_failed > 0)
-		fail_msg("%s", replacer.failure);
-	assert_true(replacer.n_good >= 5);
-	wait_other_worker(setup, 0, first);
-	free(transfers);
-}
-
-/*
- * Round after round of connections that are opened, filled both ways and closed, while
- * one worker follows the other; the bytes are those of transfer.h, looked at one by one.
- */
-static void test_some_hundred_replacements_lose_nothing_of_what_comes_and_goes(void **state)
-{
-	enum { N_REPLACEMENTS = 300 };
-	struct setup *setup = *state;
-	struct guest *guest = setup_guest(setup, 0, (struct guest_options){.queue_size = 256});
-	struct transfer *transfers = calloc(N_STREAMS, sizeof(struct transfer));
-	int64_t deadline = deadline_in(12 * LIMIT);
-	struct replacer replacer;
-
-	assert_non_null(transfers);
-	replacer_start(&replacer, setup, guest, setup_cid(0), N_REPLACEMENTS);
-	while (!replacer_is_done(&replacer)) {
-		for (uint32_t i = 0; i < N_STREAMS; i++)
-			transfer_start(&transfers[i], setup, 0, 1000 + i, 200 * KIB);
-		while (!are_done(transfers)) {
-			if (deadline_left(deadline) == 0)
-				fail_msg("only %u replacements", replacer.n_good);
-			step_all(transfers, N_STREAMS);
-		}
-		for (uint32_t i = 0; i < N_STREAMS; i++)
-			transfer_finish(&transfers[i]);
-	}
-	replacer_end(&replacer, guest);
-	if (replacer.n_failed > 0)
-		fail_msg("%s", replacer.failure);
-	assert_int_equal(replacer.n_good, N_REPLACEMENTS);
-	free(transfers);
-}
-
 /* A thousand connections and more, most of them idle. */
 static void test_a_large_table_goes_along(void **state)
 {
@@ -652,8 +554,6 @@ static int end_with_copy(void **state)
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
-		ONE(test_streams_under_load_lose_no_byte_over_many_replacements),
-		ONE(test_some_hundred_replacements_lose_nothing_of_what_comes_and_goes),
 		ONE(test_a_large_table_goes_along),
 		ONE(test_a_handshake_goes_on_where_it_was),
 		ONE(test_a_guest_may_answer_another_worker_than_asked_it),
