@@ -151,14 +151,21 @@ static void close_many(const int *fds)
 		close(fds[i]);
 }
 
-static int begin_tight_save(struct vhost *vhost)
+/* Through a pipe of one page, or a socket that takes less; who writes to either may block. */
+static int begin_tight_save(struct vhost *vhost, bool is_socket)
 {
 	uint32_t payload[2] = {SAVE, 0};
+	int fds[2], least = 1;
 	uint64_t answer;
-	int fds[2];
 
-	assert_int_equal(pipe2(fds, O_CLOEXEC), 0);
-	assert_int_equal(fcntl(fds[1], F_SETPIPE_SZ, PAGE), PAGE);
+	if (is_socket) {
+		assert_int_equal(socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, fds), 0);
+		assert_int_equal(setsockopt(fds[1], SOL_SOCKET, SO_SNDBUF, &least, sizeof(least)),
+				 0);
+	} else {
+		assert_int_equal(pipe2(fds, O_CLOEXEC), 0);
+		assert_int_equal(fcntl(fds[1], F_SETPIPE_SZ, PAGE), PAGE);
+	}
 	assert_int_equal(vhost_ask(vhost, VHOST_SET_DEVICE_STATE_FD, payload, sizeof(payload),
 				   &fds[1], 1, &answer, sizeof(answer), NULL),
 			 0);
@@ -167,30 +174,35 @@ static int begin_tight_save(struct vhost *vhost)
 	return fds[0];
 }
 
-static void test_a_reader_that_does_not_read_stops_nobody_else(void **state)
+static void leave_unread(struct setup *setup, bool is_socket)
 {
 	static int fds[MANY];
-	struct setup *setup = *state;
 	struct guest *guest = migration_start_guest(setup);
 	uint64_t features;
 	int fd;
 
-	setup_guest(setup, 1, (struct guest_options){0});
 	connect_many(setup, fds);
 	assert_int_equal(guest_stop(guest), 0);
-	fd = begin_tight_save(&guest->vhost);
+	fd = begin_tight_save(&guest->vhost, is_socket);
 	migration_assert_connects(setup, 1);
 	assert_int_equal(vhost_get_u64(&guest->vhost, VHOST_GET_FEATURES, &features), 0);
 	assert_int_equal(migration_read(fd), EMPTY_LEN + 16 * MANY);
 	assert_int_equal(migration_check(&guest->vhost), GOOD);
 
 	/* And one that never will. */
-	fd = begin_tight_save(&guest->vhost);
+	fd = begin_tight_save(&guest->vhost, is_socket);
 	assert_int_equal(vhost_get_u64(&guest->vhost, VHOST_GET_FEATURES, &features), 0);
 	setup_end_guest(setup, 0);
 	migration_assert_connects(setup, 1);
 	close(fd);
 	close_many(fds);
+}
+
+static void test_a_reader_that_does_not_read_stops_nobody_else(void **state)
+{
+	setup_guest(*state, 1, (struct guest_options){0});
+	leave_unread(*state, false);
+	leave_unread(*state, true);
 }
 
 /* A saving that never ends is no reason to hold anybody once the rings run again. */
@@ -203,7 +215,7 @@ static void test_a_front_end_that_asks_no_further_is_not_held_up(void **state)
 
 	connect_many(setup, fds);
 	assert_int_equal(guest_stop(guest), 0);
-	fd = begin_tight_save(&guest->vhost);
+	fd = begin_tight_save(&guest->vhost, false);
 	migration_resume(guest);
 	migration_assert_connects(setup, 0);
 	program_assert_serves(setup, guest);
@@ -219,7 +231,7 @@ static void test_a_reader_that_leaves_makes_the_saving_fail(void **state)
 
 	connect_many(setup, fds);
 	assert_int_equal(guest_stop(guest), 0);
-	close(begin_tight_save(&guest->vhost));
+	close(begin_tight_save(&guest->vhost, false));
 	assert_int_equal(migration_check(&guest->vhost), BAD);
 	assert_true(daemon_log_has(&setup->daemon, "the pipe broke"));
 	assert_int_equal(migration_save(&guest->vhost, false), EMPTY_LEN + 16 * MANY);
@@ -504,7 +516,7 @@ static void test_a_worker_that_dies_while_it_saves_makes_check_fail(void **state
 
 	connect_many(setup, fds);
 	assert_int_equal(guest_stop(guest), 0);
-	fd = begin_tight_save(&guest->vhost);
+	fd = begin_tight_save(&guest->vhost, false);
 	assert_int_equal(daemon_kill(setup_worker(setup, 0), LIMIT), 0);
 	assert_int_equal(migration_check(&guest->vhost), BAD);
 	close(fd);
