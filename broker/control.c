@@ -50,6 +50,11 @@ static const struct control_row rows[] = {
 	 .is_logged = true,
 	 .run = control_log_level},
 	{.number = CONTROL_CONNECT, .name = "connect", .is_logged = true, .run = control_connect},
+	{.number = CONTROL_CAPTURE,
+	 .name = "capture",
+	 .is_logged = true,
+	 .run = control_capture,
+	 .end = control_end_capture},
 	{.number = CONTROL_SUSPEND, .name = "suspend", .is_logged = true, .run = control_suspend},
 	{.number = CONTROL_RESUME, .name = "resume", .is_logged = true, .run = control_resume},
 	{.number = CONTROL_LISTEN, .name = "listen", .is_logged = true, .run = control_listen},
@@ -122,12 +127,12 @@ struct device *control_device(struct front *front, struct control_client *client
 /* ---- pairs of sockets ---- */
 
 void control_request_pair(struct front *front, struct control_client *client,
-			  const struct device *device)
+			  const struct device *device, enum control_pair type)
 {
 	if (client->awaits_pair || client->has_pair)
 		return;
-	client->awaits_pair =
-		front_request_pair(front, device, (uint16_t)(client - front->control->clients));
+	client->awaits_pair = front_request_pair(
+		front, device, (uint16_t)(client - front->control->clients), (uint32_t)type);
 	client->pair_number = client->awaits_pair ? ++front->control->n_pairs_asked : 0;
 }
 

@@ -100,13 +100,18 @@ bool control_refuse(struct control_client *client, int status, const char *forma
 /* The VM that the request names; NULL: there is none, and control_refuse() was called. */
 struct device *control_device(struct front *front, struct control_client *client);
 
+enum control_pair {
+	CONTROL_PAIR_STREAM = 1,
+	CONTROL_PAIR_PACKETS = 2,
+};
+
 /*
  * Ask for a pair of sockets, one end for the device and one for the client; then
  * look at has_pair and pair_error. The fds are closed with the command unless they
  * are taken.
  */
 void control_request_pair(struct front *front, struct control_client *client,
-			  const struct device *device);
+			  const struct device *device, enum control_pair type);
 
 /* Who connected to a socket, or made the listener that it is connected to; 0: unknown. */
 uint32_t control_peer(int socket);
@@ -121,6 +126,8 @@ bool control_log_level(struct front *front, struct control_client *client);
 /* control_streams.c */
 bool control_connect(struct front *front, struct control_client *client);
 bool control_listen(struct front *front, struct control_client *client);
+bool control_capture(struct front *front, struct control_client *client);
+void control_end_capture(struct front *front, struct control_client *client);
 /* control_replace.c */
 bool control_replace(struct front *front, struct control_client *client);
 /* control_status.c */

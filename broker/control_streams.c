@@ -56,7 +56,7 @@ bool control_connect(struct front *front, struct control_client *client)
 		return control_refuse(client, -ECONNREFUSED, "VM %" PRIu64 ": %s",
 				      client->request.cid, reason);
 	/* As programs at the uds-path wait in the backlog while the guest cannot be asked. */
-	control_request_pair(front, client, device);
+	control_request_pair(front, client, device, CONTROL_PAIR_STREAM);
 	if (!client->has_pair || !device_listens_to_host(device))
 		return false;
 	if (client->pair_error != 0)
@@ -82,4 +82,58 @@ bool control_listen(struct front *front, struct control_client *client)
 				      client->request.cid, client->request.port);
 	client->cursor = 1;
 	return false;
+}
+
+/* ---- capture ---- */
+
+/* The worker's end stays here: each worker of the VM gets a duplicate. */
+static void begin_capture(struct device *device, struct control_client *client)
+{
+	device->capture = (struct device_capture){
+		.number = client->serial,
+		.fd = client->pair[0],
+		.payload_max = client->request.number,
+	};
+	client->cursor = 1;
+	device_update(device);
+}
+
+bool control_capture(struct front *front, struct control_client *client)
+{
+	struct device *device = control_device(front, client);
+
+	if (!device)
+		return true;
+	if (client->cursor == 0 && device->capture.number != 0)
+		return control_refuse(client, -EBUSY, "somebody else captures VM %" PRIu64,
+				      client->request.cid);
+	/* Another VM of that CID may have come with a reload. */
+	if (client->cursor != 0 && device->capture.number != client->serial)
+		return control_refuse(client, -ENOENT, "VM %" PRIu64 " was removed",
+				      client->request.cid);
+	control_request_pair(front, client, device, CONTROL_PAIR_PACKETS);
+	if (!client->has_pair)
+		return false;
+	if (client->pair_error != 0)
+		return control_refuse(client, -client->pair_error, "a pair of sockets: %s",
+				      strerror(client->pair_error));
+	if (client->cursor == 0)
+		begin_capture(device, client);
+	if (client->cursor == 1 && say_stream(front, client)) {
+		close(take_end(client, 1));
+		client->cursor = 2;
+	}
+	return false;
+}
+
+void control_end_capture(struct front *front, struct control_client *client)
+{
+	for (size_t i = 0; i < front->n_devices; i++) {
+		struct device *device = &front->devices[i];
+
+		if (device->capture.number != client->serial)
+			continue;
+		device->capture = (struct device_capture){.fd = -1};
+		device_update(device);
+	}
 }

@@ -256,6 +256,7 @@ void device_replace_worker(struct device *device)
 	device->worker = NULL;
 	device->told_quarantine = false;
 	device->told_suspended = false;
+	device->told_capture = 0;
 	memset(device->was_running, 0, sizeof(device->was_running));
 }
 
@@ -279,6 +280,7 @@ static void close_session(struct device *device, const char *why)
 	device->sync = (struct sync){0};
 	device->told_quarantine = false;
 	device->told_suspended = false;
+	device->told_capture = 0;
 	device->had_event_ring = false;
 	memset(device->was_running, 0, sizeof(device->was_running));
 	memset(device->was_stopped, 0, sizeof(device->was_stopped));
@@ -333,6 +335,7 @@ void device_worker_died(struct device *device)
 	device->n_lost++;
 	device->told_quarantine = false;
 	device->told_suspended = false;
+	device->told_capture = 0;
 	if (!device->has_frontend || device->has_failed)
 		return;
 	restore_worker_died(device);
@@ -717,6 +720,7 @@ void device_update(struct device *device)
 		restore_update(device, device_rings_run(device) && device_is_settled(device));
 	sync_quarantine(device);
 	sync_suspension(device);
+	sync_capture(device);
 	notify_discard(device);
 	notify_flush(device);
 	siblings_update(device);

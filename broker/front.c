@@ -206,13 +206,14 @@ bool front_request_log_level(struct front *front, int level)
 	return send_request(front, &request);
 }
 
-bool front_request_pair(struct front *front, const struct device *device, uint16_t client)
+bool front_request_pair(struct front *front, const struct device *device, uint16_t client,
+			uint32_t type)
 {
 	struct spawner_request request = {
 		.kind = SPAWNER_PAIR,
 		.device = device->index,
 		.number = device->index,
-		.type = 1,
+		.type = type,
 		.token = (uint64_t)device->index << 48 | (uint64_t)client << 32 | TOKEN_OF_CLIENT,
 	};
 

@@ -88,6 +88,7 @@ enum step_kind {
 	STEP_LOG_SET,
 	STEP_LOG_FD,
 	STEP_QUARANTINE,
+	STEP_CAPTURE,
 	STEP_STATE, /* number: 1 to load, 0 to save */
 	STEP_RESET,
 	STEP_FAIL,
@@ -104,9 +105,9 @@ struct step {
 	uint32_t number;
 };
 
-/* Assign, features, log, quarantine or pool, suspension, regions, commit, four a ring, and what is
- * pending. */
-#define STEPS_MAX (6 + SESSION_REGIONS_MAX + 1 + 4 * SESSION_RINGS + 4)
+/* Assign, features, log, quarantine or pool, suspension, capture, regions, commit, four a ring, and
+ * what is pending. */
+#define STEPS_MAX (7 + SESSION_REGIONS_MAX + 1 + 4 * SESSION_RINGS + 4)
 
 struct sync {
 	bool is_of_successor; /* who is told; else the worker */
@@ -220,6 +221,13 @@ struct pauses {
 	uint64_t us; /* all together */
 };
 
+/* Who looks at the packets; a worker is told, and each that comes after it. */
+struct device_capture {
+	uint32_t number; /* the client's serial; 0: nobody */
+	int fd;		 /* the client's, as the rest */
+	uint32_t payload_max;
+};
+
 struct device {
 	struct front *front;
 	const struct vm_configuration *configuration; /* guest_cid 0: there is no such VM */
@@ -248,13 +256,15 @@ struct device {
 	struct notify notify;
 	int discarded; /* a former notify.fd that waits for a worker; -1: none */
 	struct handover handover;
-	bool is_suspended;		 /* by the operator; outlives the session */
-	bool will_suspend;		 /* what it was told last */
-	bool told_suspended;		 /* what it has confirmed */
-	bool told_quarantine;		 /* the same */
-	bool had_event_ring;		 /* ring 2 was started in this session */
-	bool was_running[SESSION_RINGS]; /* a worker has started the ring */
-	bool was_stopped[SESSION_RINGS]; /* GET_VRING_BASE gave: */
+	bool is_suspended;    /* by the operator; outlives the session */
+	bool will_suspend;    /* what it was told last */
+	bool told_suspended;  /* what it has confirmed */
+	bool told_quarantine; /* the same */
+	struct device_capture capture;
+	uint32_t will_capture, told_capture; /* as with suspension; the number */
+	bool had_event_ring;		     /* ring 2 was started in this session */
+	bool was_running[SESSION_RINGS];     /* a worker has started the ring */
+	bool was_stopped[SESSION_RINGS];     /* GET_VRING_BASE gave: */
 	uint32_t stopped_at[SESSION_RINGS];
 	uint32_t n_deaths; /* in a row */
 	uint32_t n_lost;   /* workers, since the start; some of them by their filter: */
@@ -345,7 +355,8 @@ bool front_request_log_level(struct front *front, int level);
  * A pair of sockets for a device and a client of the control socket, control_paired()
  * is the answer. false: not now.
  */
-bool front_request_pair(struct front *front, const struct device *device, uint16_t client);
+bool front_request_pair(struct front *front, const struct device *device, uint16_t client,
+			uint32_t type);
 
 /* workers.c */
 struct worker *workers_take_spare(struct front *front);
@@ -566,6 +577,7 @@ void sync_complete(struct device *device, int status);
 void sync_quarantine(struct device *device);
 /* The same of a suspension. */
 void sync_suspension(struct device *device);
+void sync_capture(struct device *device);
 extern const struct session_operations sync_operations;
 /* A new worker: everything that the session holds. */
 void sync_begin(struct device *device);

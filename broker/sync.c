@@ -81,6 +81,8 @@ static void add_session(struct device *device, enum step_kind own)
 	/* Before any ring is started. */
 	if (device_is_suspended(device))
 		add_step(sync, STEP_SUSPEND, 0);
+	if (device->capture.number != 0)
+		add_step(sync, STEP_CAPTURE, 0);
 	for (uint32_t i = 0; i < session->n_regions; i++)
 		add_step(sync, STEP_MEMORY_STAGE, i);
 	add_step(sync, STEP_MEMORY_COMMIT, 0);
@@ -253,6 +255,23 @@ static int send_suspend(struct device *device, uint32_t sequence)
 	envelope.suspend = &suspend;
 	device->will_suspend = suspend.is_on;
 	return worker_send(device->front, target(device), &envelope, -1);
+}
+
+/* As it is by now: the client may have left. */
+static int send_capture(struct device *device, uint32_t sequence)
+{
+	const struct device_capture *wanted = &device->capture;
+	Vsockd__Capture capture = VSOCKD__CAPTURE__INIT;
+	Vsockd__Envelope envelope = VSOCKD__ENVELOPE__INIT;
+
+	capture.sequence = sequence;
+	capture.number = wanted->number;
+	capture.payload_max = wanted->payload_max;
+	envelope.body_case = VSOCKD__ENVELOPE__BODY_CAPTURE;
+	envelope.capture = &capture;
+	device->will_capture = wanted->number;
+	return worker_send(device->front, target(device), &envelope,
+			   wanted->number != 0 ? wanted->fd : -1);
 }
 
 static int send_state(struct device *device, bool is_load, uint32_t sequence)
@@ -503,6 +522,8 @@ static int send_step(struct device *device, const struct step *step, uint32_t se
 		return send_log_fd(device, sequence);
 	case STEP_QUARANTINE:
 		return send_quarantine(device, sequence);
+	case STEP_CAPTURE:
+		return send_capture(device, sequence);
 	case STEP_STATE:
 		return send_state(device, step->number != 0, sequence);
 	case STEP_HANDOVER_POOL:
@@ -548,6 +569,9 @@ static void note_done(struct device *device, const struct step *step, int status
 	}
 	if (step->kind == STEP_SUSPEND)
 		device->told_suspended = device->will_suspend;
+	/* A successor is told once more when it serves; until then it may fail. */
+	if (step->kind == STEP_CAPTURE && !sync->is_of_successor)
+		device->told_capture = device->will_capture;
 	if (step->kind == STEP_STATE && status == 0)
 		restore_begin_transfer(device, step->number != 0);
 	if (step->kind == STEP_RING_STOP) {
@@ -783,6 +807,15 @@ void sync_suspension(struct device *device)
 	    device->told_suspended == device_is_suspended(device))
 		return;
 	add_step(&device->sync, STEP_SUSPEND, 0);
+	sync_run(device);
+}
+
+void sync_capture(struct device *device)
+{
+	if (!device_is_settled(device) || device->has_failed ||
+	    device->told_capture == device->capture.number)
+		return;
+	add_step(&device->sync, STEP_CAPTURE, 0);
 	sync_run(device);
 }
 

@@ -134,6 +134,7 @@ static int exit_code(int32_t status)
 	case ENOENT:
 		return EX_DATAERR;
 	case EADDRINUSE:
+	case ENOTCONN:
 		return EX_UNAVAILABLE;
 	case EPROTONOSUPPORT:
 	case ENOSYS:
@@ -186,6 +187,20 @@ int client_receive(const struct client *client, const Control__Reply **ret_reply
 	if (r == 1 && fd >= 0)
 		close(fd);
 	return r;
+}
+
+int client_receive_socket(const struct client *client, const char *what)
+{
+	const Control__Reply *reply;
+	int fd = -1, r = client_receive_fd(client, &reply, &fd);
+
+	if (r < 0)
+		return r;
+	if (r == 1 && reply->body_case == CONTROL__REPLY__BODY_STREAM && fd >= 0)
+		return fd;
+	if (fd >= 0)
+		close(fd);
+	return -complain(EX_PROTOCOL, "vsockd gave no socket for %s", what);
 }
 
 int client_ask(const char *path, const Control__Request *request,

@@ -40,5 +40,7 @@ int client_ask(const char *path, const Control__Request *request,
  * minus an exit code, said on stderr.
  */
 int client_receive(const struct client *client, const Control__Reply **ret_reply);
+/* The next row has to bring a socket: its fd, or minus an exit code; what it is for, for that. */
+int client_receive_socket(const struct client *client, const char *what);
 /* The same with the fd that came along, the caller's then; -1: none. */
 int client_receive_fd(const struct client *client, const Control__Reply **ret_reply, int *ret_fd);

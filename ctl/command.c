@@ -18,6 +18,8 @@ const struct command commands[] = {
 	 connect_run},
 	{"listen", "CID PORT -- COMMAND...", 3, INT_MAX, false,
 	 "run a command for each connection of the guest", listen_run},
+	{"capture", "CID FILE [BYTES]", 2, 3, false, "packets into a file for Wireshark",
+	 capture_run},
 	{"log-level", "LEVEL", 1, 1, false, "what vsockd logs from now on", log_level_run},
 	{"suspend", "CID|all", 1, 1, false, "leave the rings of a VM, or of all, alone",
 	 suspend_run},

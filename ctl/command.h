@@ -36,6 +36,8 @@ int command_read_number(const char *what, const char *text, uint64_t max, uint64
 
 /* status.c */
 int status_run(const struct context *context);
+/* capture.c */
+int capture_run(const struct context *context);
 /* connections.c */
 int connections_run(const struct context *context);
 int kill_run(const struct context *context);

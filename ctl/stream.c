@@ -132,21 +132,6 @@ static int relay(int socket)
 
 /* ---- connect ---- */
 
-/* The row that brings a socket: its fd, or minus an exit code. */
-static int receive_socket(struct client *client, const char *what)
-{
-	const Control__Reply *reply;
-	int fd = -1, r = client_receive_fd(client, &reply, &fd);
-
-	if (r < 0)
-		return r;
-	if (r == 1 && reply->body_case == CONTROL__REPLY__BODY_STREAM && fd >= 0)
-		return fd;
-	if (fd >= 0)
-		close(fd);
-	return -complain(EX_PROTOCOL, "vsockd gave no socket for %s", what);
-}
-
 /* Byte by byte: what is behind the line is the stream. 0 or an exit code. */
 static int read_answer(int socket, uint64_t cid, uint64_t port)
 {
@@ -204,7 +189,7 @@ int connect_run(const struct context *context)
 		return r;
 	request = client_request(CONTROL_CONNECT, cid);
 	r = client_send(&client, &request);
-	socket = r == 0 ? receive_socket(&client, "the connection") : -r;
+	socket = r == 0 ? client_receive_socket(&client, "the connection") : -r;
 	client_close(&client);
 	return socket < 0 ? -socket : speak(socket, cid, port);
 }
@@ -252,7 +237,7 @@ int listen_run(const struct context *context)
 	request.port = (uint32_t)port;
 	r = client_send(&client, &request);
 	while (r == 0) {
-		int socket = receive_socket(&client, "a connection of the guest");
+		int socket = client_receive_socket(&client, "a connection of the guest");
 
 		if (socket < 0)
 			r = -socket;

@@ -33,6 +33,7 @@ enum control_command {
 	CONTROL_REPLACE = 16, /* the worker of a VM, or of all */
 	CONTROL_SUSPEND = 20, /* a VM, or all: nothing; ends when it is done */
 	CONTROL_RESUME,
+	CONTROL_CAPTURE, /* Stream, of records; number: bytes of payload; as LISTEN no End */
 };
 
 enum control_vm_state {

@@ -73,6 +73,7 @@ const struct message_rule message_rules[] = {
 	RULE(COUNTERS_QUERY, "CountersQuery", MESSAGE_TO_WORKER, MESSAGE_ASSIGNED, 0, 0),
 	RULE(CONNECTIONS_QUERY, "ConnectionsQuery", MESSAGE_TO_WORKER, MESSAGE_ASSIGNED, 0, 0),
 	RULE(ABORT, "Abort", MESSAGE_TO_WORKER, MESSAGE_ASSIGNED, 0, 0),
+	RULE(CAPTURE, "Capture", MESSAGE_TO_WORKER, CONFIGURED, 0, 1),
 };
 const size_t n_message_rules = sizeof(message_rules) / sizeof(message_rules[0]);
 

@@ -6,6 +6,8 @@
  * what a connection may be in. Numbers only, known to worker, front and vsockctl.
  */
 
+#include <stdint.h>
+
 /* Upper bounds of the times in which connections were made, in ms; one more is for the rest. */
 #define COUNTER_TIMES_MS                                                                           \
 	{                                                                                          \
@@ -58,3 +60,16 @@ enum connection_report {
 
 /* The end of the table, instead of where to go on. */
 #define CONNECTIONS_END UINT32_MAX
+
+/* The most of a packet's payload that a capture keeps: all of it. */
+#define CAPTURE_PAYLOAD_MAX 65536
+
+/*
+ * A record of a capture: this, the packet's header of 44 bytes, and captured_len
+ * bytes of its payload, which has payload_len. One packet of a SOCK_SEQPACKET socket.
+ * The last one may be this alone.
+ */
+struct capture_prefix {
+	uint32_t n_dropped; /* records before it that found no room */
+	uint32_t payload_len, captured_len;
+};

@@ -834,6 +834,11 @@ static bool dispatch(struct device *device, const Vsockd__Envelope *envelope, in
 		statistics_ask(device, ANSWER_CONNECTIONS, envelope->connections_query->query,
 			       envelope->connections_query->first);
 		return true;
+	case VSOCKD__ENVELOPE__BODY_CAPTURE:
+		capture_set(&device->capture, fd, envelope->capture->number,
+			    envelope->capture->payload_max);
+		done(device, envelope->capture->sequence, 0, 0);
+		return true;
 	case VSOCKD__ENVELOPE__BODY_ABORT:
 		on_abort(device, envelope->abort->endpoint);
 		return true;

@@ -28,6 +28,7 @@ bool device_init(struct device *device, int channel, int epoll)
 	device->epoll = epoll;
 	dirty_log_init(&device->log);
 	device->state.fd = -1;
+	capture_init(&device->capture);
 	device->discarded = -1;
 	for (size_t i = 0; i < RINGS; i++) {
 		ring_init(&device->rings[i]);

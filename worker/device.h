@@ -32,6 +32,7 @@
 
 #include "ipc/message.h"
 #include "ipc/observation.h"
+#include "worker/capture.h"
 #include "worker/connection.h"
 #include "worker/guest_memory.h"
 #include "worker/handover.h"
@@ -140,6 +141,7 @@ struct device {
 	struct handover handover;
 	uint64_t counters[COUNTER_MAX];
 	struct answer answer;
+	struct capture capture;
 
 	uint64_t n_dropped; /* packets that deserved no answer */
 	uint64_t n_refused; /* connections refused for want of a free entry */

@@ -388,6 +388,8 @@ static void take_chain(struct device *device, const struct chain *chain)
 	    !packet_read_header(chain->parts, chain->n_readable, &header)) {
 		drop(device, PACKET_OP_INVALID);
 	} else {
+		capture_packet(&device->capture, &header, chain->parts, chain->n_readable,
+			       header.len);
 		if (batch.n_packets > 0 && !may_pass_batch(&header))
 			flush_batch(device);
 		on_packet(device, chain, &header);

@@ -64,6 +64,7 @@ static bool take_device(struct device *device, const Vsockd__HandoverDevice *tol
 	device->tells_reset_handled = told->tells_reset_handled;
 	device->was_announced = told->was_announced;
 	device->announced_used = told->announced_used;
+	device->capture.n_dropped = told->capture_dropped;
 	return true;
 }
 

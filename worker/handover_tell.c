@@ -45,6 +45,7 @@ static int tell_device(struct device *device)
 	told.tells_reset_handled = device->tells_reset_handled;
 	told.was_announced = device->was_announced;
 	told.announced_used = device->announced_used;
+	told.capture_dropped = device->capture.n_dropped;
 	envelope.body_case = VSOCKD__ENVELOPE__BODY_HANDOVER_DEVICE;
 	envelope.handover_device = &told;
 	r = control_send(device, &envelope);

@@ -100,6 +100,7 @@ static void put_header(struct device *device, const struct chain *chain,
 	dirty_log_mark_parts(&device->log, &device->memory, chain->parts, chain->n_writable,
 			     PACKET_HEADER_LEN + header->len);
 	statistics_count(device, COUNTER_TO_GUEST_PACKETS, 1);
+	capture_packet(&device->capture, header, chain->parts, chain->n_writable, header->len);
 	give_back(&device->rings[RING_RX], chain->head, PACKET_HEADER_LEN + header->len);
 }
 

@@ -33,11 +33,11 @@ _vsockctl() {
 	case $command:$at in
 	:*)
 		mapfile -t COMPREPLY < <(compgen -W '--control --json --help --version
-			status show connections kill top connect listen log-level suspend resume
-			metrics replace' \
+			status show connections kill top connect listen capture log-level suspend
+			resume metrics replace' \
 			-- "$current")
 		;;
-	show:1 | connections:1 | connect:1 | listen:1)
+	show:1 | connections:1 | connect:1 | listen:1 | capture:1)
 		mapfile -t COMPREPLY < <(compgen -W "$(_vsockctl_cids)" -- "$current")
 		;;
 	suspend:1 | resume:1 | replace:1)
@@ -45,6 +45,9 @@ _vsockctl() {
 		;;
 	log-level:1)
 		mapfile -t COMPREPLY < <(compgen -W 'error warning notice info debug' -- "$current")
+		;;
+	capture:2)
+		mapfile -t COMPREPLY < <(compgen -f -- "$current")
 		;;
 	listen:*)
 		mapfile -t COMPREPLY < <(compgen -c -- "$current")

@@ -19,7 +19,7 @@ function __vsockctl_connections
     __vsockctl_ask connections | awk 'NR > 1 && $1 != "-" { print $1 }'
 end
 
-set -l commands status show connections kill top connect listen log-level suspend resume metrics replace
+set -l commands status show connections kill top connect listen capture log-level suspend resume metrics replace
 set -l none "not __fish_seen_subcommand_from $commands"
 
 complete -c vsockctl -f
@@ -34,12 +34,14 @@ complete -c vsockctl -n "$none" -a kill -d 'end a connection at once'
 complete -c vsockctl -n "$none" -a top -d 'what is moved, live in a terminal'
 complete -c vsockctl -n "$none" -a connect -d 'stdin and stdout to a port of the guest'
 complete -c vsockctl -n "$none" -a listen -d 'run a command for each connection of the guest'
+complete -c vsockctl -n "$none" -a capture -d 'packets into a file for Wireshark'
 complete -c vsockctl -n "$none" -a log-level -d 'what vsockd logs from now on'
 complete -c vsockctl -n "$none" -a suspend -d 'leave the rings of a VM, or of all, alone'
 complete -c vsockctl -n "$none" -a resume -d 'go on with them'
 complete -c vsockctl -n "$none" -a metrics -d 'print OpenMetrics'
 complete -c vsockctl -n "$none" -a replace -d 'a fresh worker, nothing lost'
-complete -c vsockctl -n '__fish_seen_subcommand_from show connections connect listen' -a '(__vsockctl_cids)'
+complete -c vsockctl -n '__fish_seen_subcommand_from show connections connect listen capture' -a '(__vsockctl_cids)'
+complete -c vsockctl -n '__fish_seen_subcommand_from capture' -F
 complete -c vsockctl -n '__fish_seen_subcommand_from suspend resume' -a '(__vsockctl_cids) all'
 complete -c vsockctl -n '__fish_seen_subcommand_from replace' -a 'all (__vsockctl_cids)'
 complete -c vsockctl -n '__fish_seen_subcommand_from kill' -a '(__vsockctl_connections)'

@@ -79,6 +79,7 @@ static const struct expected {
 	{110, "CountersQuery", WORKER, ASSIGNED, 0, 0},
 	{111, "ConnectionsQuery", WORKER, ASSIGNED, 0, 0},
 	{112, "Abort", WORKER, ASSIGNED, 0, 0},
+	{113, "Capture", WORKER, CONFIGURED, 0, 1},
 	{116, "Counters", FRONT, ASSIGNED, 0, 0},
 	{117, "ConnectionInfo", FRONT, ASSIGNED, 0, 0},
 	{118, "ConnectionsEnd", FRONT, ASSIGNED, 0, 0},
