@@ -18,17 +18,23 @@ struct bank {
 	_Alignas(max_align_t) char room[];
 };
 
+static void *share(size_t size)
+{
+	void *start = mmap(NULL, size, PROT_READ | PROT_WRITE,
+			   MAP_SHARED | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+
+	return start == MAP_FAILED ? NULL : start;
+}
+
 int banks_init(struct banks *banks)
 {
 	for (size_t i = 0; i < BANKS; i++) {
-		void *start = mmap(NULL, BANK_SIZE, PROT_READ | PROT_WRITE,
-				   MAP_SHARED | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-
-		if (start == MAP_FAILED)
+		banks->all[i] = share(BANK_SIZE);
+		if (!banks->all[i])
 			return -errno;
-		banks->all[i] = start;
 	}
-	return 0;
+	banks->text = share(BANKS_TEXT_SIZE);
+	return banks->text ? 0 : -errno;
 }
 
 int banks_protect(const struct banks *banks)
@@ -36,7 +42,7 @@ int banks_protect(const struct banks *banks)
 	for (size_t i = 0; i < BANKS; i++)
 		if (mprotect(banks->all[i], BANK_SIZE, PROT_READ))
 			return -errno;
-	return 0;
+	return mprotect(banks->text, BANKS_TEXT_SIZE, PROT_READ) ? -errno : 0;
 }
 
 static void *take(struct bank *bank, size_t len)

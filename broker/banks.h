@@ -21,8 +21,12 @@
 
 struct bank;
 
+/* What is said of a reload: a line for each VM that came, went or changed, and some more. */
+#define BANKS_TEXT_SIZE ((size_t)32 << 10)
+
 struct banks {
 	struct bank *all[BANKS];
+	char *text; /* of the last reload, the spawner's log lines; BANKS_TEXT_SIZE */
 };
 
 /* Before the fork. 0 or negative errno. */

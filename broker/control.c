@@ -58,6 +58,12 @@ static const struct control_row rows[] = {
 	{.number = CONTROL_SUSPEND, .name = "suspend", .is_logged = true, .run = control_suspend},
 	{.number = CONTROL_RESUME, .name = "resume", .is_logged = true, .run = control_resume},
 	{.number = CONTROL_LISTEN, .name = "listen", .is_logged = true, .run = control_listen},
+	{.number = CONTROL_RELOAD,
+	 .name = "reload",
+	 .is_logged = true,
+	 .run = control_reload,
+	 .end = control_end_reload},
+	{.number = CONTROL_FILE, .name = "file", .run = control_file},
 	{.number = CONTROL_REPLACE, .name = "replace", .is_logged = true, .run = control_replace},
 };
 
@@ -473,7 +479,7 @@ uint64_t control_deadline(const struct front *front)
 	return deadline;
 }
 
-bool control_init(struct front *front, int listener)
+bool control_init(struct front *front, int listener, const char *file)
 {
 	struct control *control = calloc(1, sizeof(*control));
 
@@ -484,6 +490,8 @@ bool control_init(struct front *front, int listener)
 	control->is_listening = true;
 	for (size_t i = 0; i < CONTROL_CLIENTS_MAX; i++)
 		control->clients[i].socket = -1;
+	if (!control_reload_init(file))
+		return false;
 	return front_watch(front, EPOLL_CTL_ADD, listener, EPOLLIN, FRONT_EVENT_CONTROL_LISTENER,
 			   0) >= 0;
 }

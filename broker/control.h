@@ -66,8 +66,9 @@ struct control_row {
 
 /* ---- for the loop ---- */
 
-/* Before the front is confined; the socket stays the caller's. false: no memory. */
-bool control_init(struct front *front, int listener);
+/* Before the front is confined; socket and path (NULL: none) stay the caller's. false: no memory.
+ */
+bool control_init(struct front *front, int listener, const char *file);
 void control_accept(struct front *front);
 void control_event(struct front *front, size_t client, uint32_t events);
 /* At the end of each round. */
@@ -78,6 +79,9 @@ uint64_t control_deadline(const struct front *front);
 
 /* The spawner's answer to front_request_pair(); owns the fds where error is 0. */
 void control_paired(struct front *front, uint16_t client, int error, const int *fds);
+
+/* The spawner has read the file anew (0), or refused it (EINVAL), for whoever asked for it. */
+void control_reloaded(struct front *front, int error);
 
 /* The client that takes the guest's connections to this port of the host; 0: none. */
 uint32_t control_listener(const struct device *device, uint32_t port);
@@ -128,6 +132,11 @@ bool control_connect(struct front *front, struct control_client *client);
 bool control_listen(struct front *front, struct control_client *client);
 bool control_capture(struct front *front, struct control_client *client);
 void control_end_capture(struct front *front, struct control_client *client);
+/* control_reload.c */
+bool control_reload(struct front *front, struct control_client *client);
+void control_end_reload(struct front *front, struct control_client *client);
+bool control_reload_init(const char *file);
+bool control_file(struct front *front, struct control_client *client);
 /* control_replace.c */
 bool control_replace(struct front *front, struct control_client *client);
 /* control_status.c */

@@ -123,6 +123,13 @@ static void send_bare(struct front *front, enum spawner_request_kind kind)
 		front->exit_code = EX_SOFTWARE;
 }
 
+bool front_request_reload(struct front *front)
+{
+	struct spawner_request request = {.kind = SPAWNER_RELOAD_NOW};
+
+	return send_request(front, &request);
+}
+
 void front_request_ready(struct front *front)
 {
 	send_bare(front, SPAWNER_READY);
@@ -404,6 +411,9 @@ static void on_reply(struct front *front, const struct spawner_reply *reply, con
 	case SPAWNER_RELOAD:
 		changes_reload(front, reply);
 		return;
+	case SPAWNER_RELOAD_DONE:
+		control_reloaded(front, reply->error);
+		return;
 	case SPAWNER_SPAWNED:
 		on_spawned(front, reply, fds);
 		return;
@@ -662,7 +672,7 @@ static bool prepare(struct front *front, const struct front_setup *setup)
 	if (front->banks && banks_protect(front->banks) < 0)
 		return false;
 	return (setup->sockets->control.fd < 0 ||
-		control_init(front, setup->sockets->control.fd)) &&
+		control_init(front, setup->sockets->control.fd, setup->configuration->file)) &&
 	       (setup->sockets->metrics.fd < 0 || scrape_init(front, setup->sockets->metrics.fd));
 }
 

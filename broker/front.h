@@ -349,6 +349,8 @@ void front_request_connect(struct front *front, struct device *device, uint32_t 
 void front_forget_connects(struct front *front, const struct device *device);
 void front_request_ready(struct front *front);
 void front_request_reloaded(struct front *front, unsigned int bank);
+/* control_reloaded() is the answer, behind the reload itself. false: not now. */
+bool front_request_reload(struct front *front);
 /* The spawner's log has a level of its own. false: not now. */
 bool front_request_log_level(struct front *front, int level);
 /*

@@ -5,6 +5,7 @@
 #include <stdbool.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 #include <sys/stat.h>
 #include <sys/uio.h>
 #include <unistd.h>
@@ -13,6 +14,8 @@
 
 static int log_level = LOG_INFO;
 static bool has_priorities;
+static char *copy; /* NULL, or with so much room left: */
+static size_t copy_size;
 
 /* The variable is inherited; the stream may be another one by now (systemd.exec(5)). */
 static bool is_journal(void)
@@ -53,6 +56,28 @@ static const char *priority_name(int priority)
 	}
 }
 
+void log_copy(char *text, size_t size)
+{
+	copy = text;
+	copy_size = size;
+	if (text)
+		*text = '\0';
+}
+
+static void add_copy(uint64_t cid, const char *text)
+{
+	char line[LOG_LINE_MAX + 32];
+	int len;
+
+	len = cid == LOG_NO_VM ? snprintf(line, sizeof(line), "%s\n", text)
+			       : snprintf(line, sizeof(line), "VM %" PRIu64 ": %s\n", cid, text);
+	if (len < 0 || (size_t)len >= sizeof(line) || (size_t)len >= copy_size)
+		return;
+	memcpy(copy, line, (size_t)len + 1);
+	copy += len;
+	copy_size -= (size_t)len;
+}
+
 void log_event(int priority, uint64_t cid, const char *format, ...)
 {
 	char line[LOG_LINE_MAX];
@@ -60,6 +85,12 @@ void log_event(int priority, uint64_t cid, const char *format, ...)
 	va_list arguments;
 	int n;
 
+	if (copy) {
+		va_start(arguments, format);
+		(void)vsnprintf(line, sizeof(line), format, arguments);
+		va_end(arguments);
+		add_copy(cid, line);
+	}
 	if (priority > log_level)
 		return;
 	if (has_priorities)

@@ -10,6 +10,7 @@
  */
 
 #include <stdarg.h>
+#include <stddef.h>
 #include <stdint.h>
 #include <syslog.h>
 
@@ -20,6 +21,12 @@ void log_open(int level);
 
 /* From now on; the same levels. */
 void log_set_level(int level);
+
+/*
+ * Lines go there as well, whatever their level: each without its priority, as many whole
+ * ones as there is room for, and a zero behind them. NULL: no longer.
+ */
+void log_copy(char *text, size_t size);
 
 /* cid: the guest CID that the event belongs to, or LOG_NO_VM. */
 void log_event(int priority, uint64_t cid, const char *format, ...)

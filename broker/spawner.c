@@ -54,6 +54,8 @@ struct spawner {
 	bool is_ready;	 /* the front has said so */
 	bool awaits_alive;
 	bool wants_reload; /* as soon as the front has taken the last one */
+	bool owes_reload;  /* to the front, who asked */
+	uint64_t reload_token;
 };
 
 static void close_fd(int *fd)
@@ -369,6 +371,8 @@ static bool is_permitted(const struct spawner *spawner, const struct spawner_req
 		return is_permitted_vm(spawner->setup->configuration, request) ||
 		       (reload && reload->is_pending &&
 			is_permitted_vm(&reload->previous, request));
+	case SPAWNER_RELOAD_NOW:
+		return reload && !spawner->owes_reload && is_bare(request);
 	case SPAWNER_READY:
 		return !spawner->is_ready && is_bare(request);
 	case SPAWNER_ALIVE:
@@ -435,6 +439,11 @@ static int answer(struct spawner *spawner, const struct spawner_request *request
 		return GO_ON;
 	case SPAWNER_PAIR:
 		return on_pair(spawner, request);
+	case SPAWNER_RELOAD_NOW:
+		spawner->wants_reload = true;
+		spawner->owes_reload = true;
+		spawner->reload_token = request->token;
+		return GO_ON;
 	case SPAWNER_READY:
 		spawner->is_ready = true;
 		say_ready(spawner);
@@ -546,20 +555,38 @@ static int on_events(struct spawner *spawner, const struct epoll_event *events, 
 	return step;
 }
 
+static int answer_reload(struct spawner *spawner, int error)
+{
+	const struct spawner_reply reply = {
+		.kind = SPAWNER_RELOAD_DONE,
+		.error = error,
+		.token = spawner->reload_token,
+	};
+
+	if (!spawner->owes_reload)
+		return GO_ON;
+	spawner->owes_reload = false;
+	return send_reply(spawner, &reply, NULL, 0);
+}
+
 /* The file was changed, or whoever sent the signal says so. */
 static int run_reload(struct spawner *spawner)
 {
 	static struct reload_messages messages;
 	struct reload *reload = spawner->setup->reload;
 	int step = GO_ON, status;
+	bool is_taken;
 
 	spawner->wants_reload = false;
 	if (spawner->is_ready)
 		service_reloading();
-	if (!reload_run(reload, &messages)) {
+	log_copy(reload->banks.text, BANKS_TEXT_SIZE);
+	is_taken = reload_run(reload, &messages);
+	log_copy(NULL, 0);
+	if (!is_taken) {
 		if (spawner->is_ready)
 			service_ready("the last reload was refused, see the log");
-		return GO_ON;
+		return answer_reload(spawner, EINVAL);
 	}
 	status = processes_adapt(&spawner->workers, reload->configuration);
 	if (status) {
@@ -570,7 +597,7 @@ static int run_reload(struct spawner *spawner)
 		step = send_reply(spawner, &messages.all[i].reply, &messages.all[i].fd,
 				  messages.all[i].fd >= 0);
 	reload_forget(&messages);
-	return step;
+	return step == GO_ON ? answer_reload(spawner, 0) : step;
 }
 
 static int loop(struct spawner *spawner)

@@ -25,10 +25,11 @@ enum spawner_request_kind {
 	 * where there is a control socket: then one end is for a client of that.
 	 */
 	SPAWNER_PAIR = 4,
-	SPAWNER_LOG_LEVEL = 5, /* log lines up to level `number`; no reply */
-	SPAWNER_READY = 14,    /* a worker is ready, for the first time */
-	SPAWNER_ALIVE = 15,    /* once for each PING */
-	SPAWNER_RELOADED = 16, /* the front goes by bank `number` now; once for each RELOAD */
+	SPAWNER_LOG_LEVEL = 5,	/* log lines up to level `number`; no reply */
+	SPAWNER_RELOAD_NOW = 6, /* as SIGHUP; not again before the reply, and only with a file */
+	SPAWNER_READY = 14,	/* a worker is ready, for the first time */
+	SPAWNER_ALIVE = 15,	/* once for each PING */
+	SPAWNER_RELOADED = 16,	/* the front goes by bank `number` now; once for each RELOAD */
 };
 
 /*
@@ -45,12 +46,14 @@ struct spawner_request {
 };
 
 enum spawner_reply_kind {
-	SPAWNER_SPAWNED = 1,   /* error 0: number = worker number; two fds, see below */
-	SPAWNER_CONNECTED = 2, /* error 0: fd is the connected, non-blocking socket;
-				  EINPROGRESS: the same, but not connected yet */
-	SPAWNER_EXITED = 3,    /* worker `number` is gone; error = its wait status */
-	SPAWNER_PAIRED = 4,    /* error 0: two fds, both ends of a non-blocking socket pair */
-	SPAWNER_PING = 15,     /* unasked: is the front's loop alive? */
+	SPAWNER_SPAWNED = 1,	 /* error 0: number = worker number; two fds, see below */
+	SPAWNER_CONNECTED = 2,	 /* error 0: fd is the connected, non-blocking socket;
+				    EINPROGRESS: the same, but not connected yet */
+	SPAWNER_EXITED = 3,	 /* worker `number` is gone; error = its wait status */
+	SPAWNER_PAIRED = 4,	 /* error 0: two fds, both ends of a non-blocking socket pair */
+	SPAWNER_RELOAD_DONE = 6, /* behind all that a reload says; error: nothing has changed; what
+				    was logged is in the banks' text */
+	SPAWNER_PING = 15,	 /* unasked: is the front's loop alive? */
 	/*
 	 * Unasked: a changed configuration. LISTENER and MOVE say what to listen on from
 	 * RELOAD on; number is that of the socket, see sockets.h.

@@ -176,8 +176,10 @@ int client_receive_fd(const struct client *client, const Control__Reply **ret_re
 	}
 	if (reply->end->status == 0)
 		return 0;
-	return -complain(exit_code(reply->end->status), "%s",
-			 reply->end->text[0] ? reply->end->text : strerror(-reply->end->status));
+	/* Where there is no text the rows before have said why. */
+	if (!reply->end->text[0])
+		return -exit_code(reply->end->status);
+	return -complain(exit_code(reply->end->status), "%s", reply->end->text);
 }
 
 int client_receive(const struct client *client, const Control__Reply **ret_reply)

@@ -25,6 +25,10 @@ const struct command commands[] = {
 	 suspend_run},
 	{"resume", "CID|all", 1, 1, false, "go on with them", resume_run},
 	{"metrics", "", 0, 0, false, "print OpenMetrics", metrics_run},
+	{"reload", "", 0, 0, false, "read the configuration file again", reload_run},
+	{"add", "CID KEY=VALUE...", 2, INT_MAX, false, "a VM, into the configuration file too",
+	 add_run},
+	{"remove", "CID", 1, 1, false, "a VM, out of the configuration file too", remove_run},
 	{"replace", "CID|all", 1, 1, false, "a fresh worker, nothing lost", replace_run},
 };
 const size_t n_commands = sizeof(commands) / sizeof(commands[0]);

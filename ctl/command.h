@@ -53,6 +53,10 @@ int connect_run(const struct context *context);
 int listen_run(const struct context *context);
 /* top.c */
 int top_run(const struct context *context);
+/* reload.c */
+int reload_run(const struct context *context);
+int add_run(const struct context *context);
+int remove_run(const struct context *context);
 /* replace.c */
 int replace_run(const struct context *context);
 /* show.c */

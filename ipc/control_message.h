@@ -33,7 +33,9 @@ enum control_command {
 	CONTROL_REPLACE = 16, /* the worker of a VM, or of all */
 	CONTROL_SUSPEND = 20, /* a VM, or all: nothing; ends when it is done */
 	CONTROL_RESUME,
-	CONTROL_CAPTURE, /* Stream, of records; number: bytes of payload; as LISTEN no End */
+	CONTROL_CAPTURE,     /* Stream, of records; number: bytes of payload; as LISTEN no End */
+	CONTROL_RELOAD = 24, /* Text: what was logged of it; then End, without a text if refused */
+	CONTROL_FILE,	     /* Text: the path of the configuration file */
 };
 
 enum control_vm_state {

@@ -34,10 +34,10 @@ _vsockctl() {
 	:*)
 		mapfile -t COMPREPLY < <(compgen -W '--control --json --help --version
 			status show connections kill top connect listen capture log-level suspend
-			resume metrics replace' \
+			resume metrics reload add remove replace' \
 			-- "$current")
 		;;
-	show:1 | connections:1 | connect:1 | listen:1 | capture:1)
+	show:1 | connections:1 | connect:1 | listen:1 | capture:1 | remove:1)
 		mapfile -t COMPREPLY < <(compgen -W "$(_vsockctl_cids)" -- "$current")
 		;;
 	suspend:1 | resume:1 | replace:1)
@@ -45,6 +45,13 @@ _vsockctl() {
 		;;
 	log-level:1)
 		mapfile -t COMPREPLY < <(compgen -W 'error warning notice info debug' -- "$current")
+		;;
+	add:*)
+		mapfile -t COMPREPLY < <(compgen -W 'socket= socket-mode= socket-owner= socket-group=
+			uds-path= uds-mode= uds-owner= uds-group= forward-cid= forward-listen=
+			connect= listen= ok= wait= tx-buffer-size= queue-size= groups=
+			max-connections= max-handshakes= offer=' -- "$current")
+		compopt -o nospace
 		;;
 	capture:2)
 		mapfile -t COMPREPLY < <(compgen -f -- "$current")

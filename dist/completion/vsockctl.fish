@@ -19,7 +19,7 @@ function __vsockctl_connections
     __vsockctl_ask connections | awk 'NR > 1 && $1 != "-" { print $1 }'
 end
 
-set -l commands status show connections kill top connect listen capture log-level suspend resume metrics replace
+set -l commands status show connections kill top connect listen capture log-level suspend resume metrics reload add remove replace
 set -l none "not __fish_seen_subcommand_from $commands"
 
 complete -c vsockctl -f
@@ -39,9 +39,13 @@ complete -c vsockctl -n "$none" -a log-level -d 'what vsockd logs from now on'
 complete -c vsockctl -n "$none" -a suspend -d 'leave the rings of a VM, or of all, alone'
 complete -c vsockctl -n "$none" -a resume -d 'go on with them'
 complete -c vsockctl -n "$none" -a metrics -d 'print OpenMetrics'
+complete -c vsockctl -n "$none" -a reload -d 'read the configuration file again'
+complete -c vsockctl -n "$none" -a add -d 'a VM, into the configuration file too'
+complete -c vsockctl -n "$none" -a remove -d 'a VM, out of the configuration file too'
 complete -c vsockctl -n "$none" -a replace -d 'a fresh worker, nothing lost'
-complete -c vsockctl -n '__fish_seen_subcommand_from show connections connect listen capture' -a '(__vsockctl_cids)'
+complete -c vsockctl -n '__fish_seen_subcommand_from show connections connect listen capture remove' -a '(__vsockctl_cids)'
 complete -c vsockctl -n '__fish_seen_subcommand_from capture' -F
+complete -c vsockctl -n '__fish_seen_subcommand_from add' -a 'socket= socket-mode= socket-owner= socket-group= uds-path= uds-mode= uds-owner= uds-group= forward-cid= forward-listen= connect= listen= ok= wait= tx-buffer-size= queue-size= groups= max-connections= max-handshakes= offer='
 complete -c vsockctl -n '__fish_seen_subcommand_from suspend resume' -a '(__vsockctl_cids) all'
 complete -c vsockctl -n '__fish_seen_subcommand_from replace' -a 'all (__vsockctl_cids)'
 complete -c vsockctl -n '__fish_seen_subcommand_from kill' -a '(__vsockctl_connections)'

@@ -613,6 +613,7 @@ static void test_whatever_is_not_permitted_ends_everything(void **state)
 		{.kind = SPAWNER_RELOADED}, /* there was no reload */
 		{.kind = SPAWNER_ALIVE},    /* nobody asked */
 		{.kind = SPAWNER_READY, .number = 1},
+		{.kind = SPAWNER_RELOAD_NOW}, /* there is no file */
 	};
 
 	(void)state;
