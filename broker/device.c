@@ -32,6 +32,8 @@
 #define LOG_TOKENS	      32
 #define LOG_TOKENS_FOR_ERRORS 8 /* of them: what ends a device is said behind any chatter */
 #define LOG_REFILL_MS	      500
+/* After so long a time how many were left out is told. */
+#define LOG_QUIET_MS 2000
 
 /* So many fds that can't be closed, and no further front-end of this VM is accepted. */
 #define KEPT_MAX 16
@@ -42,35 +44,56 @@
 /* No file or memory left for an accepted socket: nobody tells when there is again. */
 #define ACCEPT_AGAIN_MS 100
 
+static void refill_log(struct device *device)
+{
+	uint64_t now = device->front->now;
+	uint64_t refill = (now - device->log_refill) / LOG_REFILL_MS;
+
+	if (refill == 0)
+		return;
+	device->log_refill = now;
+	device->log_tokens =
+		(uint32_t)(device->log_tokens + refill < LOG_TOKENS ? device->log_tokens + refill
+								    : LOG_TOKENS);
+}
+
+static void tell_unlogged(struct device *device)
+{
+	if (device->n_unlogged == 0 || device->log_tokens <= 1)
+		return;
+	device->log_tokens--;
+	log_event(LOG_WARNING | LOG_AS(LOG_ID_LEFT_OUT), device->configuration->guest_cid,
+		  "%" PRIu64 " lines left out: too many at a time", device->n_unlogged);
+	device->n_unlogged = 0;
+}
+
 void device_log(struct device *device, int priority, const char *format, ...)
 {
-	uint64_t now = device->front->now, cid = device->configuration->guest_cid;
-	uint64_t refill = (now - device->log_refill) / LOG_REFILL_MS;
 	char text[512];
 	va_list arguments;
 
-	if (refill > 0) {
-		device->log_refill = now;
-		device->log_tokens = (uint32_t)(device->log_tokens + refill < LOG_TOKENS
-							? device->log_tokens + refill
-							: LOG_TOKENS);
-	}
+	refill_log(device);
 	if (device->log_tokens == 0 ||
-	    (priority > LOG_ERR && device->log_tokens <= LOG_TOKENS_FOR_ERRORS)) {
+	    (LOG_PRI(priority) > LOG_ERR && device->log_tokens <= LOG_TOKENS_FOR_ERRORS)) {
 		device->n_unlogged++;
+		device->tell_unlogged_at = device->front->now + LOG_QUIET_MS;
 		return;
 	}
-	if (device->n_unlogged > 0 && device->log_tokens > 1) {
-		device->log_tokens--;
-		log_event(LOG_WARNING, cid, "%" PRIu64 " lines left out: too many at a time",
-			  device->n_unlogged);
-		device->n_unlogged = 0;
-	}
+	tell_unlogged(device);
 	device->log_tokens--;
 	va_start(arguments, format);
 	vsnprintf(text, sizeof(text), format, arguments);
 	va_end(arguments);
-	log_event(priority, cid, "%s", text);
+	log_event(priority, device->configuration->guest_cid, "%s", text);
+}
+
+/* Also when there is nothing else to say for long. */
+static void update_log(struct device *device)
+{
+	if (device->n_unlogged == 0 || device->front->now < device->tell_unlogged_at)
+		return;
+	refill_log(device);
+	tell_unlogged(device);
 }
 
 static uint64_t protocol_features(const struct device *device)
@@ -113,7 +136,7 @@ void device_open_session(struct device *device, int socket)
 			FRONT_EVENT_FRONTEND, device->index) < 0)
 		log_event(LOG_ERR, device->configuration->guest_cid,
 			  "cannot watch the front-end's socket");
-	device_log(device, LOG_INFO, "front-end connected");
+	device_log(device, LOG_INFO | LOG_AS(LOG_ID_FRONTEND_CONNECTED), "front-end connected");
 }
 
 int *device_listener(struct device *device, size_t number)
@@ -263,9 +286,10 @@ void device_replace_worker(struct device *device)
 static void close_session(struct device *device, const char *why)
 {
 	if (why)
-		device_log(device, LOG_ERR, "session closed: %s", why);
+		device_log(device, LOG_ERR | LOG_AS(LOG_ID_FRONTEND_LEFT), "session closed: %s",
+			   why);
 	else
-		device_log(device, LOG_INFO, "front-end left");
+		device_log(device, LOG_INFO | LOG_AS(LOG_ID_FRONTEND_LEFT), "front-end left");
 	handover_cancel(device);
 	/* First: nothing may answer to a session that is being taken down. */
 	device->has_frontend = false;
@@ -314,7 +338,7 @@ static void fail(struct device *device)
 	device->has_failed = true;
 	/* A fresh worker signals the error fds: the front writes to no fd of a front-end. */
 	device->owes_error = true;
-	device_log(device, LOG_ERR,
+	device_log(device, LOG_ERR | LOG_AS(LOG_ID_DEVICE_FAILED),
 		   "device failed: its worker died %" PRIu32
 		   " times in a row; restart the guest to try again",
 		   device->n_deaths);
@@ -343,8 +367,8 @@ void device_worker_died(struct device *device)
 		device->n_deaths = 0;
 	device->last_death = now;
 	device->n_deaths++;
-	device_log(device, LOG_WARNING, "worker lost, %" PRIu32 " connection%s reset", n_open,
-		   n_open == 1 ? "" : "s");
+	device_log(device, LOG_WARNING | LOG_AS(LOG_ID_WORKER_LOST),
+		   "worker lost, %" PRIu32 " connection%s reset", n_open, n_open == 1 ? "" : "s");
 	if (device->n_deaths >= DEATHS_MAX) {
 		fail(device);
 		return;
@@ -365,6 +389,8 @@ uint64_t device_deadline(const struct device *device)
 		deadline = device->accept_at;
 	if (device->hold_until > now && device->hold_until < deadline)
 		deadline = device->hold_until;
+	if (device->n_unlogged > 0 && device->tell_unlogged_at < deadline)
+		deadline = device->tell_unlogged_at;
 	if (device->has_frontend && !device->worker && device->assign_at > now &&
 	    device->assign_at < deadline)
 		deadline = device->assign_at;
@@ -696,7 +722,7 @@ void device_suspend(struct device *device, bool is_suspended)
 	if (device->is_suspended == is_suspended)
 		return;
 	device->is_suspended = is_suspended;
-	device_log(device, LOG_NOTICE,
+	device_log(device, LOG_NOTICE | LOG_AS(LOG_ID_SUSPENDED),
 		   is_suspended ? "suspended by the operator" : "resumed by the operator");
 	device_update(device);
 }
@@ -721,6 +747,7 @@ void device_update(struct device *device)
 	sync_quarantine(device);
 	sync_suspension(device);
 	sync_capture(device);
+	update_log(device);
 	notify_discard(device);
 	notify_flush(device);
 	siblings_update(device);
@@ -907,8 +934,9 @@ static const char *on_report(struct device *device, const Vsockd__Report *report
 {
 	switch (report->event) {
 	case REPORT_RING_BROKEN:
-		device_log(device, LOG_ERR, "ring %" PRIu64 " is broken: %s (0x%" PRIx64 ")",
-			   report->first, ring_reason(report->second), report->third);
+		device_log(device, LOG_ERR | LOG_AS(LOG_ID_RING_BROKEN),
+			   "ring %" PRIu64 " is broken: %s (0x%" PRIx64 ")", report->first,
+			   ring_reason(report->second), report->third);
 		return NULL;
 	case REPORT_HANDSHAKE_FAILED:
 		device_log(device, LOG_INFO, "handshake failed: guest port %" PRIu64 ": %s",

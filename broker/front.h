@@ -274,8 +274,8 @@ struct device {
 	uint64_t last_death; /* ms */
 	uint64_t assign_at;  /* ms: no worker before */
 	uint32_t log_tokens;
-	uint64_t log_refill; /* ms */
-	uint64_t n_unlogged;
+	uint64_t log_refill;		       /* ms */
+	uint64_t n_unlogged, tell_unlogged_at; /* ms: at the latest */
 	/* Other guests' requests: held until this one can be asked, and asked of it. */
 	uint64_t first_held, last_held;
 	uint32_t n_unanswered;

@@ -467,7 +467,7 @@ void device_handover_done(struct device *device, int status)
 
 	/* No guest brings this about: it is not one of the lines that are counted. */
 	if (status == 0)
-		log_event(LOG_NOTICE, cid,
+		log_event(LOG_NOTICE | LOG_AS(LOG_ID_WORKER_REPLACED), cid,
 			  "worker %" PRIu32 " replaced by worker %" PRIu32 " in %" PRIu64
 			  " us, nothing lost",
 			  device->handover.former, device->worker->number,

@@ -6,16 +6,39 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/uio.h>
+#include <sys/un.h>
 #include <unistd.h>
 
 #define LOG_LINE_MAX 1024
 
+/* PRIORITY and the other fields next to the text. */
+#define ENTRY_MAX (LOG_LINE_MAX + 256)
+
 static int log_level = LOG_INFO;
-static bool has_priorities;
-static char *copy; /* NULL, or with so much room left: */
+static bool is_of_journal; /* stderr */
+static int journal = -1;   /* its own socket */
+static uint64_t n_lost;	   /* that it did not take */
+static char *copy;	   /* NULL, or with so much room left: */
 static size_t copy_size;
+
+static const char *const ids[LOG_IDS] = {
+	[LOG_ID_READY] = "6675369413af4260b19c6ae47aa3cef3",
+	[LOG_ID_RELOADED] = "bf10d8c0b53345b5b299c0d01439009d",
+	[LOG_ID_RELOAD_REFUSED] = "1fb7b463253c4679b8829a4badfea46d",
+	[LOG_ID_FRONTEND_CONNECTED] = "527935bf1ec0445d97d95680f9c0caa2",
+	[LOG_ID_FRONTEND_LEFT] = "26cc5445797843cf94bbf154e340afc6",
+	[LOG_ID_WORKER_ENDED] = "64941afb71bc4dc8b4fc921c7a94acba",
+	[LOG_ID_WORKER_LOST] = "a74ca897cbf146018fcefde099699734",
+	[LOG_ID_WORKER_REPLACED] = "2e2ee0ba53a7481283d42b2dc0efa39e",
+	[LOG_ID_DEVICE_FAILED] = "af2797a4caab43758a56f10e17d9f924",
+	[LOG_ID_RING_BROKEN] = "805c0c283903490baefea51ef895b773",
+	[LOG_ID_RESTORED] = "73ab4488ab8a4aadb4d32cd6c97ece81",
+	[LOG_ID_SUSPENDED] = "08254f9d912c4a488b4a24db390dbcf9",
+	[LOG_ID_LEFT_OUT] = "917fcbbb0713423a8a0923e6896593c2",
+};
 
 /* The variable is inherited; the stream may be another one by now (systemd.exec(5)). */
 static bool is_journal(void)
@@ -32,7 +55,7 @@ static bool is_journal(void)
 void log_open(int level)
 {
 	log_level = level;
-	has_priorities = is_journal();
+	is_of_journal = is_journal();
 }
 
 void log_set_level(int level)
@@ -40,19 +63,27 @@ void log_set_level(int level)
 	log_level = level;
 }
 
-static const char *priority_name(int priority)
+void log_join_journal(const char *path)
 {
-	switch (priority) {
-	case LOG_ERR:
-		return "error";
-	case LOG_WARNING:
-		return "warning";
-	case LOG_NOTICE:
-		return "notice";
-	case LOG_INFO:
-		return "info";
-	default:
-		return "debug";
+	struct sockaddr_un address = {.sun_family = AF_UNIX};
+	int fd;
+
+	if (!is_of_journal || strlen(path) >= sizeof(address.sun_path))
+		return;
+	memcpy(address.sun_path, path, strlen(path) + 1);
+	fd = socket(AF_UNIX, SOCK_DGRAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
+	if (fd >= 0 && connect(fd, (const struct sockaddr *)&address, sizeof(address)) < 0) {
+		close(fd);
+		fd = -1;
+	}
+	journal = fd;
+}
+
+void log_settle(void)
+{
+	if (journal >= 0 && dup2(journal, STDERR_FILENO) >= 0) {
+		close(journal);
+		journal = STDERR_FILENO;
 	}
 }
 
@@ -78,38 +109,93 @@ static void add_copy(uint64_t cid, const char *text)
 	copy_size -= (size_t)len;
 }
 
+static const char *priority_name(int priority)
+{
+	switch (priority) {
+	case LOG_ERR:
+		return "error";
+	case LOG_WARNING:
+		return "warning";
+	case LOG_NOTICE:
+		return "notice";
+	case LOG_INFO:
+		return "info";
+	default:
+		return "debug";
+	}
+}
+
+/* https://systemd.io/JOURNAL_NATIVE_PROTOCOL/: a datagram of lines, each a field. */
+static bool send_entry(int priority, uint64_t cid, const char *text)
+{
+	const char *id = ids[priority >> 8];
+	char entry[ENTRY_MAX];
+	struct iovec whole = {entry, 0};
+	int len;
+
+	len = snprintf(entry, sizeof(entry), "PRIORITY=%d\nSYSLOG_IDENTIFIER=vsockd\n%s%s%s",
+		       LOG_PRI(priority), id ? "MESSAGE_ID=" : "", id ? id : "", id ? "\n" : "");
+	if (cid == LOG_NO_VM)
+		len += snprintf(entry + len, sizeof(entry) - (size_t)len, "MESSAGE=%s\n", text);
+	else
+		len += snprintf(entry + len, sizeof(entry) - (size_t)len,
+				"VSOCKD_CID=%" PRIu64 "\nMESSAGE=VM %" PRIu64 ": %s\n", cid, cid,
+				text);
+	whole.iov_len = (size_t)len; /* ENTRY_MAX has room for all of it */
+	return writev(journal, &whole, 1) >= 0;
+}
+
+static void tell_journal(int priority, uint64_t cid, const char *text)
+{
+	char lost[80];
+
+	if (n_lost > 0) {
+		(void)snprintf(lost, sizeof(lost),
+			       "%" PRIu64 " lines left out: the journal did not take them", n_lost);
+		if (send_entry(LOG_WARNING | LOG_AS(LOG_ID_LEFT_OUT), LOG_NO_VM, lost))
+			n_lost = 0;
+	}
+	if (!send_entry(priority, cid, text))
+		n_lost++;
+}
+
+static void write_line(int priority, uint64_t cid, const char *text)
+{
+	char line[ENTRY_MAX], prefix[8] = "", vm[24] = "-";
+	struct iovec whole = {line, 0};
+	ssize_t written;
+	int len;
+
+	if (is_of_journal)
+		(void)snprintf(prefix, sizeof(prefix), "<%d>", LOG_PRI(priority));
+	if (cid != LOG_NO_VM)
+		(void)snprintf(vm, sizeof(vm), "%" PRIu64, cid);
+	len = snprintf(line, sizeof(line), "%svm=%s %s: %s\n", prefix, vm,
+		       priority_name(LOG_PRI(priority)), text);
+	whole.iov_len = (size_t)len; /* ENTRY_MAX has room for all of it */
+	/* A log that can't be written must not stop the service. */
+	written = writev(STDERR_FILENO, &whole, 1);
+	(void)written;
+}
+
 void log_event(int priority, uint64_t cid, const char *format, ...)
 {
-	char line[LOG_LINE_MAX];
-	size_t len = 0;
+	bool is_wanted = LOG_PRI(priority) <= log_level;
+	char text[LOG_LINE_MAX];
 	va_list arguments;
-	int n;
 
-	if (copy) {
-		va_start(arguments, format);
-		(void)vsnprintf(line, sizeof(line), format, arguments);
-		va_end(arguments);
-		add_copy(cid, line);
-	}
-	if (priority > log_level)
+	if (!is_wanted && !copy)
 		return;
-	if (has_priorities)
-		len += (size_t)snprintf(line, sizeof(line), "<%d>", priority);
-	if (cid == LOG_NO_VM)
-		len += (size_t)snprintf(line + len, sizeof(line) - len, "vm=- ");
-	else
-		len += (size_t)snprintf(line + len, sizeof(line) - len, "vm=%" PRIu64 " ", cid);
-	len += (size_t)snprintf(line + len, sizeof(line) - len, "%s: ", priority_name(priority));
-
 	va_start(arguments, format);
-	n = vsnprintf(line + len, sizeof(line) - len - 1, format, arguments);
+	(void)vsnprintf(text, sizeof(text), format, arguments);
 	va_end(arguments);
-	if (n > 0)
-		len += (size_t)n < sizeof(line) - len - 1 ? (size_t)n : sizeof(line) - len - 2;
-	line[len++] = '\n';
-
-	/* A log that can't be written must not stop the service. */
-	struct iovec whole = {line, len};
-	ssize_t written = writev(STDERR_FILENO, &whole, 1);
-	(void)written;
+	/* A path of the operator's may have one; here it would end the event. */
+	for (char *c = strchr(text, '\n'); c; c = strchr(c, '\n'))
+		*c = ' ';
+	if (copy)
+		add_copy(cid, text);
+	if (is_wanted && journal >= 0)
+		tell_journal(priority, cid, text);
+	else if (is_wanted)
+		write_line(priority, cid, text);
 }

@@ -140,6 +140,7 @@ static int run_front(const struct running *running, int spawner)
 		.spawner = spawner,
 	};
 
+	log_settle();
 	return front_run(&setup);
 }
 
@@ -235,6 +236,7 @@ static int run(int argc, char **argv, struct configuration *configuration)
 	int r;
 
 	log_open(configuration->log_level);
+	log_join_journal(LOG_JOURNAL_PATH);
 	/* Run by its fd, so only the file itself has to be executable for the user. */
 	if (!open_worker(configuration, &running.worker))
 		return EX_UNAVAILABLE;

@@ -46,7 +46,8 @@ int reload_init(struct reload *reload, int argc, char **argv, struct configurati
 
 static bool refuse(const char *reason)
 {
-	log_event(LOG_ERR, LOG_NO_VM, "reload: %s; nothing has changed", reason);
+	log_event(LOG_ERR | LOG_AS(LOG_ID_RELOAD_REFUSED), LOG_NO_VM,
+		  "reload: %s; nothing has changed", reason);
 	return false;
 }
 
@@ -494,8 +495,9 @@ bool reload_run(struct reload *reload, struct reload_messages *ret_messages)
 	say_globals(reload->configuration, &plan.next);
 	for (size_t i = 0; i < plan.next.n_vms; i++)
 		say_vm(&plan, i);
-	log_event(LOG_NOTICE, LOG_NO_VM, "reload: %zu added, %zu removed, %zu changed",
-		  plan.n_added, plan.n_removed, plan.n_changed);
+	log_event(LOG_NOTICE | LOG_AS(LOG_ID_RELOADED), LOG_NO_VM,
+		  "reload: %zu added, %zu removed, %zu changed", plan.n_added, plan.n_removed,
+		  plan.n_changed);
 	take_up(&plan, ret_messages);
 	free(plan.addresses);
 	return true;

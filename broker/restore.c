@@ -5,6 +5,7 @@
 #include <syslog.h>
 
 #include "broker/front.h"
+#include "broker/log.h"
 
 /*
  * Who owns ring 2 is seen from the messages. A front-end that says no more after
@@ -92,8 +93,8 @@ static void take_over(struct device *device)
 
 	restore->sends_reset = is_unknown || restore->flags & STATE_FLAG_DRIVER;
 	if (restore->guest_cid != device->configuration->guest_cid && !is_unknown)
-		device_log(device, LOG_NOTICE, "restored: the guest had CID %" PRIu64 " before",
-			   restore->guest_cid);
+		device_log(device, LOG_NOTICE | LOG_AS(LOG_ID_RESTORED),
+			   "restored: the guest had CID %" PRIu64 " before", restore->guest_cid);
 	if (!restore->sends_reset) {
 		restore->phase = RESTORE_NONE; /* no driver lived: there is nothing to reset */
 		return;
@@ -155,8 +156,8 @@ static int check_info(struct device *device)
 		return -EBADMSG;
 	if (unknown == 0)
 		return 0;
-	device_log(device, LOG_ERR, "state refused: features 0x%" PRIx64 " are not known here",
-		   unknown);
+	device_log(device, LOG_ERR | LOG_AS(LOG_ID_RESTORED),
+		   "state refused: features 0x%" PRIx64 " are not known here", unknown);
 	return -EOPNOTSUPP;
 }
 
@@ -196,7 +197,7 @@ const char *restore_state_done(struct device *device, const Vsockd__StateDone *d
 		result = check_info(device);
 	if (restore->is_load && result == 0) {
 		take_over(device);
-		device_log(device, LOG_NOTICE, "restored, %s",
+		device_log(device, LOG_NOTICE | LOG_AS(LOG_ID_RESTORED), "restored, %s",
 			   restore->phase == RESTORE_NONE ? "no driver lived then"
 							  : "the driver is to be reset");
 		/* Connections that lived belong to another time, like those of the state. */

@@ -313,11 +313,13 @@ static void log_end(const struct worker *worker, int status)
 	uint64_t cid = worker_cid(worker);
 
 	if (WIFSIGNALED(status))
-		log_event(LOG_ERR, cid, "worker %" PRIu32 " ended by signal %d%s", worker->number,
+		log_event(LOG_ERR | LOG_AS(LOG_ID_WORKER_ENDED), cid,
+			  "worker %" PRIu32 " ended by signal %d%s", worker->number,
 			  WTERMSIG(status), signal_meaning(WTERMSIG(status)));
 	else
-		log_event(LOG_ERR, cid, "worker %" PRIu32 " ended with exit code %d",
-			  worker->number, WEXITSTATUS(status));
+		log_event(LOG_ERR | LOG_AS(LOG_ID_WORKER_ENDED), cid,
+			  "worker %" PRIu32 " ended with exit code %d", worker->number,
+			  WEXITSTATUS(status));
 }
 
 void workers_exited(struct front *front, uint32_t number, int status)
@@ -380,8 +382,8 @@ static const char *on_ready(struct front *front, struct worker *worker, const Vs
 	}
 	worker->state = worker->device ? WORKER_SUCCESSOR : WORKER_SPARE;
 	if (!front->has_served) {
-		log_event(LOG_NOTICE, LOG_NO_VM, "ready: %zu VM%s", front->n_devices,
-			  front->n_devices == 1 ? "" : "s");
+		log_event(LOG_NOTICE | LOG_AS(LOG_ID_READY), LOG_NO_VM, "ready: %zu VM%s",
+			  front->n_devices, front->n_devices == 1 ? "" : "s");
 		front_request_ready(front);
 	}
 	front->has_served = true;

@@ -198,6 +198,13 @@ awk '/^\.Sh / { section = substr($0, 5) }
 compare "$work/sent" "$work/in_page" "is a request to the spawner, but not in $ipc_page"
 compare "$work/in_page" "$work/sent" "stands in $ipc_page, but is no request to the spawner"
 
+# The ids of events in the journal.
+sed -n 's/^	\[LOG_ID_[A-Z_]*\] = "\([0-9a-f]*\)",/\1/p' "$root/broker/log.c" | LC_ALL=C sort >"$work/sent"
+sed -n 's/^\.It Li \([0-9a-f]\{32\}\)$/\1/p' "$page" | LC_ALL=C sort >"$work/in_page"
+[ -s "$work/sent" ] || complain "no ids of events were found in broker/log.c"
+compare "$work/sent" "$work/in_page" "is a MESSAGE_ID, but not in $page"
+compare "$work/in_page" "$work/sent" "stands in $page, but is no MESSAGE_ID"
+
 for each in "$root"/man/*.[1-9]; do
 	grep -q "'${each##*/}'" "$root/man/meson.build" || complain "$each is not installed"
 done

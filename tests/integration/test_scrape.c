@@ -180,53 +180,6 @@ static void test_the_socket_is_its_owners_and_goes_with_vsockd(void **state)
 	setup_start(setup, 1, NULL, NULL);
 }
 
-/* ---- the log under a service manager ---- */
-
-static bool log_begins_with(struct daemon *daemon, const char *with)
-{
-	char line[256] = "";
-	FILE *log = fopen(daemon_path(daemon, "log"), "r");
-
-	assert_non_null(log);
-	assert_non_null(fgets(line, sizeof(line), log));
-	fclose(log);
-	return strncmp(line, with, strlen(with)) == 0;
-}
-
-static void run_with_journal(const char *journal, ino_t inode_added, const char *begin)
-{
-	const char *const arguments[] = {"",	     "--worker", getenv("VSOCKD_WORKER"),
-					 "--socket", "@/s",	 "--uds-path",
-					 "@/u",	     NULL};
-	struct daemon daemon = {.pid = 0};
-	struct stat log;
-	char text[64];
-	FILE *file;
-
-	assert_int_equal(daemon_prepare(&daemon), 0);
-	file = fopen(daemon_path(&daemon, "log"), "w");
-	assert_non_null(file);
-	assert_int_equal(fstat(fileno(file), &log), 0);
-	fclose(file);
-	snprintf(text, sizeof(text), "%ju:%ju", (uintmax_t)log.st_dev,
-		 (uintmax_t)(log.st_ino + inode_added));
-	setenv("JOURNAL_STREAM", journal ? journal : text, 1);
-	assert_int_equal(daemon_start(&daemon, arguments, "s", LIMIT), 0);
-	unsetenv("JOURNAL_STREAM");
-	assert_int_equal(daemon_wait_log(&daemon, "ready: ", LIMIT), 0);
-	if (!log_begins_with(&daemon, begin))
-		fail_msg("the log does not begin with %s", begin);
-	assert_int_equal(daemon_stop(&daemon, LIMIT), 0);
-}
-
-static void test_priorities_are_for_the_journal_alone(void **state)
-{
-	(void)state;
-	run_with_journal(NULL, 0, "<");
-	run_with_journal(NULL, 1, "vm=- ");
-	run_with_journal("nonsense", 0, "vm=- ");
-}
-
 #define WITH_FOUR(test) cmocka_unit_test_setup_teardown(test, start_four, setup_end)
 
 int main(void)
@@ -238,7 +191,6 @@ int main(void)
 		WITH_FOUR(test_a_crowd_is_served_and_the_silent_are_dropped),
 		WITH_FOUR(test_a_scraper_may_leave_at_any_moment),
 		WITH_FOUR(test_the_socket_is_its_owners_and_goes_with_vsockd),
-		cmocka_unit_test(test_priorities_are_for_the_journal_alone),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);
