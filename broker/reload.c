@@ -495,12 +495,19 @@ bool reload_run(struct reload *reload, struct reload_messages *ret_messages)
 	say_globals(reload->configuration, &plan.next);
 	for (size_t i = 0; i < plan.next.n_vms; i++)
 		say_vm(&plan, i);
-	log_event(LOG_NOTICE | LOG_AS(LOG_ID_RELOADED), LOG_NO_VM,
-		  "reload: %zu added, %zu removed, %zu changed", plan.n_added, plan.n_removed,
-		  plan.n_changed);
+	reload->n_added = plan.n_added;
+	reload->n_removed = plan.n_removed;
+	reload->n_changed = plan.n_changed;
 	take_up(&plan, ret_messages);
 	free(plan.addresses);
 	return true;
+}
+
+void reload_say(const struct reload *reload)
+{
+	log_event(LOG_NOTICE | LOG_AS(LOG_ID_RELOADED), LOG_NO_VM,
+		  "reload: %zu added, %zu removed, %zu changed", reload->n_added, reload->n_removed,
+		  reload->n_changed);
 }
 
 void reload_forget(struct reload_messages *messages)

@@ -27,6 +27,7 @@ struct reload {
 	unsigned int bank;	       /* that the front reads, or is about to */
 	struct configuration previous; /* while is_pending: what the front may still go by */
 	bool is_pending;	       /* the front has not said yet that it has changed over */
+	size_t n_added, n_removed, n_changed; /* the last time */
 };
 
 /* A reload's messages to the front, in order; each fd is closed by reload_forget(). */
@@ -47,6 +48,8 @@ int reload_init(struct reload *reload, int argc, char **argv, struct configurati
  * when nothing has changed: the reason is in the log. Not while is_pending.
  */
 bool reload_run(struct reload *reload, struct reload_messages *ret_messages);
+/* The line that ends it, once the messages are on their way: who waits for it may go on. */
+void reload_say(const struct reload *reload);
 void reload_forget(struct reload_messages *messages);
 
 /* The front has changed over. */

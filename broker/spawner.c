@@ -582,8 +582,8 @@ static int run_reload(struct spawner *spawner)
 		service_reloading();
 	log_copy(reload->banks.text, BANKS_TEXT_SIZE);
 	is_taken = reload_run(reload, &messages);
-	log_copy(NULL, 0);
 	if (!is_taken) {
+		log_copy(NULL, 0);
 		if (spawner->is_ready)
 			service_ready("the last reload was refused, see the log");
 		return answer_reload(spawner, EINVAL);
@@ -597,6 +597,9 @@ static int run_reload(struct spawner *spawner)
 		step = send_reply(spawner, &messages.all[i].reply, &messages.all[i].fd,
 				  messages.all[i].fd >= 0);
 	reload_forget(&messages);
+	if (step == GO_ON)
+		reload_say(reload);
+	log_copy(NULL, 0);
 	return step == GO_ON ? answer_reload(spawner, 0) : step;
 }
 
