@@ -68,6 +68,9 @@ _Static_assert(sizeof(struct file_header) == 24, "as in the file");
 _Static_assert(sizeof(struct record_header) == 16, "as in the file");
 _Static_assert(sizeof(struct monitor_header) == 32, "as in the file");
 
+/* Of each record, before the payload. */
+#define FIXED_LEN ((uint32_t)sizeof(struct monitor_header) + HEADER_LEN)
+
 struct record {
 	struct capture_prefix prefix;
 	uint8_t header[HEADER_LEN];
@@ -119,10 +122,9 @@ static void write_record(FILE *file, const struct record *record)
 		.transport = MONITOR_TRANSPORT_VIRTIO,
 		.transport_len = HEADER_LEN,
 	};
-	uint32_t fixed_len = sizeof(monitor) + HEADER_LEN;
 	struct record_header header = {
-		.captured_len = fixed_len + record->prefix.captured_len,
-		.len = fixed_len + record->prefix.payload_len,
+		.captured_len = FIXED_LEN + record->prefix.captured_len,
+		.len = FIXED_LEN + record->prefix.payload_len,
 	};
 	struct timespec now = {0};
 
@@ -144,7 +146,8 @@ static bool is_sound(const struct record *record, size_t len)
 		return record->prefix.captured_len == 0 && record->prefix.payload_len == 0;
 	return len >= sizeof(record->prefix) + HEADER_LEN &&
 	       record->prefix.captured_len == len - sizeof(record->prefix) - HEADER_LEN &&
-	       record->prefix.captured_len <= record->prefix.payload_len;
+	       record->prefix.captured_len <= record->prefix.payload_len &&
+	       record->prefix.payload_len <= UINT32_MAX - FIXED_LEN;
 }
 
 static int write_file_header(FILE *file)

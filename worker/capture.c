@@ -60,7 +60,12 @@ static size_t slice(const struct iovec *parts, size_t n_parts, uint32_t len,
 void capture_record(struct capture *capture, const struct packet_header *header,
 		    const struct iovec *parts, size_t n_parts, uint32_t len)
 {
-	struct capture_prefix prefix = {.n_dropped = capture->n_dropped, .payload_len = len};
+	/* What the guest says may be more than it has put there. */
+	size_t room = total(parts, n_parts) - PACKET_HEADER_LEN;
+	struct capture_prefix prefix = {
+		.n_dropped = capture->n_dropped,
+		.payload_len = len < room ? len : (uint32_t)room,
+	};
 	struct packet_header copy = *header;
 	struct iovec record[2 + PARTS_MAX] = {{&prefix, sizeof(prefix)}, {&copy, sizeof(copy)}};
 	size_t n = slice(parts, n_parts, len < capture->payload_max ? len : capture->payload_max,
@@ -71,8 +76,8 @@ void capture_record(struct capture *capture, const struct packet_header *header,
 		capture->n_dropped = 0;
 		return;
 	}
-	/* EFAULT: the guest's memory was taken away, which is told by other means. */
-	if (errno == EAGAIN || errno == ENOBUFS || errno == EINTR || errno == EFAULT)
+	/* No room, or the guest's memory was taken away, which is told by other means. */
+	if (errno != EPIPE && errno != ECONNRESET)
 		capture->n_dropped++;
 	else
 		capture_set(capture, -1, 0, 0);

@@ -31,7 +31,7 @@ void capture_set(struct capture *capture, int fd, uint32_t number, uint32_t payl
 
 /*
  * A packet whose payload begins behind the first PACKET_HEADER_LEN bytes of parts,
- * which are in guest memory; of them at most len bytes belong to it. Call it through
+ * which are there, in guest memory; of the rest at most len bytes belong to it. Call it through
  * capture_packet().
  */
 void capture_record(struct capture *capture, const struct packet_header *header,

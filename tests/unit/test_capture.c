@@ -95,6 +95,21 @@ static void test_a_record_is_the_header_and_the_first_bytes(void **state)
 	assert_int_equal(record.prefix.captured_len, 0);
 }
 
+static void test_a_guest_that_says_more_than_it_sends_has_sent_what_is_there(void **state)
+{
+	char place[PACKET_HEADER_LEN];
+	struct iovec parts[] = {{place, sizeof(place)}, {(void *)(uintptr_t) "abc", 3}};
+	struct packet_header header = make_header(UINT32_MAX);
+
+	(void)state;
+	start(5);
+	capture_packet(&capture, &header, parts, 2, UINT32_MAX);
+	assert_int_equal(read_record(), sizeof(record.prefix) + PACKET_HEADER_LEN + 3);
+	assert_int_equal(record.prefix.payload_len, 3);
+	assert_int_equal(record.prefix.captured_len, 3);
+	assert_int_equal(record.header.len, UINT32_MAX);
+}
+
 static void test_a_payload_in_very_many_parts_is_cut(void **state)
 {
 	static char bytes[PACKET_HEADER_LEN + 200];
@@ -211,6 +226,7 @@ int main(void)
 {
 	const struct CMUnitTest tests[] = {
 		WITH_CAPTURE(test_a_record_is_the_header_and_the_first_bytes),
+		WITH_CAPTURE(test_a_guest_that_says_more_than_it_sends_has_sent_what_is_there),
 		WITH_CAPTURE(test_a_payload_in_very_many_parts_is_cut),
 		WITH_CAPTURE(test_what_finds_no_room_is_counted_and_waits_for_nobody),
 		WITH_CAPTURE(test_nobody_is_written_to_once_the_reader_is_gone),
