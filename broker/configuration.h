@@ -72,7 +72,10 @@ struct vm_configuration {
 	uint32_t queue_size;	 /* accepted for compatibility; any ring up to 32768 works */
 	uint32_t max_connections;
 	uint32_t max_handshakes;
-	uint32_t offers; /* CONFIGURATION_OFFER_... */
+	struct port_filter outgoing, incoming; /* by the port that is connected to */
+	uint32_t max_connection_rate;	       /* new ones a second; 0: no limit */
+	uint64_t max_bandwidth;		       /* stream bytes a second; 0: no limit */
+	uint32_t offers;		       /* CONFIGURATION_OFFER_... */
 };
 
 /* A unix socket of vsockd itself, not of a VM. */

@@ -122,6 +122,60 @@ static int read_ok(const struct vm_arguments *arguments, struct vm_configuration
 				     "ok " QUOTED ": give on or off", text);
 }
 
+static int read_ranges(const struct vm_arguments *arguments, enum key key, struct port_range *ret,
+		       uint32_t *ret_n, struct configuration_error *ret_error)
+{
+	const char *text = arguments->values[key];
+
+	for (const char *rest = text; rest;) {
+		size_t len = strcspn(rest, "+");
+
+		if (*ret_n == PORT_RANGES_MAX || !ports_parse_range(rest, len, &ret[*ret_n]))
+			return configuration_fail_at(
+				ret_error, EX_DATAERR, arguments, key,
+				"%s " QUOTED ": give at most 64 ports or ranges joined by '+', as "
+				"22+8000-8080",
+				configuration_keys[key], text);
+		(*ret_n)++;
+		rest = rest[len] ? rest + len + 1 : NULL;
+	}
+	return 0;
+}
+
+static int read_filters(const struct vm_arguments *arguments, struct vm_configuration *vm,
+			struct configuration_error *ret_error)
+{
+	const struct {
+		enum key key;
+		struct port_range *ret;
+		uint32_t *ret_n;
+	} lists[] = {
+		{KEY_ALLOW_OUTGOING, vm->outgoing.allowed, &vm->outgoing.n_allowed},
+		{KEY_DENY_OUTGOING, vm->outgoing.denied, &vm->outgoing.n_denied},
+		{KEY_ALLOW_INCOMING, vm->incoming.allowed, &vm->incoming.n_allowed},
+		{KEY_DENY_INCOMING, vm->incoming.denied, &vm->incoming.n_denied},
+	};
+	int r = 0;
+
+	for (size_t i = 0; !r && i < sizeof(lists) / sizeof(lists[0]); i++)
+		r = read_ranges(arguments, lists[i].key, lists[i].ret, lists[i].ret_n, ret_error);
+	return r;
+}
+
+/* A listener for a port that is not for host programs would refuse everybody. */
+static int check_listens(const struct vm_arguments *arguments, const struct vm_configuration *vm,
+			 struct configuration_error *ret_error)
+{
+	for (size_t i = 0; i < vm->n_listens; i++)
+		if (!ports_pass(&vm->incoming, vm->listens[i].first))
+			return configuration_fail_at(
+				ret_error, EX_DATAERR, arguments, KEY_LISTEN,
+				"listen: port %u is not one that allow-incoming and deny-incoming "
+				"let in",
+				vm->listens[i].first);
+	return 0;
+}
+
 int configuration_read_ports(const struct vm_arguments *arguments, struct vm_configuration *vm,
 			     struct configuration_error *ret_error)
 {
@@ -137,5 +191,9 @@ int configuration_read_ports(const struct vm_arguments *arguments, struct vm_con
 		r = read_forward_listen(arguments, vm, ret_error);
 	if (!r)
 		r = read_ok(arguments, vm, ret_error);
+	if (!r)
+		r = read_filters(arguments, vm, ret_error);
+	if (!r)
+		r = check_listens(arguments, vm, ret_error);
 	return r;
 }

@@ -30,6 +30,8 @@ static const struct number_limits number_limits[N_KEYS] = {
 	[KEY_MAX_HANDSHAKES] = {1, CONFIGURATION_CONNECTIONS_MAX, CONFIGURATION_HANDSHAKES_DEFAULT,
 				""},
 	[KEY_WAIT] = {0, 3600, 0, " seconds"},
+	[KEY_MAX_CONNECTION_RATE] = {1, 1000000, 0, " a second"},
+	[KEY_MAX_BANDWIDTH] = {65536, UINT64_C(1) << 40, 0, " bytes a second"},
 	/* 0 to 2 are the standard streams in the conventions for vhost-user programs. */
 	[KEY_FD] = {STDERR_FILENO + 1, INT_MAX, 0, ""},
 };
@@ -242,6 +244,7 @@ int configuration_read_vm(struct vm_arguments *arguments, struct vm_configuratio
 		{KEY_MAX_CONNECTIONS, &vm->max_connections},
 		{KEY_MAX_HANDSHAKES, &vm->max_handshakes},
 		{KEY_WAIT, &vm->wait_s},
+		{KEY_MAX_CONNECTION_RATE, &vm->max_connection_rate},
 	};
 	uint64_t fd = 0;
 	int r;
@@ -263,7 +266,9 @@ int configuration_read_vm(struct vm_arguments *arguments, struct vm_configuratio
 		if (r)
 			return r;
 	}
-	r = configuration_read_ports(arguments, vm, ret_error);
+	r = read_number(arguments, KEY_MAX_BANDWIDTH, &vm->max_bandwidth, ret_error);
+	if (!r)
+		r = configuration_read_ports(arguments, vm, ret_error);
 	if (!r && (arguments->values[KEY_UDS_PATH] || !has_ports(vm)))
 		r = read_uds_path(arguments, vm, ret_error);
 	if (!r)
@@ -304,7 +309,8 @@ static int add_to_list(struct vm_arguments *arguments, char **lists, size_t key,
 static int read_vm_item(char *item, struct vm_arguments *arguments, char **lists,
 			struct configuration_error *ret_error)
 {
-	char *value = strchr(item, '=');
+	char *value = strchr(item, '='), known[N_VM_KEYS * 24];
+	size_t len = 0;
 
 	if (!value)
 		return configuration_fail(ret_error, EX_USAGE,
@@ -327,13 +333,11 @@ static int read_vm_item(char *item, struct vm_arguments *arguments, char **lists
 		arguments->values[key] = value;
 		return 0;
 	}
-	return configuration_fail(
-		ret_error, EX_USAGE,
-		"%sunknown key " QUOTED "; known are guest-cid, socket, uds-path, each of the "
-		"two with -mode, -owner and -group, forward-cid, forward-listen, connect, listen, "
-		"ok, wait, tx-buffer-size, queue-size, groups, max-connections, max-handshakes and "
-		"offer",
-		arguments->where, item);
+	for (size_t key = 0; key < N_VM_KEYS; key++)
+		len += (size_t)snprintf(known + len, sizeof(known) - len, "%s%s", key ? ", " : "",
+					configuration_keys[key]);
+	return configuration_fail(ret_error, EX_USAGE, "%sunknown key " QUOTED "; known are %s",
+				  arguments->where, item, known);
 }
 
 int configuration_read_vm_text(const char *text, struct vm_configuration *vm,

@@ -116,6 +116,8 @@ static void take_limits(struct device *device)
 		.max_connections = configuration->max_connections,
 		.max_handshakes = configuration->max_handshakes,
 		.wait_s = configuration->wait_s,
+		.max_bandwidth = configuration->max_bandwidth,
+		.incoming = configuration->incoming,
 		.is_quiet = configuration->is_quiet,
 	};
 	if (device->endpoints.n_max != configuration->max_connections)
@@ -813,6 +815,8 @@ static void take_host(struct device *device, const struct host_listener *listene
 {
 	const char *reason = device_refuses_host(device, listener->type);
 
+	if (!reason && !admission_take(device))
+		reason = ADMISSION_REFUSAL;
 	if (!reason && device_take_host(device, listener, fd))
 		return;
 	close(fd);
@@ -836,6 +840,18 @@ void device_accept_host(struct device *device, size_t index)
 }
 
 /* ---- the worker ---- */
+
+static void refuse_guest(struct device *device, uint32_t index, const char *reason)
+{
+	struct endpoint *endpoint = &device->endpoints.all[index];
+
+	device_log(device, LOG_WARNING, "guest refused: CID %" PRIu32 ", port %" PRIu32 ": %s",
+		   endpoint->cid, endpoint->port, reason);
+	endpoint->status = -EAGAIN;
+	endpoint->state = ENDPOINT_REFUSED;
+	endpoints_tell(&device->endpoints, index);
+	device_tell_endpoints(device);
+}
 
 static const char *on_connect(struct device *device, const Vsockd__Connect *connect)
 {
@@ -863,7 +879,9 @@ static const char *on_connect(struct device *device, const Vsockd__Connect *conn
 	endpoint->has_ports = true;
 	if (endpoint->cid == ENDPOINT_HOST_CID)
 		endpoint->client = control_listener(device, connect->port);
-	if (endpoint->cid == ENDPOINT_HOST_CID)
+	if (!admission_take(device))
+		refuse_guest(device, index, ADMISSION_REFUSAL);
+	else if (endpoint->cid == ENDPOINT_HOST_CID)
 		front_request_connect(device->front, device, index);
 	else
 		siblings_connect(device, index);
@@ -908,6 +926,7 @@ static const char *handshake_reason(uint64_t reason)
 		[REPORT_HANDSHAKE_ENDED] = "the host program left",
 		[REPORT_HANDSHAKE_REFUSED] = "the guest refused",
 		[REPORT_HANDSHAKE_NO_ANSWER] = "no answer of the guest in 2 s",
+		[REPORT_HANDSHAKE_DENIED] = "that port is not for host programs",
 	};
 
 	return reason < REPORT_HANDSHAKE_REASON_MAX && texts[reason] ? texts[reason] : "?";
@@ -956,6 +975,11 @@ static const char *on_report(struct device *device, const Vsockd__Report *report
 		device_log(device, LOG_WARNING,
 			   "packet dropped: operation %" PRIu64 " (%" PRIu64 " dropped so far)",
 			   report->second, report->first);
+		return NULL;
+	case REPORT_RATE_LIMIT:
+		device_log(device, LOG_NOTICE,
+			   "held up: %" PRIu64 " bytes in a second (%" PRIu64 " times so far)",
+			   report->first, report->second);
 		return NULL;
 	case REPORT_CONNECT_FAILED:
 		device_log(device, LOG_INFO, "guest refused: host port %" PRIu64 ": %s",

@@ -17,6 +17,7 @@
  *   control.c  the control socket (control.h)
  *   scrape.c   the metrics socket (scrape.h)
  *   siblings.c connections between guests
+ *   admission.c how many connections may begin in a second
  *   notify.c   in-band notifications to a front-end
  *   changes.c  VMs that come, go and change while it runs
  */
@@ -72,6 +73,7 @@ struct worker {
 /* One step of telling a worker what the session holds; each is answered by Done. */
 enum step_kind {
 	STEP_ASSIGN,
+	STEP_PORT_RANGE, /* number: of the incoming ports' ranges, denied ones first */
 	STEP_FEATURES,
 	STEP_MEMORY_STAGE, /* number: region */
 	STEP_MEMORY_COMMIT,
@@ -105,9 +107,11 @@ struct step {
 	uint32_t number;
 };
 
-/* Assign, features, log, quarantine or pool, suspension, capture, regions, commit, four a ring, and
- * what is pending. */
-#define STEPS_MAX (7 + SESSION_REGIONS_MAX + 1 + 4 * SESSION_RINGS + 4)
+/*
+ * Assign, port ranges, features, log, quarantine or pool, suspension, capture, regions, commit, four
+ * a ring, and what is pending.
+ */
+#define STEPS_MAX (7 + 2 * PORT_RANGES_MAX + SESSION_REGIONS_MAX + 1 + 4 * SESSION_RINGS + 4)
 
 struct sync {
 	bool is_of_successor; /* who is told; else the worker */
@@ -179,6 +183,8 @@ _Static_assert(HOST_LISTENERS_MAX <= 1 << HOST_LISTENER_BITS, "one for each, and
 /* What a session's worker is told; a changed configuration holds for the next session. */
 struct device_limits {
 	uint32_t tx_buffer_size, max_connections, max_handshakes, wait_s;
+	uint64_t max_bandwidth;
+	struct port_filter incoming;
 	bool is_quiet;
 };
 
@@ -276,6 +282,8 @@ struct device {
 	uint32_t log_tokens;
 	uint64_t log_refill;		       /* ms */
 	uint64_t n_unlogged, tell_unlogged_at; /* ms: at the latest */
+	uint64_t admission_tokens;	       /* thousandths of a connection, see admission.c */
+	uint64_t admission_filled;	       /* ms */
 	/* Other guests' requests: held until this one can be asked, and asked of it. */
 	uint64_t first_held, last_held;
 	uint32_t n_unanswered;
@@ -475,6 +483,10 @@ void device_handover_done(struct device *device, int status);
 bool device_is_running(const struct device *device);
 /* Tell its worker of its endpoints, as far as that can be done now. */
 void device_tell_endpoints(struct device *device);
+
+/* admission.c: may one more connection begin? One that may counts. */
+bool admission_take(struct device *device);
+#define ADMISSION_REFUSAL "more connections in a second than there may be"
 
 /* siblings.c */
 void siblings_init(struct device *device);

@@ -131,6 +131,7 @@ static const struct sample connects_samples[] = {
 	BY_HOST("handshake_timeout", COUNTER_HANDSHAKE_TIMEOUT),
 	BY_HOST("handshake_ended", COUNTER_HANDSHAKE_ENDED),
 	BY_HOST("handshake_limit", COUNTER_HANDSHAKE_LIMITED),
+	BY_HOST("denied", COUNTER_HOST_DENIED),
 };
 
 static const struct sample stalls_samples[] = {{"_total", "", counted, COUNTER_CREDIT_STALLS, 0}};

@@ -247,6 +247,41 @@ void ports_print_address(const struct port_address *address, uint32_t port,
 			       address->has_port ? address->port : port);
 }
 
+static bool is_in(const struct port_range *ranges, size_t n_ranges, uint32_t port)
+{
+	for (size_t i = 0; i < n_ranges; i++)
+		if (ranges[i].first <= port && port <= ranges[i].last)
+			return true;
+	return false;
+}
+
+bool ports_pass(const struct port_filter *filter, uint32_t port)
+{
+	if (is_in(filter->denied, filter->n_denied, port))
+		return false;
+	return filter->n_allowed == 0 || is_in(filter->allowed, filter->n_allowed, port);
+}
+
+bool ports_parse_range(const char *text, size_t len, struct port_range *ret)
+{
+	char copy[sizeof("4294967295-4294967295")];
+	struct port_range range;
+	const char *rest;
+
+	if (len >= sizeof(copy))
+		return false;
+	memcpy(copy, text, len);
+	copy[len] = '\0';
+	rest = read_number(copy, "-", UINT32_MAX, &range.first);
+	range.last = range.first;
+	if (rest && *rest == '-')
+		rest = read_number(rest + 1, "", UINT32_MAX, &range.last);
+	if (!rest || range.last < range.first)
+		return false;
+	*ret = range;
+	return true;
+}
+
 /* ---- sockets ---- */
 
 union socket_address {

@@ -47,6 +47,23 @@ struct port_rule {
 	struct port_address address;
 };
 
+struct port_range {
+	uint32_t first, last;
+};
+
+/* Which ports may be reached: what is denied may not; where any are allowed, no others may. */
+#define PORT_RANGES_MAX 64
+
+struct port_filter {
+	struct port_range allowed[PORT_RANGES_MAX], denied[PORT_RANGES_MAX];
+	uint32_t n_allowed, n_denied;
+};
+
+bool ports_pass(const struct port_filter *filter, uint32_t port);
+
+/* PORT or PORT-PORT, of len bytes. false: it is neither. */
+bool ports_parse_range(const char *text, size_t len, struct port_range *ret);
+
 /* Read one rule. NULL, or what is wrong with it: static, for behind the rule in quotes. */
 const char *ports_parse_connect(const char *text, struct port_rule *ret);
 const char *ports_parse_listen(const char *text, struct port_rule *ret);

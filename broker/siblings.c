@@ -119,7 +119,7 @@ static const char *why_not(const struct device *to)
 
 static void approach(struct device *device, uint32_t index)
 {
-	const struct device *to = other_device(device, &device->endpoints.all[index]);
+	struct device *to = other_device(device, &device->endpoints.all[index]);
 	const char *reason;
 
 	if (is_held_up(to)) {
@@ -127,6 +127,8 @@ static void approach(struct device *device, uint32_t index)
 		return;
 	}
 	reason = why_not(to);
+	if (!reason && !admission_take(to))
+		reason = "that guest gets " ADMISSION_REFUSAL;
 	if (reason)
 		refuse(device, index, ECONNREFUSED, reason);
 	else
@@ -158,6 +160,11 @@ void siblings_connect(struct device *device, uint32_t index)
 
 	if (!to) {
 		refuse(device, index, ECONNREFUSED, reason);
+		return;
+	}
+	if (!ports_pass(&device->configuration->outgoing, endpoint->port) ||
+	    !ports_pass(&to->limits.incoming, endpoint->port)) {
+		refuse(device, index, EACCES, "that port is denied");
 		return;
 	}
 	endpoint->other_device = (uint16_t)to->index;

@@ -277,6 +277,8 @@ static int connect_host(const struct vm_configuration *vm, uint32_t port, int ty
 	struct port_address forward = {.family = PORT_VSOCK, .cid = vm->forward_cid};
 	int status;
 
+	if (!ports_pass(&vm->outgoing, port))
+		return -EACCES;
 	if (rule)
 		return ports_connect(&rule->address, port, type, ret_fd);
 	status = connect_uds_path(vm, port, type, ret_fd);

@@ -65,6 +65,21 @@ static void add_ring(struct sync *sync, const struct session *session, uint32_t 
 		add_step(sync, STEP_RING_START, ring);
 }
 
+static uint32_t n_port_ranges(const struct device *device)
+{
+	const struct port_filter *filter = &device->limits.incoming;
+
+	return filter->n_denied + filter->n_allowed;
+}
+
+/* Whose worker it is, and by which rules. */
+static void add_device(struct device *device)
+{
+	add_step(&device->sync, STEP_ASSIGN, 0);
+	for (uint32_t i = 0; i < n_port_ranges(device); i++)
+		add_step(&device->sync, STEP_PORT_RANGE, i);
+}
+
 static void add_session(struct device *device, enum step_kind own)
 {
 	const struct session *session = &device->session;
@@ -95,7 +110,7 @@ void sync_prepare_successor(struct device *device)
 {
 	clear_steps(&device->sync);
 	device->sync.is_of_successor = true;
-	add_step(&device->sync, STEP_ASSIGN, 0);
+	add_device(device);
 	add_session(device, STEP_HANDOVER_POOL);
 	sync_run(device);
 }
@@ -120,7 +135,7 @@ void sync_begin(struct device *device)
 	struct sync *sync = &device->sync;
 
 	clear_steps(sync);
-	add_step(sync, STEP_ASSIGN, 0);
+	add_device(device);
 	if (device->has_failed) {
 		for (uint32_t i = 0; i < SESSION_RINGS; i++)
 			if (session->rings[i].fds[SESSION_ERR] >= 0)
@@ -323,8 +338,27 @@ static int send_assign(struct device *device, uint32_t sequence)
 	assign.is_quiet = device->limits.is_quiet;
 	assign.wait_ms = device->limits.wait_s * 1000;
 	assign.message_size = device->front->message_size;
+	assign.bytes_per_second = device->limits.max_bandwidth;
 	envelope.body_case = VSOCKD__ENVELOPE__BODY_ASSIGN;
 	envelope.assign = &assign;
+	return worker_send(device->front, target(device), &envelope, -1);
+}
+
+static int send_port_range(struct device *device, uint32_t number, uint32_t sequence)
+{
+	const struct port_filter *filter = &device->limits.incoming;
+	Vsockd__PortRange range = VSOCKD__PORT_RANGE__INIT;
+	Vsockd__Envelope envelope = VSOCKD__ENVELOPE__INIT;
+	const struct port_range *ports = number < filter->n_denied
+						 ? &filter->denied[number]
+						 : &filter->allowed[number - filter->n_denied];
+
+	range.sequence = sequence;
+	range.first = ports->first;
+	range.last = ports->last;
+	range.is_denied = number < filter->n_denied;
+	envelope.body_case = VSOCKD__ENVELOPE__BODY_PORT_RANGE;
+	envelope.port_range = &range;
 	return worker_send(device->front, target(device), &envelope, -1);
 }
 
@@ -494,6 +528,8 @@ static int send_step(struct device *device, const struct step *step, uint32_t se
 	switch (step->kind) {
 	case STEP_ASSIGN:
 		return send_assign(device, sequence);
+	case STEP_PORT_RANGE:
+		return send_port_range(device, step->number, sequence);
 	case STEP_MEMORY_STAGE:
 		return send_region(device, region, true, sequence);
 	case STEP_MEMORY_ADD:

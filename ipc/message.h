@@ -105,6 +105,7 @@ enum report_event {
 	REPORT_MESSAGE_TOO_LONG, /* host port, guest port, length: the guest can't take it */
 	REPORT_MESSAGE_REFUSED,	 /* host port, guest port, length: the host's socket didn't */
 	REPORT_MESSAGES_UNREAD,	 /* host port, guest port, how many wait for the host program */
+	REPORT_RATE_LIMIT,	 /* bytes a second, how often so far */
 	REPORT_EVENT_MAX,
 };
 
@@ -123,5 +124,6 @@ enum report_handshake_reason {
 	REPORT_HANDSHAKE_ENDED,	  /* the host program left first */
 	REPORT_HANDSHAKE_REFUSED, /* the guest answered RST */
 	REPORT_HANDSHAKE_NO_ANSWER,
+	REPORT_HANDSHAKE_DENIED, /* that port is not for host programs */
 	REPORT_HANDSHAKE_REASON_MAX,
 };

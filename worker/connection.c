@@ -68,6 +68,7 @@ bool connections_init(struct connections *connections, uint32_t n_allowed_max)
 		return false;
 	link_init(&connections->free);
 	link_init(&connections->ready);
+	link_init(&connections->held);
 	link_init(&connections->flush);
 	link_init(&connections->tell);
 	for (size_t i = 0; i < CONNECTION_TIMERS; i++)

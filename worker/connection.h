@@ -132,7 +132,7 @@ struct connection {
 	uint64_t doubt_since; /* device.n_looks */
 	struct buffer rest;   /* of its last message: no rx buffer was there for it */
 	struct connection *next_in_bucket;
-	struct link ready_link; /* connections.ready: something for the guest */
+	struct link ready_link; /* connections.ready or held: something for the guest */
 	struct link flush_link; /* connections.flush: buffer can be written */
 	struct link tell_link;	/* connections.tell */
 	struct link timer_link; /* connections.timers[timer]; while FREE: the free list */
@@ -149,6 +149,7 @@ struct connections {
 	uint32_t n_buckets; /* a power of two */
 	uint32_t next_port; /* host-side port of the next host connection */
 	struct link free, ready, flush, tell;
+	struct link held; /* as ready, but not before more bytes may pass */
 	struct link timers[CONNECTION_TIMERS];
 };
 

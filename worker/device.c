@@ -146,6 +146,16 @@ void device_set_time(struct device *device, uint64_t now)
 	if (is_running(device))
 		device->guest_now += now - device->now;
 	device->now = now;
+	rate_fill(&device->rate, now);
+}
+
+/* Said at each power of two: it may happen many times a second. */
+void device_pass(struct device *device, uint32_t len)
+{
+	uint64_t n_dry = device->rate.n_dry + 1;
+
+	if (rate_take(&device->rate, len) && (n_dry & (n_dry - 1)) == 0)
+		control_report(device, REPORT_RATE_LIMIT, device->rate.per_second, n_dry, 0);
 }
 
 void device_arm(struct device *device, struct connection *connection, enum connection_timer timer)
@@ -201,7 +211,8 @@ static bool prepare_to_sleep(struct device *device)
 {
 	bool has_more = false;
 
-	if (ring_is_running(&device->rings[RING_TX]) && to_guest_has_orphan_room(device))
+	if (ring_is_running(&device->rings[RING_TX]) && to_guest_has_orphan_room(device) &&
+	    !device->rate.is_dry)
 		has_more |= ring_enable_kicks(&device->rings[RING_TX]);
 	if (ring_is_running(&device->rings[RING_RX]) &&
 	    (device->n_orphans > 0 || !link_is_empty(&device->connections.ready)))
@@ -232,6 +243,8 @@ bool device_pump(struct device *device)
 		return false;
 	run_timers(device);
 	flush_buffers(device);
+	if (!device->rate.is_dry)
+		to_guest_release(device);
 	if (ring_is_running(&device->rings[RING_TX]))
 		has_more |= from_guest_run(device);
 	if (ring_is_running(&device->rings[RING_RX]))
@@ -273,6 +286,7 @@ int device_timeout(const struct device *device)
 		uint64_t of_guest = time_left(device, CONNECTION_TIMERS_GUEST, device->guest_now);
 
 		wait = of_guest < wait ? of_guest : wait;
+		wait = rate_wait(&device->rate) < wait ? rate_wait(&device->rate) : wait;
 	}
 	if (wait == UINT64_MAX)
 		return -1;

@@ -37,6 +37,7 @@
 #include "worker/guest_memory.h"
 #include "worker/handover.h"
 #include "worker/packet.h"
+#include "worker/rate.h"
 #include "worker/ring.h"
 #include "worker/transfer.h"
 
@@ -46,6 +47,9 @@ enum {
 	RING_EVENT,
 	RINGS,
 };
+
+/* As many ranges of ports as the front may send: 64 of each kind. */
+#define INCOMING_MAX 128
 
 /* RSTs for packets that belong to no connection; when full, ring 1 waits. */
 #define ORPHANS_MAX 256
@@ -107,6 +111,13 @@ struct device {
 	uint32_t buffer_size;	 /* buf_alloc of every stream, and what is kept of one connection */
 	uint32_t message_window; /* buf_alloc of the others */
 	uint32_t max_handshakes;
+	struct rate rate; /* of stream bytes, both ways */
+	/* Ports of the guest that host programs may not reach, or may: then no others. */
+	struct {
+		uint32_t first, last;
+		bool is_denied;
+	} incoming[INCOMING_MAX];
+	uint32_t n_incoming;
 	bool is_quiet;	    /* no OK line for host programs */
 	uint16_t n_retries; /* how often a guest is asked again that refuses one */
 	uint64_t now;	    /* ms, monotonic; as of this wake-up */
@@ -189,6 +200,9 @@ int device_timeout(const struct device *device);
 
 /* ---- between the parts ---- */
 
+/* device.c: so many stream bytes passed, in either direction. */
+void device_pass(struct device *device, uint32_t len);
+
 /* device.c: another worker serves the guest, or may be about to. Nothing is touched. */
 bool device_is_at_rest(const struct device *device);
 
@@ -231,6 +245,8 @@ bool from_guest_run(struct device *device);
 
 /* to_guest.c: as long as there are rx buffers; true when a budget ended it. */
 bool to_guest_run(struct device *device);
+/* More bytes may pass. */
+void to_guest_release(struct device *device);
 /* Something may be due to the guest on this connection. */
 void to_guest_notice(struct device *device, struct connection *connection);
 void to_guest_send(struct device *device, struct connection *connection, uint8_t due);

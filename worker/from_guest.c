@@ -312,6 +312,7 @@ static void on_rw(struct device *device, struct connection *connection, const st
 		return;
 	connection->history.from_guest += header->len;
 	statistics_count(device, COUNTER_FROM_GUEST_BYTES, header->len);
+	device_pass(device, header->len);
 	if (header->len > 0 || ends_message)
 		add_payload(connection, chain, header->len, ends_message);
 }
@@ -405,7 +406,8 @@ bool from_guest_run(struct device *device)
 	int r;
 
 	ring_disable_kicks(ring);
-	while (n_packets < ROUND_PACKETS && to_guest_has_orphan_room(device)) {
+	while (n_packets < ROUND_PACKETS && to_guest_has_orphan_room(device) &&
+	       !device->rate.is_dry) {
 		if (batch.n_heads == BATCH_PACKETS)
 			flush_batch(device);
 		r = ring_pop(ring, &device->memory, batch.parts + batch.n_parts,

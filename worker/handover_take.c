@@ -65,6 +65,7 @@ static bool take_device(struct device *device, const Vsockd__HandoverDevice *tol
 	device->was_announced = told->was_announced;
 	device->announced_used = told->announced_used;
 	device->capture.n_dropped = told->capture_dropped;
+	rate_set_tokens(&device->rate, (int64_t)told->rate_tokens);
 	return true;
 }
 

@@ -46,6 +46,9 @@ static int tell_device(struct device *device)
 	told.was_announced = device->was_announced;
 	told.announced_used = device->announced_used;
 	told.capture_dropped = device->capture.n_dropped;
+	told.rate_tokens = (uint64_t)device->rate.tokens;
+	/* Lists are told next: what is held back is only ready. */
+	to_guest_release(device);
 	envelope.body_case = VSOCKD__ENVELOPE__BODY_HANDOVER_DEVICE;
 	envelope.handover_device = &told;
 	r = control_send(device, &envelope);

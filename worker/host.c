@@ -251,6 +251,7 @@ void host_handshake_failed(struct device *device, struct connection *connection,
 		[REPORT_HANDSHAKE_ENDED] = COUNTER_HANDSHAKE_ENDED,
 		[REPORT_HANDSHAKE_REFUSED] = COUNTER_HOST_REFUSED,
 		[REPORT_HANDSHAKE_NO_ANSWER] = COUNTER_HOST_NO_ANSWER,
+		[REPORT_HANDSHAKE_DENIED] = COUNTER_HOST_DENIED,
 	};
 
 	statistics_count(device, counters[reason], 1);
@@ -268,6 +269,22 @@ void host_handshake_failed(struct device *device, struct connection *connection,
 static bool is_whole_line(const struct connection *connection, size_t len, size_t line_len)
 {
 	return connection->type != PACKET_TYPE_SEQPACKET || len == line_len;
+}
+
+/* What is denied is denied; what is allowed is the only thing allowed. */
+static bool may_enter(const struct device *device, uint32_t port)
+{
+	bool has_allowed = false, is_allowed = false;
+
+	for (uint32_t i = 0; i < device->n_incoming; i++) {
+		bool is_in = device->incoming[i].first <= port && port <= device->incoming[i].last;
+
+		if (is_in && device->incoming[i].is_denied)
+			return false;
+		has_allowed |= !device->incoming[i].is_denied;
+		is_allowed |= is_in;
+	}
+	return !has_allowed || is_allowed;
 }
 
 void host_read_handshake(struct device *device, struct connection *connection)
@@ -297,7 +314,12 @@ void host_read_handshake(struct device *device, struct connection *connection)
 		if (!is_whole_line(connection, connection->early_len, line_len))
 			break;
 		connection->early_skip = (uint8_t)line_len;
-		request(device, connection, guest_port);
+		if (may_enter(device, guest_port)) {
+			request(device, connection, guest_port);
+			return;
+		}
+		connection->guest_port = guest_port;
+		host_handshake_failed(device, connection, REPORT_HANDSHAKE_DENIED);
 		return;
 	case HANDSHAKE_E_INCOMPLETE:
 		if (connection->type == PACKET_TYPE_SEQPACKET)

@@ -434,6 +434,8 @@ enum served seqpacket_serve(struct device *device, struct connection *connection
 		reset(device, connection, REPORT_MESSAGE_TOO_LONG, connection->next_len);
 		return SERVED;
 	}
+	if (device->rate.is_dry)
+		return SERVED_HELD;
 	if (!has_credit(device, connection, connection->next_len))
 		return SERVED;
 	return read_message(device, connection);

@@ -119,6 +119,9 @@ bool to_guest_send_empty(struct device *device, struct connection *connection, e
 
 void to_guest_notice(struct device *device, struct connection *connection)
 {
+	/* What is held has bytes to read; what is due besides need not wait for that. */
+	if (device->rate.is_dry && connection->due)
+		link_remove(&connection->ready_link);
 	link_append(&device->connections.ready, &connection->ready_link);
 }
 
@@ -178,6 +181,7 @@ static void finish_packet(struct device *device, struct connection *connection,
 	credit_sent(&connection->credit, len);
 	connection->history.to_guest += len;
 	statistics_count(device, COUNTER_TO_GUEST_BYTES, len);
+	device_pass(device, len);
 	put_header(device, chain, &header);
 }
 
@@ -307,7 +311,8 @@ struct to_guest_room to_guest_fetch(struct device *device, uint32_t n_chains, si
 /* Fetch chains for one read: as many as credit, fairness and experience say. */
 static uint32_t fill_batch(struct device *device, const struct connection *connection)
 {
-	uint32_t bytes = least(credit_bytes(&connection->credit), TURN_BYTES);
+	uint32_t bytes = least(least(credit_bytes(&connection->credit), TURN_BYTES),
+			       rate_room(&device->rate));
 	bool is_alone = link_is_empty(&device->connections.ready);
 	uint32_t turn = is_alone ? TURN_PACKETS : SHARED_TURN_PACKETS;
 	uint32_t packets =
@@ -359,6 +364,8 @@ static enum served read_stream(struct device *device, struct connection *connect
 	uint32_t room;
 	ssize_t n;
 
+	if (device->rate.is_dry)
+		return SERVED_HELD;
 	if (credit_bytes(&connection->credit) == 0 || to_guest_packet_credit(connection) == 0) {
 		statistics_count(device, COUNTER_CREDIT_STALLS, 1);
 		to_guest_ask_credit(device, connection);
@@ -504,6 +511,18 @@ static enum served serve(struct device *device, struct connection *connection)
 	}
 }
 
+void to_guest_release(struct device *device)
+{
+	struct link *held = &device->connections.held;
+
+	while (!link_is_empty(held)) {
+		struct link *link = held->next;
+
+		link_remove(link);
+		link_append(&device->connections.ready, link);
+	}
+}
+
 static bool run_round(struct device *device, struct link *later)
 {
 	struct link *list = &device->connections.ready;
@@ -531,6 +550,8 @@ static bool run_round(struct device *device, struct link *later)
 			link_append(list, &connection->ready_link);
 		else if (served == SERVED_LATER)
 			link_append(later, &connection->ready_link);
+		else if (served == SERVED_HELD)
+			link_append(&device->connections.held, &connection->ready_link);
 		if (served == SERVED_STARVED && !ring_has_chains(ring)) {
 			statistics_count(device, COUNTER_RX_STARVED, 1);
 			return false;

@@ -14,6 +14,7 @@ enum served {
 	SERVED_STARVED, /* no rx buffer */
 	SERVED_MORE,	/* its turn is over */
 	SERVED_LATER,	/* not before all events were looked at */
+	SERVED_HELD,	/* as many bytes have passed as may; time brings it back */
 };
 
 /* The rx buffers that were fetched, behind their headers. */

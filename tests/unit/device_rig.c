@@ -73,10 +73,23 @@ static void assign(void)
 	assign.max_handshakes = options->n_handshakes;
 	assign.first_port = 0x12345678;
 	assign.message_size = options->message_size;
+	assign.bytes_per_second = options->bytes_per_second;
+	assign.is_quiet = options->is_quiet;
+	assign.wait_ms = options->wait_ms;
 	envelope.body_case = VSOCKD__ENVELOPE__BODY_ASSIGN;
 	envelope.assign = &assign;
 	assert_int_equal(rig_command(&envelope, -1), 0);
 
+	for (uint32_t i = 0; i < options->n_incoming; i++) {
+		Vsockd__PortRange range = VSOCKD__PORT_RANGE__INIT;
+
+		range.first = options->incoming[i].first;
+		range.last = options->incoming[i].last;
+		range.is_denied = options->incoming[i].is_denied;
+		envelope.body_case = VSOCKD__ENVELOPE__BODY_PORT_RANGE;
+		envelope.port_range = &range;
+		assert_int_equal(rig_command(&envelope, -1), 0);
+	}
 	features.features = options->features;
 	envelope.body_case = VSOCKD__ENVELOPE__BODY_FEATURES;
 	envelope.features = &features;

@@ -29,7 +29,17 @@
 #define RIG_F_INDIRECT	 (UINT64_C(1) << 28)
 #define RIG_F_EVENT_IDX	 (UINT64_C(1) << 29)
 
+#define RIG_RANGES_MAX 4
+
 struct rig_options {
+	uint64_t bytes_per_second;
+	bool is_quiet;
+	uint32_t wait_ms;
+	struct {
+		uint32_t first, last;
+		bool is_denied;
+	} incoming[RIG_RANGES_MAX];
+	uint32_t n_incoming;
 	uint32_t n_connections; /* 0: 16 */
 	uint32_t n_handshakes;	/* 0: 8 */
 	uint32_t buffer_size;	/* 0: 64 KiB */

@@ -105,7 +105,14 @@ static void tell_assignment(const struct rig_worker *to, const struct rig_worker
 		body.buffer_size = rig.options.buffer_size;
 		body.max_connections = rig.options.n_connections;
 		body.max_handshakes = rig.options.n_handshakes; body.first_port = 77;
-		body.message_size = rig.options.message_size);
+		body.message_size = rig.options.message_size;
+		body.bytes_per_second = rig.options.bytes_per_second;
+		body.is_quiet = rig.options.is_quiet; body.wait_ms = rig.options.wait_ms);
+	for (uint32_t i = 0; i < rig.options.n_incoming; i++)
+		COMMAND(to, PORT_RANGE, port_range, Vsockd__PortRange, -1,
+			body.first = rig.options.incoming[i].first;
+			body.last = rig.options.incoming[i].last;
+			body.is_denied = rig.options.incoming[i].is_denied);
 	COMMAND(to, HANDOVER_POOL, handover_pool, Vsockd__HandoverPool, *from->pool,
 		body.size = (uint64_t)from->device->pool.n_chunks * BUFFER_CHUNK_LEN);
 	COMMAND(to, FEATURES, features, Vsockd__Features, -1,

@@ -63,6 +63,13 @@ static struct configuration parse_good(const char *text)
 	return configuration;
 }
 
+#define KNOWN_KEYS                                                                                 \
+	"guest-cid, socket, socket-mode, socket-owner, socket-group, uds-path, uds-mode, "         \
+	"uds-owner, uds-group, forward-cid, forward-listen, connect, listen, ok, wait, "           \
+	"tx-buffer-size, queue-size, groups, max-connections, max-handshakes, "                    \
+	"max-connection-rate, max-bandwidth, allow-outgoing, deny-outgoing, allow-incoming, "      \
+	"deny-incoming, offer"
+
 struct refusal {
 	const char *arguments;
 	int code;
@@ -370,10 +377,8 @@ static void test_user_is_one_that_exists(void **state)
 		{ONE_VM "--user ''", EX_NOUSER,
 		 "user \"\": there is no such user; create it, or name another"},
 		{"--vm socket=s,uds-path=u,user=root", EX_USAGE,
-		 "--vm \"socket=s,uds-path=u,user=root\": unknown key \"user\"; known are "
-		 "guest-cid, socket, uds-path, each of the two with -mode, -owner and -group, "
-		 "forward-cid, forward-listen, connect, listen, ok, wait, tx-buffer-size, "
-		 "queue-size, groups, max-connections, max-handshakes and offer"},
+		 "--vm \"socket=s,uds-path=u,user=root\": unknown key \"user\"; known "
+		 "are " KNOWN_KEYS},
 	};
 	struct configuration c = parse_good(ONE_VM);
 
@@ -542,15 +547,10 @@ static void test_a_malformed_command_line_is_refused_with_usage(void **state)
 		{"--vm socket=s,socket=t,uds-path=u", EX_USAGE,
 		 "--vm \"socket=s,socket=t,uds-path=u\": key socket is given more than once"},
 		{"--vm forward_cids=1,socket=s", EX_USAGE,
-		 "--vm \"forward_cids=1,socket=s\": unknown key \"forward-cids\"; known are "
-		 "guest-cid, socket, uds-path, each of the two with -mode, -owner and -group, "
-		 "forward-cid, forward-listen, connect, listen, ok, wait, tx-buffer-size, "
-		 "queue-size, groups, max-connections, max-handshakes and offer"},
+		 "--vm \"forward_cids=1,socket=s\": unknown key \"forward-cids\"; known "
+		 "are " KNOWN_KEYS},
 		{"--vm fd=3,uds-path=u", EX_USAGE,
-		 "--vm \"fd=3,uds-path=u\": unknown key \"fd\"; known are "
-		 "guest-cid, socket, uds-path, each of the two with -mode, -owner and -group, "
-		 "forward-cid, forward-listen, connect, listen, ok, wait, tx-buffer-size, "
-		 "queue-size, groups, max-connections, max-handshakes and offer"},
+		 "--vm \"fd=3,uds-path=u\": unknown key \"fd\"; known are " KNOWN_KEYS},
 		{ONE_VM "--offer inband-notifications+", EX_USAGE,
 		 "vm 3: offer \"inband-notifications+\": unknown; give inband-notifications or "
 		 "gpa-addresses, or both joined by '+'"},
@@ -725,6 +725,41 @@ static void test_a_vm_with_rules_needs_no_uds_path(void **state)
 }
 
 #define AS_IN_VSOCKD "; give PORT:ADDRESS as in vsockd(8), PORTS"
+
+#define RANGES "give at most 64 ports or ranges joined by '+', as 22+8000-8080"
+
+static void test_lists_of_ports_are_read_and_checked(void **state)
+{
+	static const struct refusal refusals[] = {
+		{ONE_VM "--allow-outgoing ''", EX_DATAERR, "vm 3: allow-outgoing \"\": " RANGES},
+		{ONE_VM "--deny-incoming 1+", EX_DATAERR, "vm 3: deny-incoming \"1+\": " RANGES},
+		{ONE_VM "--deny-outgoing 2-1", EX_DATAERR, "vm 3: deny-outgoing \"2-1\": " RANGES},
+		{ONE_VM "--allow-incoming 4294967296", EX_DATAERR,
+		 "vm 3: allow-incoming \"4294967296\": " RANGES},
+		{ONE_VM "--allow-incoming 22 --listen 23:tcp", EX_DATAERR,
+		 "vm 3: listen: port 23 is not one that allow-incoming and deny-incoming let in"},
+		{ONE_VM "--max-bandwidth 65535", EX_DATAERR,
+		 "vm 3: max-bandwidth \"65535\": too small; give 65536 to 1099511627776 bytes a "
+		 "second"},
+		{ONE_VM "--max-connection-rate 0", EX_DATAERR,
+		 "vm 3: max-connection-rate \"0\": too small; give 1 to 1000000 a second"},
+	};
+	struct configuration c;
+
+	(void)state;
+	CHECK_REFUSALS(refusals);
+	c = parse_good(ONE_VM "--allow-outgoing 22+8000-8080 --deny-outgoing 8001 --deny-incoming "
+			      "0-1023 --max-bandwidth 1000000 --max-connection-rate 5");
+	assert_int_equal(c.vms[0].outgoing.n_allowed, 2);
+	assert_true(ports_pass(&c.vms[0].outgoing, 8000));
+	assert_false(ports_pass(&c.vms[0].outgoing, 8001));
+	assert_false(ports_pass(&c.vms[0].outgoing, 23));
+	assert_false(ports_pass(&c.vms[0].incoming, 1023));
+	assert_true(ports_pass(&c.vms[0].incoming, 1024));
+	assert_int_equal(c.vms[0].max_bandwidth, 1000000);
+	assert_int_equal(c.vms[0].max_connection_rate, 5);
+	configuration_free(&c);
+}
 
 static void test_rules_for_ports_are_checked(void **state)
 {
@@ -1118,6 +1153,7 @@ int main(void)
 		cmocka_unit_test(test_rules_for_ports_are_kept_in_their_order),
 		cmocka_unit_test(test_a_vm_with_rules_needs_no_uds_path),
 		cmocka_unit_test(test_rules_for_ports_are_checked),
+		cmocka_unit_test(test_lists_of_ports_are_read_and_checked),
 		cmocka_unit_test(test_a_path_must_fit_with_its_longest_port),
 		cmocka_unit_test(test_vms_that_share_a_cid_or_a_path_are_refused),
 		cmocka_unit_test(test_only_256_vms_fit),

@@ -5,6 +5,7 @@
 #include <errno.h>
 #include <setjmp.h>
 #include <stdarg.h>
+#include <stdio.h>
 #include <string.h>
 #include <sys/socket.h>
 #include <sys/un.h>
@@ -18,19 +19,48 @@
 
 #include "tests/unit/device_rig.h"
 
-static int set_up(void **state)
+static int start(const struct rig_options *options)
 {
-	(void)state;
-	rig_start(&(struct rig_options){0});
+	rig_start(options);
 	rig_offer(64, 4096);
 	return 0;
 }
 
+static int set_up(void **state)
+{
+	(void)state;
+	return start(&(struct rig_options){0});
+}
+
 static int set_up_patient(void **state)
 {
-	set_up(state);
-	rig.device.n_retries = 3;
-	return 0;
+	(void)state;
+	return start(&(struct rig_options){.wait_ms = 3 * CONNECTION_RETRY_MS});
+}
+
+static int set_up_quiet(void **state)
+{
+	(void)state;
+	return start(&(struct rig_options){.is_quiet = true});
+}
+
+static int set_up_slow(void **state)
+{
+	(void)state;
+	return start(&(struct rig_options){.bytes_per_second = 65536, .buffer_size = 256 * 1024});
+}
+
+static int set_up_denied(void **state)
+{
+	(void)state;
+	return start(&(struct rig_options){.incoming = {{20, 30, true}}, .n_incoming = 1});
+}
+
+static int set_up_allowed(void **state)
+{
+	(void)state;
+	return start(&(struct rig_options){.incoming = {{20, 30, true}, {25, 40, false}},
+					   .n_incoming = 2});
 }
 
 static int tear_down(void **state)
@@ -88,7 +118,6 @@ static void test_a_quiet_listener_gives_no_ok(void **state)
 	struct rig_peer peer;
 
 	(void)state;
-	rig.device.is_quiet = true;
 	peer = rig_host_asks(22);
 	rig_say(&peer, PACKET_OP_RESPONSE, 0);
 	rig_host_reads_nothing(&peer);
@@ -261,15 +290,115 @@ static void test_a_guest_may_give_up_a_socket_that_is_on_its_way(void **state)
 	}
 }
 
-#define TEST(name)    cmocka_unit_test_setup_teardown(name, set_up, tear_down)
-#define PATIENT(name) cmocka_unit_test_setup_teardown(name, set_up_patient, tear_down)
+/* ---- who may, and how much ---- */
+
+static bool is_let_in(uint32_t port)
+{
+	char line[32];
+	struct rig_peer peer = {.guest_port = port};
+	int len = snprintf(line, sizeof(line), "CONNECT %u\n", port);
+	bool is_asked;
+
+	peer.endpoint = rig_accept(&peer.host);
+	rig_host_writes(&peer, line, (size_t)len);
+	rig_run();
+	is_asked = rig_has_packet();
+	if (is_asked)
+		(void)rig_take(&(struct rig_packet){0});
+	else
+		rig_expect_report(REPORT_HANDSHAKE_FAILED, NULL);
+	rig_close_host(&peer);
+	rig_run();
+	while (rig_has_packet())
+		(void)rig_take(&(struct rig_packet){0});
+	rig_collect();
+	rig.n_told = 0;
+	return is_asked;
+}
+
+static void test_what_is_denied_is_not_reached(void **state)
+{
+	(void)state;
+	assert_true(is_let_in(19));
+	assert_false(is_let_in(20));
+	assert_false(is_let_in(30));
+	assert_true(is_let_in(31));
+	assert_int_equal(rig.device.connections.n_used, 0);
+}
+
+static void test_where_some_are_allowed_no_others_are(void **state)
+{
+	(void)state;
+	assert_false(is_let_in(19));
+	assert_false(is_let_in(22));
+	assert_false(is_let_in(25)); /* both: denied */
+	assert_true(is_let_in(31));
+	assert_false(is_let_in(41));
+	assert_int_equal(rig.device.connections.n_used, 0);
+}
+
+static void test_bytes_to_the_guest_wait_for_their_second(void **state)
+{
+	static uint8_t bytes[100000];
+	struct rig_peer peer = rig_guest_connects(1000, 80);
+	uint32_t n = 0, n_rounds = 0;
+
+	(void)state;
+	rig_host_writes(&peer, bytes, sizeof(bytes));
+	rig_run();
+	while (n < sizeof(bytes)) {
+		static struct rig_packet packet;
+		uint32_t before = n, n_used = 0;
+
+		for (; rig_take(&packet); n_used++)
+			n += packet.header.op == PACKET_OP_RW ? packet.header.len : 0;
+		if (n_rounds == 0)
+			assert_int_equal(n, 65536); /* the bucket is never smaller */
+		assert_true(n_rounds++ < 200);
+		if (n == before && rig.device.rate.is_dry)
+			assert_in_range(device_timeout(&rig.device), 1, 1000);
+		rig_offer(n_used, 4096);
+		rig_sleep(50);
+	}
+	assert_true(n_rounds > 5);
+	rig_expect_report(REPORT_RATE_LIMIT, NULL);
+	rig_close_host(&peer);
+}
+
+static void test_bytes_of_the_guest_wait_for_their_second(void **state)
+{
+	static uint8_t bytes[30000];
+	struct rig_peer peer = rig_guest_connects(1000, 80);
+
+	(void)state;
+	rig_n_sent();
+	for (uint32_t i = 0; i < 4; i++) {
+		struct packet_header header = rig_header(&peer, PACKET_OP_RW);
+
+		header.len = sizeof(bytes);
+		rig_put(&header, bytes);
+	}
+	rig_run();
+	/* The third one was too much: the fourth waits in the ring. */
+	assert_int_equal(rig_n_sent(), 3);
+	assert_in_range(device_timeout(&rig.device), 500, 1000);
+	rig_sleep(500);
+	assert_int_equal(rig_n_sent(), 0);
+	rig_sleep(500);
+	assert_int_equal(rig_n_sent(), 1);
+	rig_close_host(&peer);
+}
+
+#define AS(name, start) cmocka_unit_test_setup_teardown(name, start, tear_down)
+#define TEST(name)	AS(name, set_up)
+#define PATIENT(name)	AS(name, set_up_patient)
 
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
 		TEST(test_a_direct_connection_has_no_lines_before_the_stream),
 		TEST(test_a_direct_connection_is_closed_when_the_guest_refuses),
-		TEST(test_a_quiet_listener_gives_no_ok),
+		AS(test_a_quiet_listener_gives_no_ok, set_up_quiet),
 		PATIENT(test_a_guest_that_refuses_is_asked_again_in_time),
 		PATIENT(test_a_guest_is_not_asked_more_often_than_it_may_be),
 		PATIENT(test_refusing_more_than_once_costs_one_turn),
@@ -278,6 +407,10 @@ int main(void)
 		TEST(test_a_socket_that_does_not_get_there_in_time_is_given_up),
 		TEST(test_a_socket_that_fails_on_its_way_is_a_refusal),
 		TEST(test_a_guest_may_give_up_a_socket_that_is_on_its_way),
+		AS(test_what_is_denied_is_not_reached, set_up_denied),
+		AS(test_where_some_are_allowed_no_others_are, set_up_allowed),
+		AS(test_bytes_to_the_guest_wait_for_their_second, set_up_slow),
+		AS(test_bytes_of_the_guest_wait_for_their_second, set_up_slow),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);

@@ -157,6 +157,44 @@ static void test_the_first_rule_that_has_the_port_counts(void **state)
 	assert_null(ports_find(NULL, 0, 80));
 }
 
+static void test_a_filter_denies_first_and_allows_nothing_else(void **state)
+{
+	struct port_filter filter = {
+		.allowed = {{10, 20}, {UINT32_MAX, UINT32_MAX}},
+		.denied = {{15, 30}},
+	};
+
+	(void)state;
+	assert_true(ports_pass(&filter, 0));
+	filter.n_denied = 1;
+	assert_true(ports_pass(&filter, 14));
+	assert_false(ports_pass(&filter, 15));
+	assert_false(ports_pass(&filter, 30));
+	assert_true(ports_pass(&filter, 31));
+	filter.n_allowed = 2;
+	assert_true(ports_pass(&filter, 10));
+	assert_false(ports_pass(&filter, 9));
+	assert_false(ports_pass(&filter, 15));
+	assert_false(ports_pass(&filter, 31));
+	assert_true(ports_pass(&filter, UINT32_MAX));
+}
+
+static void test_ranges_are_read_strictly(void **state)
+{
+	static const char *const bad[] = {"",	  " 1",	 "1 ",	       "-1",	       "1-",
+					  "1--2", "2-1", "4294967296", "1-4294967296", "0x1"};
+	struct port_range range = {7, 7};
+
+	(void)state;
+	for (size_t i = 0; i < sizeof(bad) / sizeof(bad[0]); i++)
+		if (ports_parse_range(bad[i], strlen(bad[i]), &range) || range.first != 7)
+			fail_msg("\"%s\" is taken", bad[i]);
+	assert_true(ports_parse_range("80+", 2, &range)); /* of the text, so much */
+	assert_true(range.first == 80 && range.last == 80);
+	assert_true(ports_parse_range("0-4294967295", 12, &range));
+	assert_true(range.first == 0 && range.last == UINT32_MAX);
+}
+
 static uint16_t port_of(int listener)
 {
 	struct sockaddr_in address = {0};
@@ -265,6 +303,8 @@ int main(void)
 		cmocka_unit_test(test_a_rule_is_read_and_printed),
 		cmocka_unit_test(test_a_listener_is_read_and_printed),
 		cmocka_unit_test(test_what_is_no_rule_is_refused_with_the_reason),
+		cmocka_unit_test(test_a_filter_denies_first_and_allows_nothing_else),
+		cmocka_unit_test(test_ranges_are_read_strictly),
 		cmocka_unit_test(test_the_first_rule_that_has_the_port_counts),
 		cmocka_unit_test(test_tcp_is_reached_at_the_port_of_the_rule_or_of_the_guest),
 		cmocka_unit_test(test_an_abstract_name_is_reached),
