@@ -147,6 +147,32 @@ static void print_rules(FILE *stream, const char *name, const struct port_rule *
 	}
 }
 
+static void print_ranges(FILE *stream, const char *name, const struct port_range *ranges,
+			 uint32_t n_ranges)
+{
+	for (uint32_t i = 0; i < n_ranges; i++) {
+		fprintf(stream, "%s%" PRIu32, i ? "+" : name, ranges[i].first);
+		if (ranges[i].last != ranges[i].first)
+			fprintf(stream, "-%" PRIu32, ranges[i].last);
+	}
+}
+
+/* What has no limit is not worth a word. */
+static void print_limits(FILE *stream, const struct vm_configuration *vm)
+{
+	const struct port_filter *out = &vm->outgoing, *in = &vm->incoming;
+
+	if (vm->max_connection_rate)
+		fprintf(stream, ", max-connection-rate %" PRIu32, vm->max_connection_rate);
+	if (vm->max_bandwidth)
+		fprintf(stream, ", max-bandwidth %" PRIu64, vm->max_bandwidth);
+	print_ranges(stream, ", allow-outgoing ", out->allowed, out->n_allowed);
+	print_ranges(stream, ", deny-outgoing ", out->denied, out->n_denied);
+	print_ranges(stream, ", allow-incoming ", in->allowed, in->n_allowed);
+	print_ranges(stream, ", deny-incoming ", in->denied, in->n_denied);
+	fputc('\n', stream);
+}
+
 void configuration_print(FILE *stream, const struct configuration *configuration)
 {
 	if (configuration->control.path)
@@ -174,8 +200,9 @@ void configuration_print(FILE *stream, const struct configuration *configuration
 		}
 		fprintf(stream,
 			", tx-buffer-size %" PRIu32 ", max-connections %" PRIu32
-			", max-handshakes %" PRIu32 "\n",
+			", max-handshakes %" PRIu32,
 			vm->tx_buffer_size, vm->max_connections, vm->max_handshakes);
+		print_limits(stream, vm);
 	}
 }
 

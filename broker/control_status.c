@@ -109,6 +109,8 @@ static bool say_details(struct front *front, struct control_client *client,
 
 	details.max_handshakes = device->limits.max_handshakes;
 	details.buffer_size = device->limits.tx_buffer_size;
+	details.max_connection_rate = device->configuration->max_connection_rate;
+	details.max_bandwidth = device->limits.max_bandwidth;
 	details.n_deaths = device->n_deaths;
 	details.log_size =
 		device->has_frontend && device->session.log.fd >= 0 ? device->session.log.size : 0;

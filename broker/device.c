@@ -107,6 +107,13 @@ static uint64_t protocol_features(const struct device *device)
 	       (experiments & CONFIGURATION_EXPERIMENT_SUSPEND ? VHOST_USER_PROTOCOL_F_SUSPEND : 0);
 }
 
+void device_renew_limits(struct device *device)
+{
+	device->limits.max_bandwidth = device->configuration->max_bandwidth;
+	device->limits.incoming = device->configuration->incoming;
+	device->owes_limits = false;
+}
+
 static void take_limits(struct device *device)
 {
 	const struct vm_configuration *configuration = device->configuration;
@@ -116,10 +123,9 @@ static void take_limits(struct device *device)
 		.max_connections = configuration->max_connections,
 		.max_handshakes = configuration->max_handshakes,
 		.wait_s = configuration->wait_s,
-		.max_bandwidth = configuration->max_bandwidth,
-		.incoming = configuration->incoming,
 		.is_quiet = configuration->is_quiet,
 	};
+	device_renew_limits(device);
 	if (device->endpoints.n_max != configuration->max_connections)
 		endpoints_resize(&device->endpoints, configuration->max_connections);
 }
@@ -222,10 +228,17 @@ static void take_rules(struct device *device)
 	}
 }
 
+static bool has_limits_of(const struct device *device, const struct vm_configuration *configuration)
+{
+	return device->limits.max_bandwidth == configuration->max_bandwidth &&
+	       ports_is_same_filter(&device->limits.incoming, &configuration->incoming);
+}
+
 void device_configure(struct device *device, const struct vm_configuration *configuration)
 {
 	device->configuration = configuration;
 	take_rules(device);
+	device->owes_limits = !has_limits_of(device, configuration);
 	if (!device->has_frontend)
 		take_limits(device);
 }
@@ -750,6 +763,7 @@ void device_update(struct device *device)
 	sync_suspension(device);
 	sync_capture(device);
 	update_log(device);
+	sync_limits(device);
 	notify_discard(device);
 	notify_flush(device);
 	siblings_update(device);
@@ -815,8 +829,8 @@ static void take_host(struct device *device, const struct host_listener *listene
 {
 	const char *reason = device_refuses_host(device, listener->type);
 
-	if (!reason && !admission_take(device))
-		reason = ADMISSION_REFUSAL;
+	if (!reason)
+		reason = admission_refuses(device);
 	if (!reason && device_take_host(device, listener, fd))
 		return;
 	close(fd);
@@ -847,7 +861,7 @@ static void refuse_guest(struct device *device, uint32_t index, const char *reas
 
 	device_log(device, LOG_WARNING, "guest refused: CID %" PRIu32 ", port %" PRIu32 ": %s",
 		   endpoint->cid, endpoint->port, reason);
-	endpoint->status = -EAGAIN;
+	endpoint->status = -EACCES;
 	endpoint->state = ENDPOINT_REFUSED;
 	endpoints_tell(&device->endpoints, index);
 	device_tell_endpoints(device);
@@ -857,6 +871,7 @@ static const char *on_connect(struct device *device, const Vsockd__Connect *conn
 {
 	struct endpoints *endpoints = &device->endpoints;
 	struct endpoint *endpoint;
+	const char *reason;
 	uint32_t index;
 
 	if (connect->request >= 2 * endpoints->n_max ||
@@ -879,8 +894,9 @@ static const char *on_connect(struct device *device, const Vsockd__Connect *conn
 	endpoint->has_ports = true;
 	if (endpoint->cid == ENDPOINT_HOST_CID)
 		endpoint->client = control_listener(device, connect->port);
-	if (!admission_take(device))
-		refuse_guest(device, index, ADMISSION_REFUSAL);
+	reason = admission_refuses_guest(device, connect->port);
+	if (reason)
+		refuse_guest(device, index, reason);
 	else if (endpoint->cid == ENDPOINT_HOST_CID)
 		front_request_connect(device->front, device, index);
 	else

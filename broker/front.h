@@ -73,6 +73,7 @@ struct worker {
 /* One step of telling a worker what the session holds; each is answered by Done. */
 enum step_kind {
 	STEP_ASSIGN,
+	STEP_LIMITS,
 	STEP_PORT_RANGE, /* number: of the incoming ports' ranges, denied ones first */
 	STEP_FEATURES,
 	STEP_MEMORY_STAGE, /* number: region */
@@ -108,10 +109,10 @@ struct step {
 };
 
 /*
- * Assign, port ranges, features, log, quarantine or pool, suspension, capture, regions, commit, four
- * a ring, and what is pending.
+ * Assign, limits, port ranges, features, log, quarantine or pool, suspension, capture, regions,
+ * commit, four a ring, and what is pending.
  */
-#define STEPS_MAX (7 + 2 * PORT_RANGES_MAX + SESSION_REGIONS_MAX + 1 + 4 * SESSION_RINGS + 4)
+#define STEPS_MAX (8 + 2 * PORT_RANGES_MAX + SESSION_REGIONS_MAX + 1 + 4 * SESSION_RINGS + 4)
 
 struct sync {
 	bool is_of_successor; /* who is told; else the worker */
@@ -180,12 +181,21 @@ struct host_listener {
 #define HOST_LISTENER_BITS 8
 _Static_assert(HOST_LISTENERS_MAX <= 1 << HOST_LISTENER_BITS, "one for each, and uds-path");
 
-/* What a session's worker is told; a changed configuration holds for the next session. */
+/* What a session's worker is told; a changed configuration holds for the next session, */
 struct device_limits {
 	uint32_t tx_buffer_size, max_connections, max_handshakes, wait_s;
+	bool is_quiet;
+	/* but for these, of which it is told as soon as that can be done. */
 	uint64_t max_bandwidth;
 	struct port_filter incoming;
-	bool is_quiet;
+};
+
+/* What a rule or a limit refused, by the key that did. */
+enum device_refusal {
+	REFUSAL_OUTGOING_PORT,
+	REFUSAL_INCOMING_PORT,
+	REFUSAL_CONNECTION_RATE,
+	REFUSAL_MAX,
 };
 
 /* Another worker goes on where the worker stops, see handover.c. */
@@ -238,6 +248,7 @@ struct device {
 	struct front *front;
 	const struct vm_configuration *configuration; /* guest_cid 0: there is no such VM */
 	struct device_limits limits;
+	bool owes_limits; /* those of the configuration are others by now */
 	uint32_t index;
 	int listener; /* vhost-user; -1: the session came as an fd */
 	struct host_listener host_listeners[HOST_LISTENERS_MAX]; /* fd -1: none */
@@ -284,6 +295,7 @@ struct device {
 	uint64_t n_unlogged, tell_unlogged_at; /* ms: at the latest */
 	uint64_t admission_tokens;	       /* thousandths of a connection, see admission.c */
 	uint64_t admission_filled;	       /* ms */
+	uint64_t n_refusals[REFUSAL_MAX];
 	/* Other guests' requests: held until this one can be asked, and asked of it. */
 	uint64_t first_held, last_held;
 	uint32_t n_unanswered;
@@ -418,6 +430,8 @@ void changes_reload(struct front *front, const struct spawner_reply *reply);
 void device_clear(struct device *device, struct front *front, uint32_t index);
 /* It is that VM's from now on; the same VM's as before, if there was one. */
 void device_configure(struct device *device, const struct vm_configuration *configuration);
+/* The limits that hold at once are those of the configuration: its worker is told next. */
+void device_renew_limits(struct device *device);
 void device_open_session(struct device *device, int socket);
 /* A predecessor served it a moment ago: host programs wait for a front-end for a while. */
 void device_resume(struct device *device);
@@ -484,9 +498,15 @@ bool device_is_running(const struct device *device);
 /* Tell its worker of its endpoints, as far as that can be done now. */
 void device_tell_endpoints(struct device *device);
 
-/* admission.c: may one more connection begin? One that may counts. */
-bool admission_take(struct device *device);
-#define ADMISSION_REFUSAL "more connections in a second than there may be"
+/* admission.c */
+/*
+ * May one more connection of the guest to that port begin, or, where there is no port
+ * or it is the guest's own, one to the guest? One that may counts, one that may not as
+ * well, and the reason is returned, for the log.
+ */
+const char *admission_refuses_guest(struct device *device, uint32_t port);
+const char *admission_refuses_port(struct device *device, uint32_t guest_port);
+const char *admission_refuses(struct device *device);
 
 /* siblings.c */
 void siblings_init(struct device *device);
@@ -591,7 +611,10 @@ void sync_complete(struct device *device, int status);
 void sync_quarantine(struct device *device);
 /* The same of a suspension. */
 void sync_suspension(struct device *device);
+/* Of a capture. */
 void sync_capture(struct device *device);
+/* And of limits that hold at once. */
+void sync_limits(struct device *device);
 extern const struct session_operations sync_operations;
 /* A new worker: everything that the session holds. */
 void sync_begin(struct device *device);

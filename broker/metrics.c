@@ -134,6 +134,20 @@ static const struct sample connects_samples[] = {
 	BY_HOST("denied", COUNTER_HOST_DENIED),
 };
 
+static uint64_t refusals(const struct device *device, uint32_t refusal)
+{
+	/* The worker reads for which port a host program asks. */
+	return device->n_refusals[refusal] +
+	       (refusal == REFUSAL_INCOMING_PORT ? counted(device, COUNTER_HOST_DENIED) : 0);
+}
+
+static const struct sample refusals_samples[] = {
+	{"_total", ",reason=\"outgoing_port\"", refusals, REFUSAL_OUTGOING_PORT, 0},
+	{"_total", ",reason=\"incoming_port\"", refusals, REFUSAL_INCOMING_PORT, 0},
+	{"_total", ",reason=\"connection_rate\"", refusals, REFUSAL_CONNECTION_RATE, 0},
+};
+
+static const struct sample waits_samples[] = {{"_total", "", counted, COUNTER_BANDWIDTH_WAITS, 0}};
 static const struct sample stalls_samples[] = {{"_total", "", counted, COUNTER_CREDIT_STALLS, 0}};
 static const struct sample starved_samples[] = {{"_total", "", counted, COUNTER_RX_STARVED, 0}};
 static const struct sample dropped_samples[] = {{"_total", "", counted, COUNTER_DROPPED, 0}};
@@ -193,6 +207,10 @@ static const struct family families[] = {
 	{"vsockd_packets", "counter", "Packets of any kind.", SAMPLES(packets_samples)},
 	{"vsockd_connects", "counter", "Connections that were asked for.",
 	 SAMPLES(connects_samples)},
+	{"vsockd_refusals", "counter", "Connections that a rule or a rate refused.",
+	 SAMPLES(refusals_samples)},
+	{"vsockd_bandwidth_waits", "counter", "Bytes had to wait because of max-bandwidth.",
+	 SAMPLES(waits_samples)},
 	{"vsockd_connect_duration_seconds", "histogram", "From the question to the answer.",
 	 SAMPLES(times_samples)},
 	{"vsockd_credit_stalls", "counter", "Bytes for the guest had to wait for its credit.",

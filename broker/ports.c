@@ -255,6 +255,12 @@ static bool is_in(const struct port_range *ranges, size_t n_ranges, uint32_t por
 	return false;
 }
 
+/* What is not in use is zero. */
+bool ports_is_same_filter(const struct port_filter *one, const struct port_filter *other)
+{
+	return memcmp(one, other, sizeof(*one)) == 0;
+}
+
 bool ports_pass(const struct port_filter *filter, uint32_t port)
 {
 	if (is_in(filter->denied, filter->n_denied, port))

@@ -59,6 +59,8 @@ struct port_filter {
 	uint32_t n_allowed, n_denied;
 };
 
+bool ports_is_same_filter(const struct port_filter *one, const struct port_filter *other);
+
 bool ports_pass(const struct port_filter *filter, uint32_t port);
 
 /* PORT or PORT-PORT, of len bytes. false: it is neither. */

@@ -339,17 +339,11 @@ static bool has_same_rules(const struct port_rule *one, size_t n_one, const stru
 	return true;
 }
 
-/* What is not in use is zero. */
-static bool has_same_filter(const struct port_filter *one, const struct port_filter *other)
-{
-	return memcmp(one, other, sizeof(*one)) == 0;
-}
-
 static bool has_same_ports(const struct vm_configuration *one, const struct vm_configuration *other)
 {
 	return one->forward_cid == other->forward_cid &&
-	       has_same_filter(&one->outgoing, &other->outgoing) &&
-	       has_same_filter(&one->incoming, &other->incoming) &&
+	       ports_is_same_filter(&one->outgoing, &other->outgoing) &&
+	       ports_is_same_filter(&one->incoming, &other->incoming) &&
 	       has_same_rules(one->connects, one->n_connects, other->connects, other->n_connects) &&
 	       has_same_rules(one->listens, one->n_listens, other->listens, other->n_listens);
 }
@@ -360,8 +354,12 @@ static bool has_same_numbers(const struct vm_configuration *one,
 	return one->tx_buffer_size == other->tx_buffer_size &&
 	       one->max_connections == other->max_connections &&
 	       one->max_handshakes == other->max_handshakes && one->offers == other->offers &&
-	       one->is_quiet == other->is_quiet && one->wait_s == other->wait_s &&
-	       one->max_connection_rate == other->max_connection_rate &&
+	       one->is_quiet == other->is_quiet && one->wait_s == other->wait_s;
+}
+
+static bool has_same_rates(const struct vm_configuration *one, const struct vm_configuration *other)
+{
+	return one->max_connection_rate == other->max_connection_rate &&
 	       one->max_bandwidth == other->max_bandwidth;
 }
 
@@ -378,8 +376,8 @@ static bool has_same_sockets(const struct vm_configuration *one,
 static bool say_changed(const struct vm_configuration *old, const struct vm_configuration *vm)
 {
 	bool has_numbers = !has_same_numbers(old, vm);
-	bool has_rest =
-		!has_same_groups(old, vm) || !has_same_sockets(old, vm) || !has_same_ports(old, vm);
+	bool has_rest = !has_same_groups(old, vm) || !has_same_sockets(old, vm) ||
+			!has_same_ports(old, vm) || !has_same_rates(old, vm);
 
 	if (has_rest)
 		log_event(LOG_NOTICE, vm->guest_cid, "reload: changed");

@@ -127,21 +127,21 @@ static void approach(struct device *device, uint32_t index)
 		return;
 	}
 	reason = why_not(to);
-	if (!reason && !admission_take(to))
-		reason = "that guest gets " ADMISSION_REFUSAL;
+	if (!reason)
+		reason = admission_refuses(to);
 	if (reason)
 		refuse(device, index, ECONNREFUSED, reason);
 	else
 		front_request_connect(device->front, device, index);
 }
 
-static const struct device *find(const struct device *device, uint32_t cid, const char **ret_reason)
+static struct device *find(const struct device *device, uint32_t cid, const char **ret_reason)
 {
 	const struct front *front = device->front;
 
 	*ret_reason = "no guest has that CID";
 	for (size_t i = 0; i < front->n_devices; i++) {
-		const struct device *to = &front->devices[i];
+		struct device *to = &front->devices[i];
 
 		if (!device_is_present(to) || to->configuration->guest_cid != cid || to == device)
 			continue;
@@ -156,15 +156,12 @@ void siblings_connect(struct device *device, uint32_t index)
 {
 	struct endpoint *endpoint = &device->endpoints.all[index];
 	const char *reason;
-	const struct device *to = find(device, endpoint->cid, &reason);
+	struct device *to = find(device, endpoint->cid, &reason);
 
-	if (!to) {
+	if (to)
+		reason = admission_refuses_port(to, endpoint->port);
+	if (reason) {
 		refuse(device, index, ECONNREFUSED, reason);
-		return;
-	}
-	if (!ports_pass(&device->configuration->outgoing, endpoint->port) ||
-	    !ports_pass(&to->limits.incoming, endpoint->port)) {
-		refuse(device, index, EACCES, "that port is denied");
 		return;
 	}
 	endpoint->other_device = (uint16_t)to->index;

@@ -72,10 +72,9 @@ static uint32_t n_port_ranges(const struct device *device)
 	return filter->n_denied + filter->n_allowed;
 }
 
-/* Whose worker it is, and by which rules. */
-static void add_device(struct device *device)
+static void add_limits(struct device *device)
 {
-	add_step(&device->sync, STEP_ASSIGN, 0);
+	add_step(&device->sync, STEP_LIMITS, 0);
 	for (uint32_t i = 0; i < n_port_ranges(device); i++)
 		add_step(&device->sync, STEP_PORT_RANGE, i);
 }
@@ -110,7 +109,8 @@ void sync_prepare_successor(struct device *device)
 {
 	clear_steps(&device->sync);
 	device->sync.is_of_successor = true;
-	add_device(device);
+	add_step(&device->sync, STEP_ASSIGN, 0);
+	add_limits(device);
 	add_session(device, STEP_HANDOVER_POOL);
 	sync_run(device);
 }
@@ -135,7 +135,9 @@ void sync_begin(struct device *device)
 	struct sync *sync = &device->sync;
 
 	clear_steps(sync);
-	add_device(device);
+	device_renew_limits(device);
+	add_step(sync, STEP_ASSIGN, 0);
+	add_limits(device);
 	if (device->has_failed) {
 		for (uint32_t i = 0; i < SESSION_RINGS; i++)
 			if (session->rings[i].fds[SESSION_ERR] >= 0)
@@ -338,9 +340,21 @@ static int send_assign(struct device *device, uint32_t sequence)
 	assign.is_quiet = device->limits.is_quiet;
 	assign.wait_ms = device->limits.wait_s * 1000;
 	assign.message_size = device->front->message_size;
-	assign.bytes_per_second = device->limits.max_bandwidth;
 	envelope.body_case = VSOCKD__ENVELOPE__BODY_ASSIGN;
 	envelope.assign = &assign;
+	return worker_send(device->front, target(device), &envelope, -1);
+}
+
+static int send_limits(struct device *device, uint32_t sequence)
+{
+	Vsockd__Limits limits = VSOCKD__LIMITS__INIT;
+	Vsockd__Envelope envelope = VSOCKD__ENVELOPE__INIT;
+
+	limits.sequence = sequence;
+	limits.bytes_per_second = device->limits.max_bandwidth;
+	limits.n_ranges = n_port_ranges(device);
+	envelope.body_case = VSOCKD__ENVELOPE__BODY_LIMITS;
+	envelope.limits = &limits;
 	return worker_send(device->front, target(device), &envelope, -1);
 }
 
@@ -528,6 +542,8 @@ static int send_step(struct device *device, const struct step *step, uint32_t se
 	switch (step->kind) {
 	case STEP_ASSIGN:
 		return send_assign(device, sequence);
+	case STEP_LIMITS:
+		return send_limits(device, sequence);
 	case STEP_PORT_RANGE:
 		return send_port_range(device, step->number, sequence);
 	case STEP_MEMORY_STAGE:
@@ -852,6 +868,16 @@ void sync_capture(struct device *device)
 	    device->told_capture == device->capture.number)
 		return;
 	add_step(&device->sync, STEP_CAPTURE, 0);
+	sync_run(device);
+}
+
+/* Ranges are told one by one: the list must not change before all were. */
+void sync_limits(struct device *device)
+{
+	if (!device->owes_limits || !device_is_settled(device) || device->has_failed)
+		return;
+	device_renew_limits(device);
+	add_limits(device);
 	sync_run(device);
 }
 

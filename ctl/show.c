@@ -25,6 +25,8 @@ static const struct output_column vm_columns[] = {
 static const struct output_column details_columns[] = {
 	{"max_handshakes", "handshakes at most", OUTPUT_NUMBER},
 	{"buffer_size", "buffer of a connection", OUTPUT_BYTES},
+	{"max_connection_rate", "connections a second", OUTPUT_NUMBER},
+	{"max_bandwidth", "bandwidth a second", OUTPUT_BYTES},
 	{"worker_deaths", "workers lost in a row", OUTPUT_NUMBER},
 	{"dirty_log_size", "dirty log", OUTPUT_BYTES},
 	{"restore", "restore", OUTPUT_TEXT},
@@ -81,6 +83,9 @@ static void add_details(struct output *output, const Control__Details *details)
 {
 	output_number(output, details->max_handshakes);
 	output_number(output, details->buffer_size);
+	output_number(output,
+		      details->max_connection_rate ? details->max_connection_rate : OUTPUT_NONE);
+	output_number(output, details->max_bandwidth ? details->max_bandwidth : OUTPUT_NONE);
 	output_number(output, details->n_deaths);
 	output_number(output, details->log_size ? details->log_size : OUTPUT_NONE);
 	output_text(output, names_restore(details->restore));

@@ -31,10 +31,11 @@ enum counter {
 	COUNTER_HANDSHAKE_TIMEOUT,
 	COUNTER_HANDSHAKE_ENDED,
 	COUNTER_HANDSHAKE_LIMITED,
-	COUNTER_HOST_DENIED, /* that port of the guest is not for host programs */
+	COUNTER_HOST_DENIED,	  /* that port of the guest is not for host programs */
 	COUNTER_CREDIT_STALLS,	  /* bytes for the guest waited until it had room for them */
 	COUNTER_RX_STARVED,	  /* packets for the guest waited for buffers in ring 0 */
 	COUNTER_DROPPED,	  /* packets that deserved no answer, chains of no use */
+	COUNTER_BANDWIDTH_WAITS,  /* as many bytes had passed as may */
 	COUNTER_GUEST_CONNECT_MS, /* sum of the times behind it */
 	COUNTER_GUEST_CONNECT_TIMES,
 	COUNTER_HOST_CONNECT_MS = COUNTER_GUEST_CONNECT_TIMES + COUNTER_TIMES,

@@ -388,22 +388,23 @@ static int on_assign(struct device *device, const Vsockd__Assign *assign)
 	device->message_window = message_window(assign);
 	device->max_handshakes = assign->max_handshakes;
 	device->is_quiet = assign->is_quiet;
-	rate_init(&device->rate, assign->bytes_per_second, device->now);
 	device->n_retries = (uint16_t)(assign->wait_ms / CONNECTION_RETRY_MS);
 	connections_assign(&device->connections, assign->max_connections, assign->first_port);
 	device->is_assigned = true;
 	return 0;
 }
 
-static int on_port_range(struct device *device, const Vsockd__PortRange *range)
+static int on_limits(struct device *device, const Vsockd__Limits *limits)
 {
-	if (device->n_incoming == INCOMING_MAX)
-		return -ENOSPC;
-	device->incoming[device->n_incoming].first = range->first;
-	device->incoming[device->n_incoming].last = range->last;
-	device->incoming[device->n_incoming].is_denied = range->is_denied;
-	device->n_incoming++;
-	return 0;
+	rate_limit(&device->rate, limits->bytes_per_second, device->now);
+	return filter_begin(&device->filter, limits->n_ranges) ? 0 : -ENOSPC;
+}
+
+static int on_port_range(struct device *device, const Vsockd__PortRange *told)
+{
+	const struct filter_range range = {told->first, told->last, told->is_denied};
+
+	return filter_add(&device->filter, &range) ? 0 : -ENOSPC;
 }
 
 static int on_features(struct device *device, uint64_t features)
@@ -730,6 +731,9 @@ static bool dispatch(struct device *device, const Vsockd__Envelope *envelope, in
 	switch (envelope->body_case) {
 	case VSOCKD__ENVELOPE__BODY_ASSIGN:
 		done(device, envelope->assign->sequence, on_assign(device, envelope->assign), 0);
+		return true;
+	case VSOCKD__ENVELOPE__BODY_LIMITS:
+		done(device, envelope->limits->sequence, on_limits(device, envelope->limits), 0);
 		return true;
 	case VSOCKD__ENVELOPE__BODY_PORT_RANGE:
 		done(device, envelope->port_range->sequence,

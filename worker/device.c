@@ -152,10 +152,13 @@ void device_set_time(struct device *device, uint64_t now)
 /* Said at each power of two: it may happen many times a second. */
 void device_pass(struct device *device, uint32_t len)
 {
-	uint64_t n_dry = device->rate.n_dry + 1;
+	uint64_t n_waits = device->counters[COUNTER_BANDWIDTH_WAITS] + 1;
 
-	if (rate_take(&device->rate, len) && (n_dry & (n_dry - 1)) == 0)
-		control_report(device, REPORT_RATE_LIMIT, device->rate.per_second, n_dry, 0);
+	if (!rate_take(&device->rate, len))
+		return;
+	statistics_count(device, COUNTER_BANDWIDTH_WAITS, 1);
+	if ((n_waits & (n_waits - 1)) == 0)
+		control_report(device, REPORT_RATE_LIMIT, device->rate.per_second, n_waits, 0);
 }
 
 void device_arm(struct device *device, struct connection *connection, enum connection_timer timer)
@@ -235,6 +238,21 @@ static void report_broken_rings(struct device *device)
 	}
 }
 
+/* Where a limit lets few bytes pass, each direction has its turn to go first. */
+static bool move_packets(struct device *device)
+{
+	bool is_turn_of_host = device->counters[COUNTER_BANDWIDTH_WAITS] % 2;
+	bool has_more = false;
+
+	if (is_turn_of_host && ring_is_running(&device->rings[RING_RX]))
+		has_more |= to_guest_run(device);
+	if (ring_is_running(&device->rings[RING_TX]))
+		has_more |= from_guest_run(device);
+	if (!is_turn_of_host && ring_is_running(&device->rings[RING_RX]))
+		has_more |= to_guest_run(device);
+	return has_more;
+}
+
 bool device_pump(struct device *device)
 {
 	bool has_more = false;
@@ -245,10 +263,7 @@ bool device_pump(struct device *device)
 	flush_buffers(device);
 	if (!device->rate.is_dry)
 		to_guest_release(device);
-	if (ring_is_running(&device->rings[RING_TX]))
-		has_more |= from_guest_run(device);
-	if (ring_is_running(&device->rings[RING_RX]))
-		has_more |= to_guest_run(device);
+	has_more |= move_packets(device);
 	event_run(device);
 	if (!has_more)
 		has_more = prepare_to_sleep(device);

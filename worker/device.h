@@ -34,6 +34,7 @@
 #include "ipc/observation.h"
 #include "worker/capture.h"
 #include "worker/connection.h"
+#include "worker/filter.h"
 #include "worker/guest_memory.h"
 #include "worker/handover.h"
 #include "worker/packet.h"
@@ -47,9 +48,6 @@ enum {
 	RING_EVENT,
 	RINGS,
 };
-
-/* As many ranges of ports as the front may send: 64 of each kind. */
-#define INCOMING_MAX 128
 
 /* RSTs for packets that belong to no connection; when full, ring 1 waits. */
 #define ORPHANS_MAX 256
@@ -112,12 +110,7 @@ struct device {
 	uint32_t message_window; /* buf_alloc of the others */
 	uint32_t max_handshakes;
 	struct rate rate; /* of stream bytes, both ways */
-	/* Ports of the guest that host programs may not reach, or may: then no others. */
-	struct {
-		uint32_t first, last;
-		bool is_denied;
-	} incoming[INCOMING_MAX];
-	uint32_t n_incoming;
+	struct filter filter;
 	bool is_quiet;	    /* no OK line for host programs */
 	uint16_t n_retries; /* how often a guest is asked again that refuses one */
 	uint64_t now;	    /* ms, monotonic; as of this wake-up */

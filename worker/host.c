@@ -271,22 +271,6 @@ static bool is_whole_line(const struct connection *connection, size_t len, size_
 	return connection->type != PACKET_TYPE_SEQPACKET || len == line_len;
 }
 
-/* What is denied is denied; what is allowed is the only thing allowed. */
-static bool may_enter(const struct device *device, uint32_t port)
-{
-	bool has_allowed = false, is_allowed = false;
-
-	for (uint32_t i = 0; i < device->n_incoming; i++) {
-		bool is_in = device->incoming[i].first <= port && port <= device->incoming[i].last;
-
-		if (is_in && device->incoming[i].is_denied)
-			return false;
-		has_allowed |= !device->incoming[i].is_denied;
-		is_allowed |= is_in;
-	}
-	return !has_allowed || is_allowed;
-}
-
 void host_read_handshake(struct device *device, struct connection *connection)
 {
 	uint8_t surplus; /* shows that a message is too long */
@@ -314,7 +298,7 @@ void host_read_handshake(struct device *device, struct connection *connection)
 		if (!is_whole_line(connection, connection->early_len, line_len))
 			break;
 		connection->early_skip = (uint8_t)line_len;
-		if (may_enter(device, guest_port)) {
+		if (filter_passes(&device->filter, guest_port)) {
 			request(device, connection, guest_port);
 			return;
 		}

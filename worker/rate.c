@@ -15,10 +15,16 @@ static int64_t burst(const struct rate *rate)
 	return (int64_t)(bytes > BURST_BYTES_MIN ? bytes : BURST_BYTES_MIN) * 1000;
 }
 
-void rate_init(struct rate *rate, uint64_t per_second, uint64_t now)
+void rate_limit(struct rate *rate, uint64_t per_second, uint64_t now)
 {
-	*rate = (struct rate){.per_second = per_second, .filled_at = now};
-	rate->tokens = burst(rate);
+	bool had_none = rate->per_second == 0;
+
+	rate_fill(rate, now);
+	rate->per_second = per_second;
+	if (had_none || rate->tokens > burst(rate))
+		rate->tokens = burst(rate);
+	if (per_second == 0 || rate->tokens >= burst(rate) / 4)
+		rate->is_dry = false;
 }
 
 void rate_set_tokens(struct rate *rate, int64_t tokens)
@@ -66,7 +72,6 @@ bool rate_take(struct rate *rate, uint32_t len)
 	if (rate->tokens >= 1000 || rate->is_dry)
 		return false;
 	rate->is_dry = true;
-	rate->n_dry++;
 	return true;
 }
 

@@ -11,16 +11,19 @@
 #include <stdbool.h>
 #include <stdint.h>
 
+/* All zero: no limit. */
 struct rate {
 	uint64_t per_second; /* 0: no limit */
 	int64_t tokens;	     /* thousandths of a byte, as time is in thousandths of a second */
 	uint64_t filled_at;  /* ms */
-	uint64_t n_dry;	     /* how often it has run dry */
 	bool is_dry;
 };
 
-/* Full, at that time. per_second: at most 2^40. */
-void rate_init(struct rate *rate, uint64_t per_second, uint64_t now);
+/*
+ * Another limit from that time on, at most 2^40, or 0. The first one finds the bucket
+ * full; with each other what was in it stays, as far as there is room.
+ */
+void rate_limit(struct rate *rate, uint64_t per_second, uint64_t now);
 
 /* What is in it is at most that, as a predecessor left it. */
 void rate_set_tokens(struct rate *rate, int64_t tokens);

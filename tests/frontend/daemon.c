@@ -234,22 +234,26 @@ int daemon_stop(struct daemon *daemon, int timeout)
 	return result;
 }
 
-bool daemon_log_has(struct daemon *daemon, const char *text)
+size_t daemon_count_log(struct daemon *daemon, const char *text)
 {
 	FILE *log = fopen(daemon_path(daemon, LOG), "r");
 	char *line = NULL;
-	size_t size = 0;
-	bool is_found = false;
+	size_t size = 0, n = 0;
 
-	while (log && !is_found && getline(&line, &size, log) >= 0)
-		is_found = strstr(line, text) != NULL;
+	while (log && getline(&line, &size, log) >= 0)
+		n += strstr(line, text) != NULL;
 	free(line);
 	if (log)
 		fclose(log);
-	return is_found;
+	return n;
 }
 
-int daemon_wait_log(struct daemon *daemon, const char *text, int timeout)
+bool daemon_log_has(struct daemon *daemon, const char *text)
+{
+	return daemon_count_log(daemon, text) > 0;
+}
+
+int daemon_wait_log_times(struct daemon *daemon, const char *text, size_t n, int timeout)
 {
 	int64_t deadline = deadline_in(timeout);
 	int fd = inotify_init1(IN_CLOEXEC | IN_NONBLOCK);
@@ -259,7 +263,7 @@ int daemon_wait_log(struct daemon *daemon, const char *text, int timeout)
 		return -errno;
 	if (inotify_add_watch(fd, daemon_path(daemon, LOG), IN_MODIFY) < 0)
 		error = -errno;
-	while (!error && !daemon_log_has(daemon, text)) {
+	while (!error && daemon_count_log(daemon, text) < n) {
 		char events[4096];
 
 		error = socket_wait(fd, POLLIN, deadline);
@@ -268,6 +272,11 @@ int daemon_wait_log(struct daemon *daemon, const char *text, int timeout)
 	}
 	close(fd);
 	return error;
+}
+
+int daemon_wait_log(struct daemon *daemon, const char *text, int timeout)
+{
+	return daemon_wait_log_times(daemon, text, 1, timeout);
 }
 
 static void add_children(pid_t pid, pid_t *pids, size_t *n_pids)

@@ -65,6 +65,9 @@ int daemon_end(struct daemon *daemon, int timeout);
 /* Does the log have this text? And wait for it: 0, -ETIMEDOUT. */
 bool daemon_log_has(struct daemon *daemon, const char *text);
 int daemon_wait_log(struct daemon *daemon, const char *text, int timeout);
+/* In how many lines? And wait for as many. */
+size_t daemon_count_log(struct daemon *daemon, const char *text);
+int daemon_wait_log_times(struct daemon *daemon, const char *text, size_t n, int timeout);
 
 /* The daemon and all its descendants, it first. Their number, at most DAEMON_PIDS_MAX. */
 size_t daemon_pids(const struct daemon *daemon, pid_t *ret_pids);

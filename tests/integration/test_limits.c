@@ -4,6 +4,7 @@
 
 #include <errno.h>
 #include <setjmp.h>
+#include <signal.h>
 #include <stdarg.h>
 #include <stdlib.h>
 #include <string.h>
@@ -11,7 +12,9 @@
 
 #include <cmocka.h>
 
+#include "tests/integration/replacer.h"
 #include "tests/integration/setup.h"
+#include "tests/integration/tool.h"
 #include "tests/integration/transfer.h"
 
 #define LIMIT SETUP_LIMIT
@@ -53,8 +56,9 @@ static void test_a_guest_reaches_the_ports_that_it_may(void **state)
 		close(host_accept(listeners[i], LIMIT));
 		assert_int_equal(guest_wait_state(connection, GUEST_CLOSED, LIMIT), 0);
 	}
-	assert_int_equal(daemon_wait_log(&setup->daemon, "host port 81: Permission denied", LIMIT),
-			 0);
+	assert_int_equal(
+		daemon_wait_log(&setup->daemon, "port 81: that port is denied to the guest", LIMIT),
+		0);
 	for (uint32_t i = 0; i < 4; i++)
 		close(listeners[i]);
 }
@@ -81,7 +85,9 @@ static void test_a_guest_is_reached_at_the_ports_that_may_be(void **state)
 					 LIMIT),
 			 0);
 	expect_refusal(other, setup_cid(0), 22);
-	assert_int_equal(daemon_wait_log(&setup->daemon, "port 22: that port is denied", LIMIT), 0);
+	assert_int_equal(
+		daemon_wait_log(&setup->daemon, "port 22: that port of the guest is denied", LIMIT),
+		0);
 	/* The guest itself was not asked; and another port is another thing. */
 	assert_null(guest_accept(guest, 22));
 	host_stream_init(&stream, host_connect(setup->uds_paths[0], 23, LIMIT));
@@ -143,6 +149,73 @@ static void test_more_bytes_in_a_second_than_may_be_wait_and_none_is_lost(void *
 		daemon_wait_log(&setup->daemon, "held up: 2000000 bytes in a second", LIMIT), 0);
 }
 
+/* Each successor goes on with what its predecessor had left: no new second begins. */
+static void test_a_replacement_gives_no_bytes_for_free(void **state)
+{
+	struct setup *setup = *state;
+	struct transfer transfer;
+	struct guest *guest;
+	size_t n_replaced = 0;
+	int64_t begin;
+
+	setup_start(setup, 1, "max-bandwidth=1000000", TOOL_ARGUMENTS);
+	guest = setup_guest(setup, 0, (struct guest_options){0});
+	begin = deadline_in(0);
+	transfer_start(&transfer, setup, 0, 80, 512 * 1024);
+	for (size_t n = 32 * 1024; n <= 512 * 1024; n += 32 * 1024, n_replaced++) {
+		transfer_run_to(&transfer, n);
+		assert_int_equal(replace_worker(setup, guest, setup_cid(0)), 0);
+	}
+	transfer_finish(&transfer);
+	/* A bucket for each of them would be twice what was moved at all. */
+	assert_in_range(n_replaced, 16, 16);
+	assert_in_range(deadline_in(0) - begin, 850, LIMIT);
+}
+
+static void reload(struct setup *setup, const char *vm_options)
+{
+	size_t n = daemon_count_log(&setup->daemon, "reload: 0 added, 0 removed, 1 changed");
+
+	setup_write_file(setup, 1, vm_options);
+	assert_int_equal(kill(setup->daemon.pid, SIGHUP), 0);
+	assert_int_equal(daemon_wait_log_times(&setup->daemon,
+					       "reload: 0 added, 0 removed, 1 changed", n + 1,
+					       LIMIT),
+			 0);
+}
+
+static void test_a_changed_limit_holds_for_the_vm_that_runs(void **state)
+{
+	struct setup *setup = *state;
+	struct transfer transfer;
+	struct guest *guest;
+	int64_t begin;
+	int fd;
+
+	setup_choose_file(setup);
+	setup_start(setup, 1, "max-bandwidth=65536", NULL);
+	guest = setup_guest(setup, 0, (struct guest_options){0});
+	assert_int_equal(guest_listen(guest, 22), 0);
+	/* At that rate it takes a minute. */
+	transfer_start(&transfer, setup, 0, 80, 2u << 20);
+	transfer_run_to(&transfer, 32 * 1024);
+	begin = deadline_in(0);
+	reload(setup, "deny-incoming=22");
+	transfer_finish(&transfer);
+	assert_in_range(deadline_in(0) - begin, 0, 20000);
+	fd = host_connect(setup->uds_paths[0], 22, LIMIT);
+	assert_int_equal(host_wait_end(fd, LIMIT), 0);
+	close(fd);
+
+	reload(setup, "max-bandwidth=2000000");
+	begin = deadline_in(0);
+	transfer_all(setup, 0, 81, 1u << 20);
+	assert_in_range(deadline_in(0) - begin, 700, LIMIT);
+	fd = host_connect(setup->uds_paths[0], 22, LIMIT);
+	assert_non_null(guest_accept_wait(guest, 22, LIMIT));
+	close(fd);
+}
+
 #define OWN(name) cmocka_unit_test_setup_teardown(name, make_setup, setup_end)
 
 int main(void)
@@ -152,6 +225,8 @@ int main(void)
 		OWN(test_a_guest_is_reached_at_the_ports_that_may_be),
 		OWN(test_more_connections_in_a_second_than_may_be_are_refused),
 		OWN(test_more_bytes_in_a_second_than_may_be_wait_and_none_is_lost),
+		OWN(test_a_replacement_gives_no_bytes_for_free),
+		OWN(test_a_changed_limit_holds_for_the_vm_that_runs),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);

@@ -38,37 +38,12 @@ static int start_with_file(void **state)
 	return 0;
 }
 
-static size_t count_in_log(struct setup *setup, const char *text)
-{
-	FILE *log = fopen(daemon_path(&setup->daemon, "log"), "r");
-	char line[1024];
-	size_t n = 0;
-
-	assert_non_null(log);
-	while (fgets(line, sizeof(line), log))
-		n += strstr(line, text) != NULL;
-	fclose(log);
-	return n;
-}
-
-/* Wait for one more line with that text than there were. */
-static void await_line(struct setup *setup, const char *text, size_t n_before)
-{
-	int64_t deadline = deadline_in(LIMIT);
-
-	while (count_in_log(setup, text) <= n_before) {
-		if (deadline_left(deadline) == 0)
-			fail_msg("\"%s\" does not come", text);
-		poll(NULL, 0, 2);
-	}
-}
-
 static void reload(struct setup *setup, const char *awaited)
 {
-	size_t n = count_in_log(setup, awaited);
+	size_t n = daemon_count_log(&setup->daemon, awaited);
 
 	assert_int_equal(kill(setup->daemon.pid, SIGHUP), 0);
-	await_line(setup, awaited, n);
+	assert_int_equal(daemon_wait_log_times(&setup->daemon, awaited, n + 1, LIMIT), 0);
 }
 
 static void write_file(struct setup *setup, const char *text)
@@ -212,11 +187,11 @@ static void test_a_file_that_is_wrong_changes_nothing_and_says_why(void **state)
 	transfer_start(&transfer, setup, 0, 1000, 900 * KIB);
 	assert_int_equal(stat(setup->sockets[1], &before), 0);
 	for (size_t i = 0; i < sizeof(wrong) / sizeof(wrong[0]); i++) {
-		size_t n = count_in_log(setup, wrong[i].reason);
+		size_t n = daemon_count_log(&setup->daemon, wrong[i].reason);
 
 		write_file(setup, wrong[i].file);
 		reload(setup, "nothing has changed");
-		if (count_in_log(setup, wrong[i].reason) != n + 1)
+		if (daemon_count_log(&setup->daemon, wrong[i].reason) != n + 1)
 			fail_msg("\"%s\" is not said", wrong[i].reason);
 		assert_false(is_there(setup, "vm9"));
 		transfer_run_to(&transfer, (i + 1) * 100 * KIB);

@@ -49,19 +49,6 @@ static int wait_err(const struct ring *ring)
 	return socket_wait(ring->err, POLLIN, deadline_in(LIMIT));
 }
 
-static size_t count_in_log(struct setup *setup, const char *text)
-{
-	FILE *log = fopen(daemon_path(&setup->daemon, "log"), "r");
-	char line[1024];
-	size_t n = 0;
-
-	assert_non_null(log);
-	while (fgets(line, sizeof(line), log))
-		n += strstr(line, text) != NULL;
-	fclose(log);
-	return n;
-}
-
 static bool is_sanitized(struct setup *setup)
 {
 	return daemon_log_has(&setup->daemon, "built with sanitizers");
@@ -489,7 +476,7 @@ static void break_and_repair(struct setup *setup, size_t i, struct transfer *oth
 	check_session(guest);
 	transfer_run_to(other, (i + 1) * 100 * KIB);
 	assert_int_equal(guest_poll_for(guest, 20), 0);
-	assert_int_equal(count_in_log(setup, "is broken"), i + 1);
+	assert_int_equal(daemon_count_log(&setup->daemon, "is broken"), i + 1);
 	repair(ring);
 	assert_int_equal(guest_stop(guest), 0);
 	assert_int_equal(guest_resume(guest), 0);

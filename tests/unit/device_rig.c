@@ -60,6 +60,34 @@ void rig_start_device(struct device *device, int *ret_front, int *ret_epoll, int
 	assert_non_null(device->state.bytes);
 }
 
+void rig_limit(const struct rig_options *options)
+{
+	Vsockd__Limits limits = VSOCKD__LIMITS__INIT;
+	Vsockd__Envelope envelope = VSOCKD__ENVELOPE__INIT;
+	void (*after_run)(void) = rig.after_run;
+
+	rig.after_run = NULL; /* no front hands over in the middle of this */
+	rig.options.bytes_per_second = options->bytes_per_second;
+	rig.options.n_incoming = options->n_incoming;
+	memcpy(rig.options.incoming, options->incoming, sizeof(options->incoming));
+	limits.bytes_per_second = options->bytes_per_second;
+	limits.n_ranges = options->n_incoming;
+	envelope.body_case = VSOCKD__ENVELOPE__BODY_LIMITS;
+	envelope.limits = &limits;
+	assert_int_equal(rig_command(&envelope, -1), 0);
+	for (uint32_t i = 0; i < options->n_incoming; i++) {
+		Vsockd__PortRange range = VSOCKD__PORT_RANGE__INIT;
+
+		range.first = options->incoming[i].first;
+		range.last = options->incoming[i].last;
+		range.is_denied = options->incoming[i].is_denied;
+		envelope.body_case = VSOCKD__ENVELOPE__BODY_PORT_RANGE;
+		envelope.port_range = &range;
+		assert_int_equal(rig_command(&envelope, -1), 0);
+	}
+	rig.after_run = after_run;
+}
+
 static void assign(void)
 {
 	const struct rig_options *options = &rig.options;
@@ -73,23 +101,13 @@ static void assign(void)
 	assign.max_handshakes = options->n_handshakes;
 	assign.first_port = 0x12345678;
 	assign.message_size = options->message_size;
-	assign.bytes_per_second = options->bytes_per_second;
 	assign.is_quiet = options->is_quiet;
 	assign.wait_ms = options->wait_ms;
 	envelope.body_case = VSOCKD__ENVELOPE__BODY_ASSIGN;
 	envelope.assign = &assign;
 	assert_int_equal(rig_command(&envelope, -1), 0);
 
-	for (uint32_t i = 0; i < options->n_incoming; i++) {
-		Vsockd__PortRange range = VSOCKD__PORT_RANGE__INIT;
-
-		range.first = options->incoming[i].first;
-		range.last = options->incoming[i].last;
-		range.is_denied = options->incoming[i].is_denied;
-		envelope.body_case = VSOCKD__ENVELOPE__BODY_PORT_RANGE;
-		envelope.port_range = &range;
-		assert_int_equal(rig_command(&envelope, -1), 0);
-	}
+	rig_limit(options);
 	features.features = options->features;
 	envelope.body_case = VSOCKD__ENVELOPE__BODY_FEATURES;
 	envelope.features = &features;

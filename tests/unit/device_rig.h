@@ -35,10 +35,7 @@ struct rig_options {
 	uint64_t bytes_per_second;
 	bool is_quiet;
 	uint32_t wait_ms;
-	struct {
-		uint32_t first, last;
-		bool is_denied;
-	} incoming[RIG_RANGES_MAX];
+	struct filter_range incoming[RIG_RANGES_MAX];
 	uint32_t n_incoming;
 	uint32_t n_connections; /* 0: 16 */
 	uint32_t n_handshakes;	/* 0: 8 */
@@ -141,6 +138,8 @@ uint8_t rig_byte(uint32_t stream, uint64_t at);
 
 /* Send a command, run; the status of its Done. rig.done_value is set. */
 int rig_command(Vsockd__Envelope *envelope, int fd);
+/* bytes_per_second and the incoming ports from now on; the rest is not looked at. */
+void rig_limit(const struct rig_options *options);
 void rig_post(const Vsockd__Envelope *envelope, int fd); /* only send */
 void rig_collect(void);					 /* read what the worker said */
 void rig_note_told(const Vsockd__Envelope *envelope);

@@ -105,9 +105,11 @@ static void tell_assignment(const struct rig_worker *to, const struct rig_worker
 		body.buffer_size = rig.options.buffer_size;
 		body.max_connections = rig.options.n_connections;
 		body.max_handshakes = rig.options.n_handshakes; body.first_port = 77;
-		body.message_size = rig.options.message_size;
+		body.message_size = rig.options.message_size; body.is_quiet = rig.options.is_quiet;
+		body.wait_ms = rig.options.wait_ms);
+	COMMAND(to, LIMITS, limits, Vsockd__Limits, -1,
 		body.bytes_per_second = rig.options.bytes_per_second;
-		body.is_quiet = rig.options.is_quiet; body.wait_ms = rig.options.wait_ms);
+		body.n_ranges = rig.options.n_incoming);
 	for (uint32_t i = 0; i < rig.options.n_incoming; i++)
 		COMMAND(to, PORT_RANGE, port_range, Vsockd__PortRange, -1,
 			body.first = rig.options.incoming[i].first;

@@ -389,6 +389,75 @@ static void test_bytes_of_the_guest_wait_for_their_second(void **state)
 	rig_close_host(&peer);
 }
 
+/* The guest floods, and so does the host: neither is shut out. */
+static void test_the_two_directions_take_turns(void **state)
+{
+	static uint8_t bytes[16 * 1024];
+	struct rig_peer peer = rig_guest_connects(1000, 80);
+	uint64_t n_to_guest = 0, n_from_guest = 0, n_put = 0;
+
+	(void)state;
+	for (int i = 0; i < 40; i++) {
+		static struct rig_packet packet;
+		uint32_t n_used = 0;
+
+		while (n_put < n_from_guest + 8 * sizeof(bytes)) {
+			struct packet_header header = rig_header(&peer, PACKET_OP_RW);
+
+			header.len = sizeof(bytes);
+			rig_put(&header, bytes);
+			n_put += sizeof(bytes);
+		}
+		assert_true(send(peer.host, bytes, sizeof(bytes), MSG_DONTWAIT) > 0 ||
+			    errno == EAGAIN);
+		rig_sleep(250);
+		n_from_guest += rig_n_sent() * sizeof(bytes);
+		for (; rig_take(&packet); n_used++)
+			n_to_guest += packet.header.op == PACKET_OP_RW ? packet.header.len : 0;
+		peer.fwd_cnt = (uint32_t)n_to_guest;
+		rig_offer(n_used, 4096);
+		while (recv(peer.host, bytes, sizeof(bytes), MSG_DONTWAIT) > 0)
+			;
+	}
+	/* Ten seconds of 64 KiB each, and what the bucket held. */
+	assert_in_range(n_from_guest + n_to_guest, 10 * 65536, 12 * 65536);
+	assert_true(n_to_guest > 3 * 65536);
+	assert_true(n_from_guest > 3 * 65536);
+	rig_close_host(&peer);
+}
+
+static void test_a_limit_changes_while_bytes_wait_for_it(void **state)
+{
+	static uint8_t bytes[200000];
+	struct rig_peer peer = rig_guest_connects(1000, 80);
+	static struct rig_packet packet;
+	uint32_t n = 0;
+
+	(void)state;
+	rig_host_writes(&peer, bytes, sizeof(bytes));
+	rig_run();
+	while (rig_take(&packet))
+		n += packet.header.op == PACKET_OP_RW ? packet.header.len : 0;
+	assert_int_equal(n, 65536);
+	rig_offer(64, 4096);
+	rig_limit(&(struct rig_options){0});
+	rig_run();
+	while (rig_take(&packet))
+		n += packet.header.op == PACKET_OP_RW ? packet.header.len : 0;
+	assert_int_equal(n, sizeof(bytes));
+	rig_close_host(&peer);
+}
+
+static void test_a_port_is_denied_from_now_on(void **state)
+{
+	(void)state;
+	assert_true(is_let_in(22));
+	rig_limit(&(struct rig_options){.incoming = {{22, 22, true}}, .n_incoming = 1});
+	assert_false(is_let_in(22));
+	rig_limit(&(struct rig_options){0});
+	assert_true(is_let_in(22));
+}
+
 #define AS(name, start) cmocka_unit_test_setup_teardown(name, start, tear_down)
 #define TEST(name)	AS(name, set_up)
 #define PATIENT(name)	AS(name, set_up_patient)
@@ -411,6 +480,9 @@ int main(void)
 		AS(test_where_some_are_allowed_no_others_are, set_up_allowed),
 		AS(test_bytes_to_the_guest_wait_for_their_second, set_up_slow),
 		AS(test_bytes_of_the_guest_wait_for_their_second, set_up_slow),
+		AS(test_the_two_directions_take_turns, set_up_slow),
+		AS(test_a_limit_changes_while_bytes_wait_for_it, set_up_slow),
+		TEST(test_a_port_is_denied_from_now_on),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);

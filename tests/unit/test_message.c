@@ -65,6 +65,7 @@ static const struct expected {
 	{82, "Notify", FRONT, ASSIGNED | FROZEN, 0, 0},
 	{97, "PeerReset", WORKER, ASSIGNED, 0, 0},
 	{98, "PortRange", WORKER, CONFIGURED, 0, 0},
+	{99, "Limits", WORKER, CONFIGURED, 0, 0},
 	{64, "HandoverDevice", RELAYED, FROZEN | TAKING, 0, 0},
 	{65, "HandoverRing", RELAYED, FROZEN | TAKING, 0, 0},
 	{66, "HandoverConnection", RELAYED, FROZEN | TAKING, 0, 1},

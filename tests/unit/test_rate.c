@@ -16,14 +16,15 @@ static struct rate rate;
 static int set_up(void **state)
 {
 	(void)state;
-	rate_init(&rate, RATE, 5000);
+	rate = (struct rate){0};
+	rate_limit(&rate, RATE, 5000);
 	return 0;
 }
 
 static void test_without_a_limit_everything_passes(void **state)
 {
 	(void)state;
-	rate_init(&rate, 0, 0);
+	rate_limit(&rate, 0, 5000);
 	assert_int_equal(rate_room(&rate), UINT32_MAX);
 	assert_false(rate_take(&rate, UINT32_MAX));
 	rate_fill(&rate, UINT64_MAX);
@@ -39,7 +40,6 @@ static void test_what_is_in_the_bucket_passes_at_once_and_no_more(void **state)
 	assert_int_equal(rate_room(&rate), 1);
 	assert_true(rate_take(&rate, 1));
 	assert_int_equal(rate_room(&rate), 0);
-	assert_int_equal(rate.n_dry, 1);
 	assert_false(rate_take(&rate, 1000)); /* said once */
 }
 
@@ -77,7 +77,7 @@ static void test_a_long_rest_fills_the_bucket_and_no_more(void **state)
 static void test_the_highest_rate_and_the_longest_rest_overflow_nothing(void **state)
 {
 	(void)state;
-	rate_init(&rate, UINT64_C(1) << 40, 0);
+	rate_limit(&rate, UINT64_C(1) << 40, 5000);
 	for (uint32_t i = 0; i < 100; i++)
 		(void)rate_take(&rate, UINT32_MAX);
 	rate_fill(&rate, UINT64_MAX);
@@ -108,11 +108,11 @@ static void test_in_the_long_run_the_rate_is_the_rate(void **state)
 
 static void test_a_successor_goes_on_with_what_is_left(void **state)
 {
-	struct rate successor;
+	struct rate successor = {0};
 
 	(void)state;
 	(void)rate_take(&rate, BURST + 5000);
-	rate_init(&successor, RATE, 9000);
+	rate_limit(&successor, RATE, 9000);
 	rate_set_tokens(&successor, rate.tokens);
 	assert_int_equal(rate_room(&successor), 0);
 	assert_int_equal(rate_wait(&successor), rate_wait(&rate));
@@ -123,6 +123,33 @@ static void test_a_successor_goes_on_with_what_is_left(void **state)
 	assert_true(rate_wait(&successor) < UINT64_MAX);
 	rate_fill(&successor, 9000 + 100000);
 	assert_int_equal(rate_room(&successor), 0);
+}
+
+static void test_another_limit_gives_no_new_burst(void **state)
+{
+	(void)state;
+	assert_true(rate_take(&rate, BURST));
+	rate_limit(&rate, 2 * RATE, 5000);
+	assert_int_equal(rate_room(&rate), 0);
+	assert_in_range(rate_wait(&rate), 31, 33);
+	rate_fill(&rate, 5000 + 33);
+	assert_in_range(rate_room(&rate), 64000, 68000);
+	/* What is too much for the smaller one is gone. */
+	rate_fill(&rate, 5000 + 1000);
+	rate_limit(&rate, RATE, 5000 + 1000);
+	assert_int_equal(rate_room(&rate), BURST);
+}
+
+static void test_a_limit_that_is_lifted_holds_nothing_up(void **state)
+{
+	(void)state;
+	assert_true(rate_take(&rate, 10 * BURST));
+	rate_limit(&rate, 0, 5000);
+	assert_int_equal(rate_room(&rate), UINT32_MAX);
+	assert_true(rate_wait(&rate) == UINT64_MAX);
+	/* And the next one begins like the first. */
+	rate_limit(&rate, RATE, 6000);
+	assert_int_equal(rate_room(&rate), BURST);
 }
 
 #define TEST(name) cmocka_unit_test_setup(name, set_up)
@@ -137,6 +164,8 @@ int main(void)
 		TEST(test_a_long_rest_fills_the_bucket_and_no_more),
 		TEST(test_the_highest_rate_and_the_longest_rest_overflow_nothing),
 		TEST(test_in_the_long_run_the_rate_is_the_rate),
+		TEST(test_another_limit_gives_no_new_burst),
+		TEST(test_a_limit_that_is_lifted_holds_nothing_up),
 		TEST(test_a_successor_goes_on_with_what_is_left),
 	};
 
