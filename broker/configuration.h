@@ -14,6 +14,7 @@
 #include <sys/types.h>
 
 #include "broker/listener.h"
+#include "broker/peers.h"
 #include "broker/ports.h"
 #include "policy/policy.h"
 
@@ -73,6 +74,7 @@ struct vm_configuration {
 	uint32_t max_connections;
 	uint32_t max_handshakes;
 	struct port_filter outgoing, incoming; /* by the port that is connected to */
+	struct peer_filter peers;	       /* programs on the host */
 	uint32_t max_connection_rate;	       /* new ones a second; 0: no limit */
 	uint64_t max_bandwidth;		       /* stream bytes a second; 0: no limit */
 	uint32_t offers;		       /* CONFIGURATION_OFFER_... */

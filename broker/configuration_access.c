@@ -4,6 +4,8 @@
 #include <errno.h>
 #include <grp.h>
 #include <pwd.h>
+#include <stdio.h>
+#include <string.h>
 #include <sysexits.h>
 
 #define MODE_MAX 0777
@@ -42,40 +44,54 @@ static int read_mode(const struct vm_arguments *arguments, enum key key, mode_t 
 	return 0;
 }
 
+static bool find_user(const char *text, uint32_t *ret)
+{
+	const struct passwd *user;
+
+	if (parse_id(text, ret))
+		return true;
+	user = getpwnam(text);
+	if (user)
+		*ret = user->pw_uid;
+	return user;
+}
+
+static bool find_group(const char *text, uint32_t *ret)
+{
+	const struct group *group;
+
+	if (parse_id(text, ret))
+		return true;
+	group = getgrnam(text);
+	if (group)
+		*ret = group->gr_gid;
+	return group;
+}
+
 static int read_owner(const struct vm_arguments *arguments, enum key key, uid_t *ret,
 		      struct configuration_error *ret_error)
 {
 	const char *text = arguments->values[key];
-	const struct passwd *user;
 
-	if (!text || parse_id(text, ret))
+	if (!text || find_user(text, ret))
 		return 0;
-	user = getpwnam(text);
-	if (!user)
-		return configuration_fail_at(ret_error, EX_NOUSER, arguments, key,
-					     "%s " QUOTED
-					     ": there is no such user; give a name or a number",
-					     configuration_keys[key], text);
-	*ret = user->pw_uid;
-	return 0;
+	return configuration_fail_at(ret_error, EX_NOUSER, arguments, key,
+				     "%s " QUOTED
+				     ": there is no such user; give a name or a number",
+				     configuration_keys[key], text);
 }
 
 static int read_group(const struct vm_arguments *arguments, enum key key, gid_t *ret,
 		      struct configuration_error *ret_error)
 {
 	const char *text = arguments->values[key];
-	const struct group *group;
 
-	if (!text || parse_id(text, ret))
+	if (!text || find_group(text, ret))
 		return 0;
-	group = getgrnam(text);
-	if (!group)
-		return configuration_fail_at(ret_error, EX_NOUSER, arguments, key,
-					     "%s " QUOTED
-					     ": there is no such group; give a name or a number",
-					     configuration_keys[key], text);
-	*ret = group->gr_gid;
-	return 0;
+	return configuration_fail_at(ret_error, EX_NOUSER, arguments, key,
+				     "%s " QUOTED
+				     ": there is no such group; give a name or a number",
+				     configuration_keys[key], text);
 }
 
 int configuration_read_access(const struct vm_arguments *arguments, enum key mode,
@@ -90,6 +106,49 @@ int configuration_read_access(const struct vm_arguments *arguments, enum key mod
 		r = read_group(arguments, mode + 2, &access.group, ret_error);
 	if (!r)
 		*ret = access;
+	return r;
+}
+
+static int read_ids(const struct vm_arguments *arguments, enum key key,
+		    bool (*find)(const char *text, uint32_t *ret), struct peer_ids *ret,
+		    struct configuration_error *ret_error)
+{
+	const char *rest = arguments->values[key];
+
+	while (rest) {
+		size_t len = strcspn(rest, "+");
+		char name[64]; /* longer than any that a system has */
+
+		(void)snprintf(name, sizeof(name), "%.*s",
+			       len < sizeof(name) ? (int)len : (int)sizeof(name), rest);
+		if (ret->n == PEER_IDS_MAX)
+			return configuration_fail_at(
+				ret_error, EX_DATAERR, arguments, key,
+				"%s " QUOTED ": give at most %d, joined by '+'",
+				configuration_keys[key], arguments->values[key], PEER_IDS_MAX);
+		if (len >= sizeof(name) || !find(name, &ret->ids[ret->n]))
+			return configuration_fail_at(
+				ret_error, EX_NOUSER, arguments, key,
+				"%s " QUOTED ": there is no such one; give names or numbers, "
+				"joined by '+'",
+				configuration_keys[key], name);
+		ret->n++;
+		rest = rest[len] ? rest + len + 1 : NULL;
+	}
+	return 0;
+}
+
+int configuration_read_peers(const struct vm_arguments *arguments, struct peer_filter *ret,
+			     struct configuration_error *ret_error)
+{
+	int r = read_ids(arguments, KEY_ALLOW_UID, find_user, &ret->allowed_users, ret_error);
+
+	if (!r)
+		r = read_ids(arguments, KEY_DENY_UID, find_user, &ret->denied_users, ret_error);
+	if (!r)
+		r = read_ids(arguments, KEY_ALLOW_GID, find_group, &ret->allowed_groups, ret_error);
+	if (!r)
+		r = read_ids(arguments, KEY_DENY_GID, find_group, &ret->denied_groups, ret_error);
 	return r;
 }
 

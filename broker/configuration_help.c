@@ -66,6 +66,12 @@ const char *const configuration_help[] = {
 	"  --allow-incoming PORT[-PORT][+...]\n"
 	"  --deny-incoming PORT[-PORT][+...]\n"
 	"                        the same for ports of the guest\n"
+	"  --allow-uid USER[+USER]...\n"
+	"  --deny-uid USER[+USER]...\n"
+	"  --allow-gid GROUP[+GROUP]...\n"
+	"  --deny-gid GROUP[+GROUP]...\n"
+	"                        programs on the host that may talk with the guest, or\n"
+	"                        may not, by name or number (default: all may)\n"
 	"  --offer NAME[+NAME]...\n"
 	"                        offer the VMM what it may not know how to use:\n"
 	"                        inband-notifications, gpa-addresses; see\n"
@@ -157,6 +163,12 @@ static void print_ranges(FILE *stream, const char *name, const struct port_range
 	}
 }
 
+static void print_ids(FILE *stream, const char *name, const struct peer_ids *ids)
+{
+	for (uint32_t i = 0; i < ids->n; i++)
+		fprintf(stream, "%s%" PRIu32, i ? "+" : name, ids->ids[i]);
+}
+
 /* What has no limit is not worth a word. */
 static void print_limits(FILE *stream, const struct vm_configuration *vm)
 {
@@ -170,6 +182,10 @@ static void print_limits(FILE *stream, const struct vm_configuration *vm)
 	print_ranges(stream, ", deny-outgoing ", out->denied, out->n_denied);
 	print_ranges(stream, ", allow-incoming ", in->allowed, in->n_allowed);
 	print_ranges(stream, ", deny-incoming ", in->denied, in->n_denied);
+	print_ids(stream, ", allow-uid ", &vm->peers.allowed_users);
+	print_ids(stream, ", deny-uid ", &vm->peers.denied_users);
+	print_ids(stream, ", allow-gid ", &vm->peers.allowed_groups);
+	print_ids(stream, ", deny-gid ", &vm->peers.denied_groups);
 	fputc('\n', stream);
 }
 

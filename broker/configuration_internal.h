@@ -55,6 +55,10 @@ enum key {
 	KEY_DENY_OUTGOING,
 	KEY_ALLOW_INCOMING,
 	KEY_DENY_INCOMING,
+	KEY_ALLOW_UID,
+	KEY_DENY_UID,
+	KEY_ALLOW_GID,
+	KEY_DENY_GID,
 	KEY_OFFER,
 	N_VM_KEYS, /* the keys of --vm end here */
 	KEY_FD = N_VM_KEYS,
@@ -124,6 +128,10 @@ char *configuration_join(const char *values, const char *value);
 /* Of the keys mode, owner and group; mode is the first of the three. */
 int configuration_read_access(const struct vm_arguments *arguments, enum key mode,
 			      struct listener_access *ret, struct configuration_error *ret_error);
+
+/* Users and groups of programs on the host. */
+int configuration_read_peers(const struct vm_arguments *arguments, struct peer_filter *ret,
+			     struct configuration_error *ret_error);
 
 /* A socket that may be left out; mode, owner and group follow its key. */
 int configuration_read_service(const struct vm_arguments *arguments, enum key path,

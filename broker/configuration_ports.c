@@ -176,6 +176,24 @@ static int check_listens(const struct vm_arguments *arguments, const struct vm_c
 	return 0;
 }
 
+/* Nobody knows who connects there, so the lists would be for nothing. */
+static int check_peers(const struct vm_arguments *arguments, const struct vm_configuration *vm,
+		       struct configuration_error *ret_error)
+{
+	for (size_t i = 0; peers_are_limited(&vm->peers) && i < vm->n_listens; i++) {
+		enum port_family family = vm->listens[i].address.family;
+
+		if (family != PORT_UNIX && family != PORT_ABSTRACT)
+			return configuration_fail_at(
+				ret_error, EX_DATAERR, arguments,
+				arguments->values[KEY_LISTEN] ? KEY_LISTEN : KEY_FORWARD_LISTEN,
+				"listen: who connects to port %u by TCP or vsock has no user to "
+				"allow or deny; leave that out, or allow-uid and the others",
+				vm->listens[i].first);
+	}
+	return 0;
+}
+
 int configuration_read_ports(const struct vm_arguments *arguments, struct vm_configuration *vm,
 			     struct configuration_error *ret_error)
 {
@@ -195,5 +213,7 @@ int configuration_read_ports(const struct vm_arguments *arguments, struct vm_con
 		r = read_filters(arguments, vm, ret_error);
 	if (!r)
 		r = check_listens(arguments, vm, ret_error);
+	if (!r)
+		r = check_peers(arguments, vm, ret_error);
 	return r;
 }

@@ -268,6 +268,8 @@ int configuration_read_vm(struct vm_arguments *arguments, struct vm_configuratio
 	}
 	r = read_number(arguments, KEY_MAX_BANDWIDTH, &vm->max_bandwidth, ret_error);
 	if (!r)
+		r = configuration_read_peers(arguments, &vm->peers, ret_error);
+	if (!r)
 		r = configuration_read_ports(arguments, vm, ret_error);
 	if (!r && (arguments->values[KEY_UDS_PATH] || !has_ports(vm)))
 		r = read_uds_path(arguments, vm, ret_error);

@@ -13,6 +13,7 @@
 #include "broker/disposal.h"
 #include "broker/front.h"
 #include "broker/log.h"
+#include "broker/spawner.h"
 
 /* Messages of one front-end, or connections of host programs, in one wake-up. */
 #define ROUND_MESSAGES 32
@@ -820,9 +821,36 @@ struct endpoint *device_take_host(struct device *device, const struct host_liste
 		endpoint->is_direct = listener->has_port;
 		endpoint->guest_port = listener->guest_port;
 	}
+	if (listener && peers_are_limited(&device->configuration->peers)) {
+		endpoint->state = ENDPOINT_CONNECTING;
+		front_request_connect(device->front, device, index);
+		return endpoint;
+	}
 	endpoints_tell(&device->endpoints, index);
 	device_tell_endpoints(device);
-	return &device->endpoints.all[index];
+	return endpoint;
+}
+
+void device_judged(struct device *device, uint32_t index, int error, const struct peer *peer)
+{
+	struct endpoint *endpoint = &device->endpoints.all[index];
+
+	if (error == 0) {
+		endpoint->state = ENDPOINT_WAITING;
+		endpoints_tell(&device->endpoints, index);
+		device_tell_endpoints(device);
+		return;
+	}
+	endpoints_release(&device->endpoints, index);
+	if (error != SPAWNER_E_PEER) {
+		device_log(device, LOG_WARNING, "host program refused: its user: %s",
+			   strerror(error));
+		return;
+	}
+	device->n_refusals[REFUSAL_PEER]++;
+	device_log(device, LOG_WARNING,
+		   "host program refused: user %u, group %u may not talk with the guest",
+		   (unsigned int)peer->user, (unsigned int)peer->group);
 }
 
 static void take_host(struct device *device, const struct host_listener *listener, int fd)
@@ -914,9 +942,13 @@ void device_connected(struct device *device, uint32_t index, int error, int fd)
 	endpoint->fd = fd;
 	endpoint->status = -error;
 	endpoint->state = error == 0 ? ENDPOINT_WAITING : ENDPOINT_REFUSED;
+	if (error == SPAWNER_E_PEER)
+		device->n_refusals[REFUSAL_PEER]++;
 	if (error != 0)
 		device_log(device, LOG_INFO, "guest refused: host port %" PRIu32 ": %s",
-			   endpoint->port, strerror(error));
+			   endpoint->port,
+			   error == SPAWNER_E_PEER ? "who listens there may not talk with the guest"
+						   : strerror(error));
 	endpoints_tell(&device->endpoints, index);
 	device_tell_endpoints(device);
 }

@@ -72,13 +72,30 @@ int front_watch(struct front *front, int operation, int fd, uint32_t events, enu
 
 /* ---- the spawner ---- */
 
-static bool send_request(struct front *front, const struct spawner_request *request)
+/* fd: -1, or one that goes along. */
+static bool send_with_fd(struct front *front, const struct spawner_request *request, int fd)
 {
+	union {
+		char bytes[CMSG_SPACE(sizeof(int))];
+		struct cmsghdr header;
+	} control = {.header = {.cmsg_len = CMSG_LEN(sizeof(int)),
+				.cmsg_level = SOL_SOCKET,
+				.cmsg_type = SCM_RIGHTS}};
 	struct iovec part = {(void *)(uintptr_t)request, sizeof(*request)};
 	struct msghdr message = {.msg_iov = &part, .msg_iovlen = 1};
 
+	if (fd >= 0) {
+		memcpy(CMSG_DATA(&control.header), &fd, sizeof(fd));
+		message.msg_control = &control;
+		message.msg_controllen = sizeof(control.bytes);
+	}
 	return sendmsg(front->spawner, &message, MSG_DONTWAIT | MSG_NOSIGNAL) ==
 	       (ssize_t)sizeof(*request);
+}
+
+static bool send_request(struct front *front, const struct spawner_request *request)
+{
+	return send_with_fd(front, request, -1);
 }
 
 bool front_request_spawn(struct front *front, bool is_first_program, uint64_t token)
@@ -105,7 +122,9 @@ static void choose_request(const struct endpoint *endpoint, struct spawner_reque
 {
 	request->kind = SPAWNER_PAIR;
 	request->type = endpoint->type;
-	if (endpoint->client != 0) {
+	if (endpoint->is_accepted) {
+		request->kind = SPAWNER_JUDGE;
+	} else if (endpoint->client != 0) {
 		request->number = request->device;
 	} else if (endpoint->cid == ENDPOINT_HOST_CID) {
 		request->kind = SPAWNER_CONNECT;
@@ -160,6 +179,8 @@ static bool is_allowed(struct front *front, const struct device *device,
 
 static void send_connects(struct front *front)
 {
+	int error;
+
 	while (front->n_connects > 0 && front->n_connects_sent < CONNECTS_SENT_MAX) {
 		uint64_t token = front->connects[front->first_connect];
 		const struct endpoint *endpoint = token_endpoint(front, token);
@@ -175,8 +196,17 @@ static void send_connects(struct front *front)
 		}
 		if (endpoint) {
 			choose_request(endpoint, &request);
-			if (!send_request(front, &request))
-				return;
+			if (!send_with_fd(front, &request,
+					  endpoint->is_accepted ? endpoint->fd : -1)) {
+				if (errno == EAGAIN || !endpoint->is_accepted)
+					return;
+				/* ETOOMANYREFS: nobody would say when it can be sent. */
+				error = errno;
+				forget_first_connect(front);
+				device_judged(token_device(front, token), (uint32_t)token, error,
+					      NULL);
+				continue;
+			}
 			front->n_connects_sent++;
 		}
 		forget_first_connect(front);
@@ -199,7 +229,10 @@ static bool is_full(const struct front *front)
 void front_request_connect(struct front *front, struct device *device, uint32_t endpoint)
 {
 	if (is_full(front)) {
-		device_connected(device, endpoint, ENOBUFS, -1);
+		if (device->endpoints.all[endpoint].is_accepted)
+			device_judged(device, endpoint, ENOBUFS, NULL);
+		else
+			device_connected(device, endpoint, ENOBUFS, -1);
 		return;
 	}
 	device->endpoints.all[endpoint].give_up_at = front->now + CONNECT_GIVE_UP_MS;
@@ -288,6 +321,17 @@ static void on_connected(struct front *front, const struct spawner_reply *reply,
 		device_connected(token_device(front, reply->token), (uint32_t)reply->token,
 				 reply->error, fd);
 	}
+	send_connects(front);
+}
+
+static void on_judged(struct front *front, const struct spawner_reply *reply)
+{
+	const struct peer peer = {.user = reply->number, .group = reply->program};
+
+	front->n_connects_sent--;
+	if (token_endpoint(front, reply->token))
+		device_judged(token_device(front, reply->token), (uint32_t)reply->token,
+			      reply->error, &peer);
 	send_connects(front);
 }
 
@@ -419,6 +463,9 @@ static void on_reply(struct front *front, const struct spawner_reply *reply, con
 		return;
 	case SPAWNER_CONNECTED:
 		on_connected(front, reply, fds[0]);
+		return;
+	case SPAWNER_JUDGED:
+		on_judged(front, reply);
 		return;
 	case SPAWNER_PAIRED:
 		on_paired(front, reply, fds);

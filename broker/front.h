@@ -195,6 +195,7 @@ enum device_refusal {
 	REFUSAL_OUTGOING_PORT,
 	REFUSAL_INCOMING_PORT,
 	REFUSAL_CONNECTION_RATE,
+	REFUSAL_PEER,
 	REFUSAL_MAX,
 };
 
@@ -457,6 +458,8 @@ const char *device_message(struct device *device, const struct worker *worker,
 void device_worker_writable(struct device *device);
 void device_worker_died(struct device *device);
 void device_connected(struct device *device, uint32_t endpoint, int error, int fd);
+/* May who connected talk with the guest? peer: on error 0 and SPAWNER_E_PEER. */
+void device_judged(struct device *device, uint32_t endpoint, int error, const struct peer *peer);
 /* The deadline of the device's own timers; UINT64_MAX when there is none. */
 uint64_t device_deadline(const struct device *device);
 void device_update(struct device *device);
@@ -480,7 +483,7 @@ const char *device_refuses_host(const struct device *device, uint8_t type);
 bool device_listens_to_host(const struct device *device);
 /*
  * A connection from the host; NULL when there are as many as there may be. Owns the fd then.
- * listener NULL: it says CONNECT.
+ * listener NULL: it says CONNECT, and is an operator's.
  */
 struct endpoint *device_take_host(struct device *device, const struct host_listener *listener,
 				  int fd);

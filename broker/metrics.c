@@ -145,6 +145,7 @@ static const struct sample refusals_samples[] = {
 	{"_total", ",reason=\"outgoing_port\"", refusals, REFUSAL_OUTGOING_PORT, 0},
 	{"_total", ",reason=\"incoming_port\"", refusals, REFUSAL_INCOMING_PORT, 0},
 	{"_total", ",reason=\"connection_rate\"", refusals, REFUSAL_CONNECTION_RATE, 0},
+	{"_total", ",reason=\"user\"", refusals, REFUSAL_PEER, 0},
 };
 
 static const struct sample waits_samples[] = {{"_total", "", counted, COUNTER_BANDWIDTH_WAITS, 0}};

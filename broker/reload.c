@@ -357,9 +357,11 @@ static bool has_same_numbers(const struct vm_configuration *one,
 	       one->is_quiet == other->is_quiet && one->wait_s == other->wait_s;
 }
 
-static bool has_same_rates(const struct vm_configuration *one, const struct vm_configuration *other)
+static bool has_same_admission(const struct vm_configuration *one,
+			       const struct vm_configuration *other)
 {
-	return one->max_connection_rate == other->max_connection_rate &&
+	return memcmp(&one->peers, &other->peers, sizeof(one->peers)) == 0 &&
+	       one->max_connection_rate == other->max_connection_rate &&
 	       one->max_bandwidth == other->max_bandwidth;
 }
 
@@ -377,7 +379,7 @@ static bool say_changed(const struct vm_configuration *old, const struct vm_conf
 {
 	bool has_numbers = !has_same_numbers(old, vm);
 	bool has_rest = !has_same_groups(old, vm) || !has_same_sockets(old, vm) ||
-			!has_same_ports(old, vm) || !has_same_rates(old, vm);
+			!has_same_ports(old, vm) || !has_same_admission(old, vm);
 
 	if (has_rest)
 		log_event(LOG_NOTICE, vm->guest_cid, "reload: changed");

@@ -288,22 +288,61 @@ static int connect_host(const struct vm_configuration *vm, uint32_t port, int ty
 	return status;
 }
 
+/* Whoever made a unix socket listen there; others have no user. */
+static int judge_listener(const struct vm_configuration *vm, int fd)
+{
+	struct peer peer;
+	int status;
+
+	if (!peers_are_limited(&vm->peers))
+		return 0;
+	status = peers_judge(&vm->peers, fd, &peer);
+	if (status == PEERS_E_DENIED)
+		return -SPAWNER_E_PEER;
+	return status == PEERS_E_UNKNOWN ? 0 : status;
+}
+
 static int on_connect(struct spawner *spawner, const struct spawner_request *request)
 {
+	const struct vm_configuration *vm = &spawner->setup->configuration->vms[request->device];
 	struct spawner_reply reply = {
 		.kind = SPAWNER_CONNECTED,
 		.device = request->device,
 		.number = request->number,
 		.token = request->token,
 	};
-
 	int status;
 
 	AUTO_CLOSE int fd = -1;
-	status = connect_host(&spawner->setup->configuration->vms[request->device], request->number,
-			      socket_type(request->type), &fd);
+	status = connect_host(vm, request->number, socket_type(request->type), &fd);
+	if (!status)
+		status = judge_listener(vm, fd);
 	reply.error = -status;
-	return send_reply(spawner, &reply, &fd, fd >= 0);
+	return send_reply(spawner, &reply, &fd, status == 0 || status == -EINPROGRESS);
+}
+
+/* The socket is only asked, and it may be anything: a front in an attacker's hands sent it. */
+static int on_judge(struct spawner *spawner, const struct spawner_request *request, int fd)
+{
+	struct spawner_reply reply = {
+		.kind = SPAWNER_JUDGED,
+		.device = request->device,
+		.token = request->token,
+	};
+	const struct vm_configuration *vm = &spawner->setup->configuration->vms[request->device];
+	struct peer peer = {0};
+	int status;
+
+	if (fd < 0)
+		return refuse(spawner, reply, EMFILE);
+	/* A reload took it away, with its lists, and the front does not know yet. */
+	if (!vm->guest_cid)
+		return refuse(spawner, reply, ENOENT);
+	status = peers_judge(&vm->peers, fd, &peer);
+	reply.error = status < 0 ? -status : status ? SPAWNER_E_PEER : 0;
+	reply.number = peer.user;
+	reply.program = peer.group;
+	return send_reply(spawner, &reply, NULL, 0);
 }
 
 static bool may_pair(const struct configuration *configuration, uint32_t one, uint32_t other)
@@ -346,6 +385,8 @@ static bool is_permitted_vm(const struct configuration *configuration,
 		return false;
 	if (request->kind == SPAWNER_CONNECT)
 		return true;
+	if (request->kind == SPAWNER_JUDGE)
+		return !request->number;
 	return request->number < configuration->n_vms &&
 	       may_pair(configuration, request->device, request->number);
 }
@@ -369,6 +410,7 @@ static bool is_permitted(const struct spawner *spawner, const struct spawner_req
 		return !request->device && !request->type && request->number >= LOG_ERR &&
 		       request->number <= LOG_DEBUG;
 	case SPAWNER_CONNECT:
+	case SPAWNER_JUDGE:
 	case SPAWNER_PAIR:
 		return is_permitted_vm(spawner->setup->configuration, request) ||
 		       (reload && reload->is_pending &&
@@ -425,7 +467,7 @@ static void say_ready(const struct spawner *spawner)
 	service_ready(status);
 }
 
-static int answer(struct spawner *spawner, const struct spawner_request *request)
+static int answer(struct spawner *spawner, const struct spawner_request *request, int fd)
 {
 	if (!is_permitted(spawner, request))
 		return break_off("a request that is not permitted");
@@ -454,6 +496,8 @@ static int answer(struct spawner *spawner, const struct spawner_request *request
 		spawner->awaits_alive = false;
 		service_alive();
 		return GO_ON;
+	case SPAWNER_JUDGE:
+		return on_judge(spawner, request, fd);
 	case SPAWNER_RELOADED:
 		reload_finish(spawner->setup->reload);
 		say_ready(spawner);
@@ -461,6 +505,19 @@ static int answer(struct spawner *spawner, const struct spawner_request *request
 	default:
 		return on_connect(spawner, request);
 	}
+}
+
+/* One fd with JUDGE, for which there may have been no number left here; else none. */
+static bool has_right_fds(struct msghdr *message, uint32_t kind)
+{
+	const struct cmsghdr *header = CMSG_FIRSTHDR(message);
+
+	if (kind != SPAWNER_JUDGE)
+		return !header && !(message->msg_flags & MSG_CTRUNC);
+	if (!header)
+		return message->msg_flags & MSG_CTRUNC;
+	return header->cmsg_level == SOL_SOCKET && header->cmsg_type == SCM_RIGHTS &&
+	       header->cmsg_len == CMSG_LEN(sizeof(int)) && !(message->msg_flags & MSG_CTRUNC);
 }
 
 static int on_request(struct spawner *spawner)
@@ -481,6 +538,7 @@ static int on_request(struct spawner *spawner)
 	ssize_t len =
 		recvmsg(spawner->setup->front_channel, &message, MSG_DONTWAIT | MSG_CMSG_CLOEXEC);
 	struct pollfd front = {.fd = spawner->setup->front_pidfd, .events = POLLIN};
+	AUTO_CLOSE int fd = -1;
 
 	if (len < 0 && (errno == EAGAIN || errno == EINTR))
 		return GO_ON;
@@ -490,13 +548,13 @@ static int on_request(struct spawner *spawner)
 			return front_ended(spawner);
 		return break_off("its channel is closed");
 	}
-	if (message.msg_controllen || (message.msg_flags & MSG_CTRUNC)) {
+	if (len != sizeof(request) || !has_right_fds(&message, request.kind)) {
 		close_received(&message);
-		return break_off("a request with fds or credentials");
+		return break_off("a request of a wrong size, or with wrong fds");
 	}
-	if (len != sizeof(request))
-		return break_off("a request of a wrong size");
-	return answer(spawner, &request);
+	if (message.msg_controllen)
+		memcpy(&fd, CMSG_DATA(CMSG_FIRSTHDR(&message)), sizeof(fd));
+	return answer(spawner, &request, fd);
 }
 
 /*

@@ -8,9 +8,11 @@
  * path or an address; anything else ends the spawner, and with it vsockd.
  *
  * Front and spawner talk over one SOCK_SEQPACKET pair. Each message is one of
- * the two structs below and nothing else; replies carry at most two fds.
+ * the two structs below and nothing else, but for one fd of JUDGE; replies carry at
+ * most two fds.
  */
 
+#include <errno.h>
 #include <stdint.h>
 
 struct configuration;
@@ -27,6 +29,8 @@ enum spawner_request_kind {
 	SPAWNER_PAIR = 4,
 	SPAWNER_LOG_LEVEL = 5,	/* log lines up to level `number`; no reply */
 	SPAWNER_RELOAD_NOW = 6, /* as SIGHUP; not again before the reply, and only with a file */
+	SPAWNER_JUDGE = 7,	/* may who is at the other end of this unix socket talk with device
+				   `device`? One fd, a duplicate */
 	SPAWNER_READY = 14,	/* a worker is ready, for the first time */
 	SPAWNER_ALIVE = 15,	/* once for each PING */
 	SPAWNER_RELOADED = 16,	/* the front goes by bank `number` now; once for each RELOAD */
@@ -41,7 +45,7 @@ struct spawner_request {
 	uint32_t device; /* index of the VM in the configuration */
 	/* STOP: worker number; CONNECT: port; PAIR: index of the other VM; SPAWN: below */
 	uint32_t number;
-	uint32_t type;	/* CONNECT, PAIR: VIRTIO_VSOCK_TYPE_STREAM (1) or _SEQPACKET (2) */
+	uint32_t type;	/* CONNECT, PAIR, JUDGE: VIRTIO_VSOCK_TYPE_STREAM (1) or _SEQPACKET (2) */
 	uint64_t token; /* chosen by the front, repeated in the reply */
 };
 
@@ -53,6 +57,8 @@ enum spawner_reply_kind {
 	SPAWNER_PAIRED = 4,	 /* error 0: two fds, both ends of a non-blocking socket pair */
 	SPAWNER_RELOAD_DONE = 6, /* behind all that a reload says; error: nothing has changed; what
 				    was logged is in the banks' text */
+	SPAWNER_JUDGED = 7,	 /* error 0, or SPAWNER_E_PEER: number = its user, program = its
+				    group */
 	SPAWNER_PING = 15,	 /* unasked: is the front's loop alive? */
 	/*
 	 * Unasked: a changed configuration. LISTENER and MOVE say what to listen on from
@@ -64,10 +70,14 @@ enum spawner_reply_kind {
 	SPAWNER_RELOAD = 18,   /* go by bank `number`; error 1: workers of before are too small */
 };
 
+/* CONNECTED, JUDGED: allow-uid and the others do not let that one in. connect(2) has none such. */
+#define SPAWNER_E_PEER EKEYREJECTED
+
 struct spawner_reply {
 	uint32_t kind;
-	int32_t error;	 /* 0 or a positive errno; EXITED: wait status as of waitpid(2) */
-	uint32_t device; /* CONNECTED: as in the request; SPAWNED: the worker's process id */
+	int32_t error; /* 0 or a positive errno; EXITED: wait status as of waitpid(2) */
+	uint32_t
+		device; /* CONNECTED, JUDGED: as in the request; SPAWNED: the worker's process id */
 	uint32_t number;
 	uint64_t token;
 	uint64_t buffer_size; /* SPAWNED: bytes of the buffer's file */

@@ -6,8 +6,11 @@
 #include <setjmp.h>
 #include <signal.h>
 #include <stdarg.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
 #include <cmocka.h>
@@ -216,6 +219,120 @@ static void test_a_changed_limit_holds_for_the_vm_that_runs(void **state)
 	close(fd);
 }
 
+/* It may be closed before its line is sent, or with that unread. */
+static bool is_turned_away(const char *path)
+{
+	int fd = host_connect(path, 22, LIMIT), r = fd;
+
+	if (fd >= 0) {
+		r = host_wait_end(fd, LIMIT);
+		close(fd);
+	}
+	return r == 0 || r == -EPIPE || r == -ECONNRESET;
+}
+
+static void expect_no_entry(struct setup *setup, const char *line)
+{
+	size_t n = daemon_count_log(&setup->daemon, line);
+
+	assert_true(is_turned_away(setup->uds_paths[0]));
+	assert_int_equal(daemon_wait_log_times(&setup->daemon, line, n + 1, LIMIT), 0);
+}
+
+/* A stream from a host program to port 22 of the guest, and its orderly end. */
+static void expect_entry(struct setup *setup, struct guest *guest)
+{
+	struct guest_connection *connection;
+	struct host_stream stream;
+
+	host_stream_init(&stream, host_connect(setup->uds_paths[0], 22, LIMIT));
+	guest_watch(guest, &stream.watch);
+	connection = guest_accept_wait(guest, 22, LIMIT);
+	assert_non_null(connection);
+	assert_int_equal(guest_finish(connection, LIMIT), 0);
+	setup_end_stream(setup, 0, &stream);
+}
+
+static void test_a_program_talks_with_the_guest_if_its_user_may(void **state)
+{
+	struct setup *setup = *state;
+	struct guest_connection *connection;
+	char options[64], refusal[96];
+	struct guest *guest;
+	int listener;
+
+	setup_choose_file(setup);
+	(void)snprintf(options, sizeof(options), "allow-uid=%u", geteuid());
+	setup_start(setup, 1, options, NULL);
+	guest = setup_guest(setup, 0, (struct guest_options){0});
+	assert_int_equal(guest_listen(guest, 22), 0);
+	listener = host_listen(setup->uds_paths[0], 80);
+	expect_entry(setup, guest);
+	connection = guest_connect_wait(guest, PACKET_HOST_CID, 80, LIMIT);
+	assert_non_null(connection);
+	close(host_accept(listener, LIMIT));
+	assert_int_equal(guest_wait_state(connection, GUEST_CLOSED, LIMIT), 0);
+
+	(void)snprintf(options, sizeof(options), "deny-uid=%u", geteuid());
+	reload(setup, options);
+	(void)snprintf(refusal, sizeof(refusal),
+		       "host program refused: user %u, group %u may not talk with the guest",
+		       geteuid(), getegid());
+	expect_no_entry(setup, refusal);
+	expect_refusal(guest, PACKET_HOST_CID, 80);
+	assert_true(daemon_log_has(&setup->daemon,
+				   "host port 80: who listens there may not talk with the guest"));
+	/* Nobody of it was let in meanwhile. */
+	assert_null(guest_accept(guest, 22));
+
+	(void)snprintf(options, sizeof(options), "deny-gid=%u", getegid());
+	reload(setup, options);
+	expect_no_entry(setup, refusal);
+	(void)snprintf(options, sizeof(options), "allow-gid=%u,allow-uid=%u", getegid(),
+		       geteuid() + 1);
+	reload(setup, options);
+	expect_entry(setup, guest);
+	close(listener);
+}
+
+/* As that user, who may be there: exits with 0 when the guest's port was not reached. */
+static pid_t refused_child(const char *path, uid_t user)
+{
+	pid_t child = fork();
+
+	if (child)
+		return child;
+	if (setresgid(user, user, user) || setresuid(user, user, user))
+		_exit(2);
+	_exit(is_turned_away(path) ? 0 : 1);
+}
+
+static void test_users_that_vsockd_does_not_run_as_are_told_apart(void **state)
+{
+	const uid_t stranger = 54321;
+	struct setup *setup = *state;
+	struct guest *guest;
+	int status;
+	pid_t child;
+
+	if (geteuid() != 0) {
+		print_message("skipped: only root can become another user\n");
+		skip();
+	}
+	setup_start(setup, 1, "uds-mode=666,deny-uid=54321", NULL);
+	assert_int_equal(chmod(setup->daemon.directory, 0711), 0);
+	guest = setup_guest(setup, 0, (struct guest_options){0});
+	assert_int_equal(guest_listen(guest, 22), 0);
+	child = refused_child(setup->uds_paths[0], stranger);
+	assert_int_equal(waitpid(child, &status, 0), child);
+	assert_int_equal(status, 0);
+	assert_int_equal(daemon_wait_log(&setup->daemon,
+					 "host program refused: user 54321, group 54321 may not",
+					 LIMIT),
+			 0);
+	expect_entry(setup, guest);
+}
+
 #define OWN(name) cmocka_unit_test_setup_teardown(name, make_setup, setup_end)
 
 int main(void)
@@ -227,6 +344,8 @@ int main(void)
 		OWN(test_more_bytes_in_a_second_than_may_be_wait_and_none_is_lost),
 		OWN(test_a_replacement_gives_no_bytes_for_free),
 		OWN(test_a_changed_limit_holds_for_the_vm_that_runs),
+		OWN(test_a_program_talks_with_the_guest_if_its_user_may),
+		OWN(test_users_that_vsockd_does_not_run_as_are_told_apart),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);

@@ -6,6 +6,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <inttypes.h>
+#include <poll.h>
 #include <setjmp.h>
 #include <signal.h>
 #include <stdarg.h>
@@ -86,6 +87,8 @@ static _Noreturn void be_spawner(int channel, int report, char *path, bool has_f
 	sigset_t signals;
 	pid_t front;
 
+	vms[0].peers.allowed_users = (struct peer_ids){{geteuid()}, 1};
+	vms[1].peers.denied_users = (struct peer_ids){{geteuid()}, 1};
 	for (size_t i = 1; i < N_VMS; i++) {
 		vms[i].groups = groups[i];
 		vms[i].n_groups = 1;
@@ -586,6 +589,123 @@ static void test_a_full_backlog_is_told(void **state)
 	bench_stop(&bench);
 }
 
+static void ask_with_fds(const struct bench *bench, struct spawner_request request, const int *fds,
+			 size_t n_fds)
+{
+	union {
+		struct cmsghdr header;
+		char room[CMSG_SPACE(8 * sizeof(int))];
+	} control = {.header = {.cmsg_len = CMSG_LEN(n_fds * sizeof(int)),
+				.cmsg_level = SOL_SOCKET,
+				.cmsg_type = SCM_RIGHTS}};
+	struct iovec part = {&request, sizeof(request)};
+	struct msghdr message = {
+		.msg_iov = &part,
+		.msg_iovlen = 1,
+		.msg_control = &control,
+		.msg_controllen = CMSG_SPACE(n_fds * sizeof(int)),
+	};
+
+	memcpy(CMSG_DATA(&control.header), fds, n_fds * sizeof(int));
+	assert_int_equal(sendmsg(bench->channel, &message, 0), sizeof(request));
+}
+
+static struct spawner_reply expect_judged(const struct bench *bench, uint32_t device, int fd)
+{
+	struct spawner_reply reply;
+	int none;
+
+	ask_with_fds(bench,
+		     (struct spawner_request){
+			     .kind = SPAWNER_JUDGE, .device = device, .type = STREAM, .token = 8},
+		     &fd, 1);
+	reply = await_reply(bench, &none);
+	assert_int_equal(none, -1);
+	assert_int_equal(reply.kind, SPAWNER_JUDGED);
+	assert_int_equal(reply.device, device);
+	assert_int_equal(reply.token, 8);
+	return reply;
+}
+
+static void test_who_is_at_the_other_end_of_a_socket_is_judged(void **state)
+{
+	struct spawner_reply reply;
+	struct bench bench;
+	int pair[2], pipes[2];
+
+	(void)state;
+	bench_start(&bench);
+	assert_int_equal(socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, pair), 0);
+	assert_int_equal(pipe2(pipes, O_CLOEXEC), 0);
+	reply = expect_judged(&bench, 0, pair[0]);
+	assert_int_equal(reply.error, 0);
+	assert_int_equal(reply.number, geteuid());
+	assert_int_equal(reply.program, getegid());
+	reply = expect_judged(&bench, 1, pair[0]);
+	assert_int_equal(reply.error, SPAWNER_E_PEER);
+	assert_int_equal(reply.number, geteuid());
+	/* Nobody is known of what is no unix socket. */
+	assert_int_equal(expect_judged(&bench, 0, pipes[0]).error, SPAWNER_E_PEER);
+	/* It keeps none of them. */
+	close(pair[0]);
+	close(pipes[0]);
+	assert_int_equal(read(pair[1], &(char){0}, 1), 0);
+	assert_int_equal(poll(&(struct pollfd){.fd = pipes[1]}, 1, 1000 * SANDBOX_SECONDS), 1);
+	close(pair[1]);
+	close(pipes[1]);
+	bench_stop(&bench);
+}
+
+static void test_a_guest_reaches_nobody_who_may_not_talk_with_it(void **state)
+{
+	struct listener_failure failure;
+	struct listener listener;
+	struct spawner_reply reply;
+	struct bench bench;
+	char path[128];
+	int fd;
+
+	(void)state;
+	bench_start(&bench);
+	(void)snprintf(path, sizeof(path), "%s_9", bench.path);
+	assert_int_equal(listener_open(path, &LISTENER_OWNER_ONLY, &listener, &failure), 0);
+	assert_int_equal(expect_connected(&bench, 9, STREAM, &fd).error, 0);
+	close(fd);
+	ask(&bench, (struct spawner_request){
+			    .kind = SPAWNER_CONNECT, .device = 1, .number = 9, .type = STREAM});
+	reply = await_reply(&bench, &fd);
+	assert_int_equal(reply.error, SPAWNER_E_PEER);
+	assert_int_equal(fd, -1);
+	listener_close(&listener);
+	bench_stop(&bench);
+}
+
+static void test_fds_that_a_request_has_not_end_everything(void **state)
+{
+	static const struct {
+		struct spawner_request request;
+		size_t n_fds;
+	} wrong[] = {
+		{{.kind = SPAWNER_JUDGE, .type = STREAM}, 2},
+		{{.kind = SPAWNER_JUDGE, .type = STREAM}, 8},
+		{{.kind = SPAWNER_JUDGE, .type = STREAM, .number = 1}, 1},
+		{{.kind = SPAWNER_JUDGE, .type = 0}, 1},
+		{{.kind = SPAWNER_JUDGE, .type = STREAM, .device = N_VMS}, 1},
+		{{.kind = SPAWNER_SPAWN}, 1},
+		{{.kind = SPAWNER_CONNECT, .type = STREAM}, 1},
+	};
+
+	(void)state;
+	for (size_t i = 0; i < sizeof(wrong) / sizeof(wrong[0]); i++) {
+		int fds[] = {0, 0, 0, 0, 0, 0, 0, 0};
+		struct bench bench;
+
+		bench_start(&bench);
+		ask_with_fds(&bench, wrong[i].request, fds, wrong[i].n_fds);
+		assert_int_equal(bench_end(&bench), EX_SOFTWARE);
+	}
+}
+
 static void test_whatever_is_not_permitted_ends_everything(void **state)
 {
 	static const struct spawner_request requests[] = {
@@ -597,6 +717,7 @@ static void test_whatever_is_not_permitted_ends_everything(void **state)
 		{.kind = SPAWNER_SPAWN, .type = 1},
 		{.kind = SPAWNER_STOP, .number = 0}, /* none was started yet */
 		{.kind = SPAWNER_STOP, .number = UINT32_MAX},
+		{.kind = SPAWNER_JUDGE, .type = STREAM}, /* without an fd */
 		{.kind = SPAWNER_CONNECT, .device = N_VMS, .type = STREAM},
 		{.kind = SPAWNER_CONNECT, .device = UINT32_MAX, .type = STREAM},
 		{.kind = SPAWNER_CONNECT, .type = 0},
@@ -665,7 +786,7 @@ static void test_what_the_front_asked_before_it_knew_of_a_reload_is_refused(void
 	};
 	struct spawner_reply reply;
 	struct bench bench;
-	int fd;
+	int fd, pair[2];
 
 	(void)state;
 	reload(&bench);
@@ -675,6 +796,11 @@ static void test_what_the_front_asked_before_it_knew_of_a_reload_is_refused(void
 		assert_int_equal(reply.error, i == 0 ? ENOENT : EACCES);
 		assert_int_equal(fd, -1);
 	}
+	/* A VM that has gone took its lists along: nobody is let in for that. */
+	assert_int_equal(socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, pair), 0);
+	assert_int_equal(expect_judged(&bench, 1, pair[0]).error, ENOENT);
+	close(pair[0]);
+	close(pair[1]);
 	ask(&bench, (struct spawner_request){.kind = SPAWNER_RELOADED, .number = 1});
 	/* From now on it knows better. */
 	ask(&bench, late[1]);
@@ -821,6 +947,9 @@ static int run(void)
 		cmocka_unit_test(test_a_host_socket_has_the_type_that_was_asked_for),
 		cmocka_unit_test(test_a_pair_has_the_type_that_was_asked_for),
 		cmocka_unit_test(test_a_full_backlog_is_told),
+		cmocka_unit_test(test_who_is_at_the_other_end_of_a_socket_is_judged),
+		cmocka_unit_test(test_a_guest_reaches_nobody_who_may_not_talk_with_it),
+		cmocka_unit_test(test_fds_that_a_request_has_not_end_everything),
 		cmocka_unit_test(test_whatever_is_not_permitted_ends_everything),
 		cmocka_unit_test(test_what_the_front_asked_before_it_knew_of_a_reload_is_refused),
 		cmocka_unit_test(test_a_reload_is_answered_once_and_with_its_number),

@@ -68,7 +68,7 @@ static struct configuration parse_good(const char *text)
 	"uds-owner, uds-group, forward-cid, forward-listen, connect, listen, ok, wait, "           \
 	"tx-buffer-size, queue-size, groups, max-connections, max-handshakes, "                    \
 	"max-connection-rate, max-bandwidth, allow-outgoing, deny-outgoing, allow-incoming, "      \
-	"deny-incoming, offer"
+	"deny-incoming, allow-uid, deny-uid, allow-gid, deny-gid, offer"
 
 struct refusal {
 	const char *arguments;
@@ -761,6 +761,47 @@ static void test_lists_of_ports_are_read_and_checked(void **state)
 	configuration_free(&c);
 }
 
+static void test_lists_of_users_are_read_and_checked(void **state)
+{
+	static const struct refusal refusals[] = {
+		{ONE_VM "--allow-uid nobody-of-this-name", EX_NOUSER,
+		 "vm 3: allow-uid \"nobody-of-this-name\": there is no such one; give names or "
+		 "numbers, joined by '+'"},
+		{ONE_VM "--deny-uid 1000+", EX_NOUSER,
+		 "vm 3: deny-uid \"\": there is no such one; give names or numbers, joined by '+'"},
+		{ONE_VM "--allow-gid 4294967295", EX_NOUSER,
+		 "vm 3: allow-gid \"4294967295\": there is no such one; give names or numbers, "
+		 "joined by '+'"},
+		{ONE_VM "--deny-gid "
+			"1+2+3+4+5+6+7+8+9+10+11+12+13+14+15+16+17+18+19+20+21+22+23+24+25+26+27+28"
+			"+29+30+31+32+33",
+		 EX_DATAERR,
+		 "vm 3: deny-gid \"1+2+3+4+5+6+7+8+9+10+11+12+13+14+15+16+17+18+19+20+21+22+23+24+"
+		 "25+26+27+28+29+30+31+32+33\": give at most 32, joined by '+'"},
+		{ONE_VM "--deny-uid 0 --listen 23:tcp", EX_DATAERR,
+		 "vm 3: listen: who connects to port 23 by TCP or vsock has no user to allow or "
+		 "deny; leave that out, or allow-uid and the others"},
+		{ONE_VM "--allow-gid 0 --forward-listen 24", EX_DATAERR,
+		 "vm 3: listen: who connects to port 24 by TCP or vsock has no user to allow or "
+		 "deny; leave that out, or allow-uid and the others"},
+	};
+	struct configuration c;
+
+	(void)state;
+	CHECK_REFUSALS(refusals);
+	c = parse_good(ONE_VM "--allow-uid root+1000 --deny-uid 7 --allow-gid 8 --deny-gid root "
+			      "--connect 80:tcp --listen 81:abstract:a");
+	assert_int_equal(c.vms[0].peers.allowed_users.n, 2);
+	assert_int_equal(c.vms[0].peers.allowed_users.ids[0], 0);
+	assert_int_equal(c.vms[0].peers.allowed_users.ids[1], 1000);
+	assert_int_equal(c.vms[0].peers.denied_users.n, 1);
+	assert_int_equal(c.vms[0].peers.denied_users.ids[0], 7);
+	assert_int_equal(c.vms[0].peers.allowed_groups.ids[0], 8);
+	assert_int_equal(c.vms[0].peers.denied_groups.n, 1);
+	assert_int_equal(c.vms[0].peers.denied_groups.ids[0], 0);
+	configuration_free(&c);
+}
+
 static void test_rules_for_ports_are_checked(void **state)
 {
 	static const struct refusal refusals[] = {
@@ -1154,6 +1195,7 @@ int main(void)
 		cmocka_unit_test(test_a_vm_with_rules_needs_no_uds_path),
 		cmocka_unit_test(test_rules_for_ports_are_checked),
 		cmocka_unit_test(test_lists_of_ports_are_read_and_checked),
+		cmocka_unit_test(test_lists_of_users_are_read_and_checked),
 		cmocka_unit_test(test_a_path_must_fit_with_its_longest_port),
 		cmocka_unit_test(test_vms_that_share_a_cid_or_a_path_are_refused),
 		cmocka_unit_test(test_only_256_vms_fit),
