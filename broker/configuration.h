@@ -76,6 +76,7 @@ struct vm_configuration {
 	struct port_filter outgoing, incoming; /* by the port that is connected to */
 	struct peer_filter peers;	       /* programs on the host */
 	uint32_t max_connection_rate;	       /* new ones a second; 0: no limit */
+	uint64_t max_buffer_memory;	       /* bytes; 0: no limit */
 	uint64_t max_bandwidth;		       /* stream bytes a second; 0: no limit */
 	uint32_t offers;		       /* CONFIGURATION_OFFER_... */
 };

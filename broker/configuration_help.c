@@ -59,6 +59,8 @@ const char *const configuration_help[] = {
 	"                        connections that may begin in a second (default: any)\n"
 	"  --max-bandwidth N     bytes that may pass in a second, both ways together,\n"
 	"                        at least 65536 (default: any)\n"
+	"  --max-buffer-memory N bytes that the buffers of all connections may take,\n"
+	"                        at least 1048576 (default: as many as they may hold)\n"
 	"  --allow-outgoing PORT[-PORT][+...]\n"
 	"  --deny-outgoing PORT[-PORT][+...]\n"
 	"                        ports of the host and of other guests to which the guest\n"
@@ -178,6 +180,8 @@ static void print_limits(FILE *stream, const struct vm_configuration *vm)
 		fprintf(stream, ", max-connection-rate %" PRIu32, vm->max_connection_rate);
 	if (vm->max_bandwidth)
 		fprintf(stream, ", max-bandwidth %" PRIu64, vm->max_bandwidth);
+	if (vm->max_buffer_memory)
+		fprintf(stream, ", max-buffer-memory %" PRIu64, vm->max_buffer_memory);
 	print_ranges(stream, ", allow-outgoing ", out->allowed, out->n_allowed);
 	print_ranges(stream, ", deny-outgoing ", out->denied, out->n_denied);
 	print_ranges(stream, ", allow-incoming ", in->allowed, in->n_allowed);

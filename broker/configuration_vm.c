@@ -32,6 +32,7 @@ static const struct number_limits number_limits[N_KEYS] = {
 	[KEY_WAIT] = {0, 3600, 0, " seconds"},
 	[KEY_MAX_CONNECTION_RATE] = {1, 1000000, 0, " a second"},
 	[KEY_MAX_BANDWIDTH] = {65536, UINT64_C(1) << 40, 0, " bytes a second"},
+	[KEY_MAX_BUFFER_MEMORY] = {1u << 20, UINT64_C(1) << 40, 0, " bytes"},
 	/* 0 to 2 are the standard streams in the conventions for vhost-user programs. */
 	[KEY_FD] = {STDERR_FILENO + 1, INT_MAX, 0, ""},
 };
@@ -267,6 +268,9 @@ int configuration_read_vm(struct vm_arguments *arguments, struct vm_configuratio
 			return r;
 	}
 	r = read_number(arguments, KEY_MAX_BANDWIDTH, &vm->max_bandwidth, ret_error);
+	if (!r)
+		r = read_number(arguments, KEY_MAX_BUFFER_MEMORY, &vm->max_buffer_memory,
+				ret_error);
 	if (!r)
 		r = configuration_read_peers(arguments, &vm->peers, ret_error);
 	if (!r)

@@ -110,6 +110,7 @@ static bool say_details(struct front *front, struct control_client *client,
 	details.max_handshakes = device->limits.max_handshakes;
 	details.buffer_size = device->limits.tx_buffer_size;
 	details.max_connection_rate = device->configuration->max_connection_rate;
+	details.max_buffer_memory = device->limits.max_buffer_memory;
 	details.max_bandwidth = device->limits.max_bandwidth;
 	details.n_deaths = device->n_deaths;
 	details.log_size =

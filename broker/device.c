@@ -111,6 +111,7 @@ static uint64_t protocol_features(const struct device *device)
 void device_renew_limits(struct device *device)
 {
 	device->limits.max_bandwidth = device->configuration->max_bandwidth;
+	device->limits.max_buffer_memory = device->configuration->max_buffer_memory;
 	device->limits.incoming = device->configuration->incoming;
 	device->owes_limits = false;
 }
@@ -232,6 +233,7 @@ static void take_rules(struct device *device)
 static bool has_limits_of(const struct device *device, const struct vm_configuration *configuration)
 {
 	return device->limits.max_bandwidth == configuration->max_bandwidth &&
+	       device->limits.max_buffer_memory == configuration->max_buffer_memory &&
 	       ports_is_same_filter(&device->limits.incoming, &configuration->incoming);
 }
 
@@ -975,6 +977,7 @@ static const char *handshake_reason(uint64_t reason)
 		[REPORT_HANDSHAKE_REFUSED] = "the guest refused",
 		[REPORT_HANDSHAKE_NO_ANSWER] = "no answer of the guest in 2 s",
 		[REPORT_HANDSHAKE_DENIED] = "that port is not for host programs",
+		[REPORT_HANDSHAKE_NO_MEMORY] = "no memory is left for its buffer",
 	};
 
 	return reason < REPORT_HANDSHAKE_REASON_MAX && texts[reason] ? texts[reason] : "?";
@@ -1027,6 +1030,12 @@ static const char *on_report(struct device *device, const Vsockd__Report *report
 	case REPORT_RATE_LIMIT:
 		device_log(device, LOG_NOTICE,
 			   "held up: %" PRIu64 " bytes in a second (%" PRIu64 " times so far)",
+			   report->first, report->second);
+		return NULL;
+	case REPORT_MEMORY_LIMIT:
+		device_log(device, LOG_WARNING,
+			   "connection refused: all %" PRIu64
+			   " bytes for buffers are set aside (%" PRIu64 " refused so far)",
 			   report->first, report->second);
 		return NULL;
 	case REPORT_CONNECT_FAILED:

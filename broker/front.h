@@ -186,7 +186,7 @@ struct device_limits {
 	uint32_t tx_buffer_size, max_connections, max_handshakes, wait_s;
 	bool is_quiet;
 	/* but for these, of which it is told as soon as that can be done. */
-	uint64_t max_bandwidth;
+	uint64_t max_bandwidth, max_buffer_memory;
 	struct port_filter incoming;
 };
 

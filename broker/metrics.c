@@ -146,6 +146,7 @@ static const struct sample refusals_samples[] = {
 	{"_total", ",reason=\"incoming_port\"", refusals, REFUSAL_INCOMING_PORT, 0},
 	{"_total", ",reason=\"connection_rate\"", refusals, REFUSAL_CONNECTION_RATE, 0},
 	{"_total", ",reason=\"user\"", refusals, REFUSAL_PEER, 0},
+	{"_total", ",reason=\"buffer_memory\"", counted, COUNTER_MEMORY_REFUSED, 0},
 };
 
 static const struct sample waits_samples[] = {{"_total", "", counted, COUNTER_BANDWIDTH_WAITS, 0}};

@@ -362,7 +362,8 @@ static bool has_same_admission(const struct vm_configuration *one,
 {
 	return memcmp(&one->peers, &other->peers, sizeof(one->peers)) == 0 &&
 	       one->max_connection_rate == other->max_connection_rate &&
-	       one->max_bandwidth == other->max_bandwidth;
+	       one->max_bandwidth == other->max_bandwidth &&
+	       one->max_buffer_memory == other->max_buffer_memory;
 }
 
 static bool has_same_sockets(const struct vm_configuration *one,

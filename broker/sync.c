@@ -352,6 +352,7 @@ static int send_limits(struct device *device, uint32_t sequence)
 
 	limits.sequence = sequence;
 	limits.bytes_per_second = device->limits.max_bandwidth;
+	limits.buffer_memory = device->limits.max_buffer_memory;
 	limits.n_ranges = n_port_ranges(device);
 	envelope.body_case = VSOCKD__ENVELOPE__BODY_LIMITS;
 	envelope.limits = &limits;

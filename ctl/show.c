@@ -25,6 +25,7 @@ static const struct output_column vm_columns[] = {
 static const struct output_column details_columns[] = {
 	{"max_handshakes", "handshakes at most", OUTPUT_NUMBER},
 	{"buffer_size", "buffer of a connection", OUTPUT_BYTES},
+	{"max_buffer_memory", "buffers at most", OUTPUT_BYTES},
 	{"max_connection_rate", "connections a second", OUTPUT_NUMBER},
 	{"max_bandwidth", "bandwidth a second", OUTPUT_BYTES},
 	{"worker_deaths", "workers lost in a row", OUTPUT_NUMBER},
@@ -83,6 +84,8 @@ static void add_details(struct output *output, const Control__Details *details)
 {
 	output_number(output, details->max_handshakes);
 	output_number(output, details->buffer_size);
+	output_number(output,
+		      details->max_buffer_memory ? details->max_buffer_memory : OUTPUT_NONE);
 	output_number(output,
 		      details->max_connection_rate ? details->max_connection_rate : OUTPUT_NONE);
 	output_number(output, details->max_bandwidth ? details->max_bandwidth : OUTPUT_NONE);

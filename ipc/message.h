@@ -106,6 +106,7 @@ enum report_event {
 	REPORT_MESSAGE_REFUSED,	 /* host port, guest port, length: the host's socket didn't */
 	REPORT_MESSAGES_UNREAD,	 /* host port, guest port, how many wait for the host program */
 	REPORT_RATE_LIMIT,	 /* bytes a second, how often so far */
+	REPORT_MEMORY_LIMIT,	 /* bytes for buffers, how many were refused so far */
 	REPORT_EVENT_MAX,
 };
 
@@ -125,5 +126,6 @@ enum report_handshake_reason {
 	REPORT_HANDSHAKE_REFUSED, /* the guest answered RST */
 	REPORT_HANDSHAKE_NO_ANSWER,
 	REPORT_HANDSHAKE_DENIED, /* that port is not for host programs */
+	REPORT_HANDSHAKE_NO_MEMORY,
 	REPORT_HANDSHAKE_REASON_MAX,
 };

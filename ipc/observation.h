@@ -35,6 +35,7 @@ enum counter {
 	COUNTER_CREDIT_STALLS,	  /* bytes for the guest waited until it had room for them */
 	COUNTER_RX_STARVED,	  /* packets for the guest waited for buffers in ring 0 */
 	COUNTER_DROPPED,	  /* packets that deserved no answer, chains of no use */
+	COUNTER_MEMORY_REFUSED,	  /* connections: no memory for the buffer of one more */
 	COUNTER_BANDWIDTH_WAITS,  /* as many bytes had passed as may */
 	COUNTER_GUEST_CONNECT_MS, /* sum of the times behind it */
 	COUNTER_GUEST_CONNECT_TIMES,

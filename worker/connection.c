@@ -142,8 +142,21 @@ struct connection *connection_take_at(struct connections *connections, uint32_t 
 	return connection;
 }
 
+uint32_t connection_reserve(struct connections *connections, struct connection *connection,
+			    uint32_t len)
+{
+	uint32_t offered = budget_offer(&connections->budget, len);
+
+	if (offered == 0)
+		return 0;
+	connection->buffer_max = offered;
+	connections->budget.reserved += budget_cost(offered);
+	return offered;
+}
+
 void connection_free(struct connections *connections, struct connection *connection)
 {
+	connections->budget.reserved -= budget_cost(connection->buffer_max);
 	connection_unhash(connections, connection);
 	connection_disarm(connection);
 	link_remove(&connection->ready_link);

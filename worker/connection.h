@@ -22,6 +22,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include "worker/budget.h"
 #include "worker/buffer.h"
 #include "worker/credit.h"
 #include "worker/handshake.h"
@@ -112,6 +113,7 @@ struct connection {
 	int fd;
 	uint32_t generation;		/* tells events of a former life apart */
 	uint32_t endpoint;		/* the front's name for fd */
+	uint32_t buffer_max;		/* bytes that may wait in buffer: connections.budget */
 	uint32_t guest_port, host_port; /* host_port: of the other end, whose CID is: */
 	uint32_t peer_cid;
 	uint8_t early_len, early_skip;
@@ -148,6 +150,7 @@ struct connections {
 	struct connection **buckets;
 	uint32_t n_buckets; /* a power of two */
 	uint32_t next_port; /* host-side port of the next host connection */
+	struct budget budget;
 	struct link free, ready, flush, tell;
 	struct link held; /* as ready, but not before more bytes may pass */
 	struct link timers[CONNECTION_TIMERS];
@@ -178,6 +181,13 @@ struct connection *connection_take(struct connections *connections, enum connect
  */
 struct connection *connection_take_at(struct connections *connections, uint32_t index,
 				      enum connection_state state);
+
+/*
+ * Set memory aside for its buffer, of at most len bytes. Returns how many it may
+ * hold; 0: the budget is used up. connection_free() gives it back.
+ */
+uint32_t connection_reserve(struct connections *connections, struct connection *connection,
+			    uint32_t len);
 
 /* Forget it. The fd is closed, nothing is due any more. */
 void connection_free(struct connections *connections, struct connection *connection);

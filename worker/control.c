@@ -360,20 +360,6 @@ static uint32_t allowed_types(uint64_t features)
 	return types;
 }
 
-/*
- * What a guest may have unread on a connection with messages is also the longest
- * message that it sends: it must go into the host's socket at once. And a part of
- * the buffer is for the lengths of messages that wait in it.
- */
-static uint32_t message_window(const Vsockd__Assign *assign)
-{
-	uint32_t window = assign->buffer_size - assign->buffer_size / 8;
-
-	if (window > assign->message_size)
-		window = assign->message_size;
-	return window < BUFFER_MESSAGE_MAX ? window : BUFFER_MESSAGE_MAX;
-}
-
 static int on_assign(struct device *device, const Vsockd__Assign *assign)
 {
 	/* And the rest of one message. */
@@ -385,7 +371,7 @@ static int on_assign(struct device *device, const Vsockd__Assign *assign)
 	device->guest_cid = assign->guest_cid;
 	device->types = allowed_types(0);
 	device->buffer_size = assign->buffer_size;
-	device->message_window = message_window(assign);
+	device->message_size = assign->message_size;
 	device->max_handshakes = assign->max_handshakes;
 	device->is_quiet = assign->is_quiet;
 	device->n_retries = (uint16_t)(assign->wait_ms / CONNECTION_RETRY_MS);
@@ -397,6 +383,7 @@ static int on_assign(struct device *device, const Vsockd__Assign *assign)
 static int on_limits(struct device *device, const Vsockd__Limits *limits)
 {
 	rate_limit(&device->rate, limits->bytes_per_second, device->now);
+	device->connections.budget.limit = limits->buffer_memory;
 	return filter_begin(&device->filter, limits->n_ranges) ? 0 : -ENOSPC;
 }
 

@@ -105,9 +105,9 @@ struct device {
 	bool is_assigned;
 	uint64_t guest_cid;
 	uint64_t features;
-	uint32_t types;		 /* a bit for each PACKET_TYPE_... that the driver may use */
-	uint32_t buffer_size;	 /* buf_alloc of every stream, and what is kept of one connection */
-	uint32_t message_window; /* buf_alloc of the others */
+	uint32_t types;	       /* a bit for each PACKET_TYPE_... that the driver may use */
+	uint32_t buffer_size;  /* what is kept of one connection, unless memory is short */
+	uint32_t message_size; /* the longest that a host socket takes */
 	uint32_t max_handshakes;
 	struct rate rate; /* of stream bytes, both ways */
 	struct filter filter;
@@ -254,13 +254,15 @@ void seqpacket_flush(struct device *device, struct connection *connection);
 /* Bytes of the buffer that are not the guest's. */
 uint32_t seqpacket_heads(const struct connection *connection);
 /* Can a connection that was handed over be like that? */
-bool seqpacket_is_sound(const struct device *device, const struct connection *connection);
+bool seqpacket_is_sound(const struct connection *connection);
 /* The guest wants no more messages, or is gone. */
 void seqpacket_drop(struct device *device, struct connection *connection);
 
 /* host.c */
-/* buf_alloc of a connection of that type. */
-uint32_t host_window(const struct device *device, uint16_t type);
+/* buf_alloc of a connection of that type whose buffer holds so many bytes. */
+uint32_t host_window(const struct device *device, uint16_t type, uint32_t buffer_len);
+/* Its buffer and its credit. false, and it was told: there is no memory for one more. */
+bool host_open_window(struct device *device, struct connection *connection);
 /* The host program took so many bytes, or nobody wants them any more. */
 void host_took(struct device *device, struct connection *connection, size_t len);
 void host_turn_deaf(struct device *device, struct connection *connection);

@@ -117,12 +117,16 @@ static void on_request(struct device *device, const struct packet_header *header
 		to_guest_send_orphan_rst(device, header);
 		return;
 	}
-	connection->history.since = device->now;
 	connection->type = header->type;
+	if (!host_open_window(device, connection)) {
+		connection_free(&device->connections, connection);
+		to_guest_send_orphan_rst(device, header);
+		return;
+	}
+	connection->history.since = device->now;
 	connection->guest_port = header->src_port;
 	connection->host_port = header->dst_port;
 	connection->peer_cid = (uint32_t)header->dst_cid; /* is_ours() */
-	credit_init(&connection->credit, host_window(device, header->type));
 	credit_update(&connection->credit, header->buf_alloc, header->fwd_cnt);
 	connection_hash(&device->connections, connection);
 	connection->tell |= CONNECTION_TELL_CONNECT;

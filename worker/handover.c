@@ -57,6 +57,7 @@ static const struct field fields[] = {
 	FIELD(credit.fwd_cnt, UINT32_MAX),
 	FIELD(credit.announced, UINT32_MAX),
 	FIELD(credit.buf_alloc, UINT32_MAX),
+	FIELD(buffer_max, UINT32_MAX),
 	FIELD(credit.n_groups, CREDIT_GROUPS),
 	FIELD(credit.n_packets, UINT32_MAX),
 	FIELD(history, 0),
@@ -225,10 +226,14 @@ static bool is_sound(const struct device *device, const struct connection *conne
 		return false;
 	if (!(rule->has_socket && rule->has_credit) && connection->buffer.len > 0)
 		return false;
-	if (!seqpacket_is_sound(device, connection))
+	if (!seqpacket_is_sound(connection))
+		return false;
+	/* The pool has room for no more, and the guest was told no more. */
+	if (connection->buffer_max > device->buffer_size)
 		return false;
 	return !rule->has_credit ||
-	       credit_is_sound(&connection->credit, host_window(device, connection->type),
+	       credit_is_sound(&connection->credit,
+			       host_window(device, connection->type, connection->buffer_max),
 			       connection->buffer.len - seqpacket_heads(connection));
 }
 

@@ -116,6 +116,7 @@ static bool read_record(struct device *device)
 			return false;
 		connection_hash(connections, connection);
 	}
+	connections->budget.reserved += budget_cost(connection->buffer_max);
 	connections->n_handshakes += connection->state == CONNECTION_HANDSHAKE;
 	/* An entry for each socket that the front counts: so many others, and no more. */
 	handover->n_bare += !handover->has_endpoint && !handover->awaits_answer;

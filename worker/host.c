@@ -102,13 +102,47 @@ void host_drain(struct device *device, struct connection *connection, bool with_
 	device_arm(device, connection, CONNECTION_TIMER_DRAINING);
 }
 
-uint32_t host_window(const struct device *device, uint16_t type)
+/*
+ * What a guest may have unread on a connection with messages is also the longest
+ * message that it sends: it must go into the host's socket at once. And a part of
+ * the buffer is for the lengths of messages that wait in it.
+ */
+uint32_t host_window(const struct device *device, uint16_t type, uint32_t buffer_len)
 {
-	return type == PACKET_TYPE_SEQPACKET ? device->message_window : device->buffer_size;
+	uint32_t window = buffer_len - buffer_len / 8;
+
+	if (type != PACKET_TYPE_SEQPACKET)
+		return buffer_len;
+	if (window > device->message_size)
+		window = device->message_size;
+	return window < BUFFER_MESSAGE_MAX ? window : BUFFER_MESSAGE_MAX;
+}
+
+bool host_open_window(struct device *device, struct connection *connection)
+{
+	struct connections *connections = &device->connections;
+	uint32_t len = connection_reserve(connections, connection, device->buffer_size);
+	uint64_t n_refused;
+
+	if (len > 0) {
+		credit_init(&connection->credit, host_window(device, connection->type, len));
+		return true;
+	}
+	n_refused = ++device->counters[COUNTER_MEMORY_REFUSED];
+	/* At each power of two: a guest may ask as often as it likes. */
+	if ((n_refused & (n_refused - 1)) == 0)
+		control_report(device, REPORT_MEMORY_LIMIT, connections->budget.limit, n_refused,
+			       0);
+	return false;
 }
 
 static void request(struct device *device, struct connection *connection, uint32_t guest_port)
 {
+	if (!host_open_window(device, connection)) {
+		connection->guest_port = guest_port;
+		host_handshake_failed(device, connection, REPORT_HANDSHAKE_NO_MEMORY);
+		return;
+	}
 	connection_disarm(connection);
 	leave_handshake(device, connection);
 	connection->state = CONNECTION_CONNECTING;
@@ -116,7 +150,6 @@ static void request(struct device *device, struct connection *connection, uint32
 	connection->guest_port = guest_port;
 	connection->host_port = connection_next_port(&device->connections, guest_port);
 	connection->n_retries = device->n_retries;
-	credit_init(&connection->credit, host_window(device, connection->type));
 	connection_hash(&device->connections, connection);
 	connection->tell |= CONNECTION_TELL_OPENED;
 	link_append(&device->connections.tell, &connection->tell_link);
@@ -194,11 +227,10 @@ void host_accepted_sibling(struct device *device, const Vsockd__Accepted *accept
 	connection->guest_port = accepted->guest_port;
 	connection->host_port = accepted->port;
 	if (!has_way || !(device->types & 1u << connection->type) ||
-	    !host_watch(device, connection)) {
+	    !host_watch(device, connection) || !host_open_window(device, connection)) {
 		host_close(device, connection);
 		return;
 	}
-	credit_init(&connection->credit, host_window(device, connection->type));
 	connection_hash(&device->connections, connection);
 	to_guest_send(device, connection, CONNECTION_SEND_REQUEST);
 }
@@ -252,6 +284,7 @@ void host_handshake_failed(struct device *device, struct connection *connection,
 		[REPORT_HANDSHAKE_REFUSED] = COUNTER_HOST_REFUSED,
 		[REPORT_HANDSHAKE_NO_ANSWER] = COUNTER_HOST_NO_ANSWER,
 		[REPORT_HANDSHAKE_DENIED] = COUNTER_HOST_DENIED,
+		[REPORT_HANDSHAKE_NO_MEMORY] = COUNTER_HANDSHAKE_LIMITED,
 	};
 
 	statistics_count(device, counters[reason], 1);
@@ -497,7 +530,7 @@ void host_write(struct device *device, struct connection *connection, struct iov
 		written += (size_t)n;
 		host_took(device, connection, (size_t)n);
 	}
-	/* The pool holds buf_alloc for each connection, and no more was accepted. */
+	/* The pool holds buf_alloc of each connection, and no more was accepted. */
 	if (written < len &&
 	    !buffer_append(&device->pool, &connection->buffer, parts + first, n_parts - first))
 		__builtin_trap();

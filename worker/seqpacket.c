@@ -105,7 +105,7 @@ static void append(struct device *device, struct connection *connection, const v
 {
 	struct iovec part = {(void *)(uintptr_t)bytes, len};
 
-	/* The pool holds buffer_size for each connection, and keep() counted. */
+	/* The pool holds buffer_max for each connection, and keep() counted. */
 	if (!buffer_append(&device->pool, &connection->buffer, &part, 1))
 		__builtin_trap();
 }
@@ -134,7 +134,7 @@ static void keep(struct device *device, struct connection *connection, const str
 {
 	size_t needed = len + (connection->has_open ? 0 : HEAD_LEN);
 
-	if (needed > device->buffer_size - connection->buffer.len) {
+	if (needed > connection->buffer_max - connection->buffer.len) {
 		reset(device, connection, REPORT_MESSAGES_UNREAD, connection->n_kept);
 		return;
 	}
@@ -198,7 +198,7 @@ void seqpacket_flush(struct device *device, struct connection *connection)
 	}
 }
 
-bool seqpacket_is_sound(const struct device *device, const struct connection *connection)
+bool seqpacket_is_sound(const struct connection *connection)
 {
 	uint64_t heads = (uint64_t)connection->n_kept * HEAD_LEN;
 
@@ -206,7 +206,7 @@ bool seqpacket_is_sound(const struct device *device, const struct connection *co
 		return connection->type == PACKET_TYPE_STREAM && connection->n_kept == 0 &&
 		       !connection->has_open && connection->n_empty == 0 &&
 		       connection->n_maybe == 0 && connection->rest.len == 0;
-	if (connection->buffer.len > device->buffer_size || heads > connection->buffer.len ||
+	if (connection->buffer.len > connection->buffer_max || heads > connection->buffer.len ||
 	    connection->has_open > connection->n_kept ||
 	    (connection->has_open && connection->open_len > connection->buffer.len - heads))
 		return false;

@@ -333,6 +333,43 @@ static void test_users_that_vsockd_does_not_run_as_are_told_apart(void **state)
 	expect_entry(setup, guest);
 }
 
+/* Nobody reads, and the guest sends what it may on each: all of that has room. */
+static void test_buffers_are_bounded_and_who_has_one_keeps_it(void **state)
+{
+	static uint8_t bytes[16 * 1024], got[sizeof(bytes)];
+	struct guest_connection *connections[64];
+	struct setup *setup = *state;
+	struct guest *guest;
+	int listener, fds[64];
+	size_t n = 0;
+
+	setup_start(setup, 1, "max-buffer-memory=1048576", NULL);
+	guest = setup_guest(setup, 0, (struct guest_options){0});
+	listener = host_listen(setup->uds_paths[0], 80);
+	while ((connections[n] = guest_connect_wait(guest, PACKET_HOST_CID, 80, LIMIT))) {
+		fds[n] = host_accept(listener, LIMIT);
+		assert_true(++n < 64);
+	}
+	assert_true(n > 4); /* so many would have all of their 256 KiB */
+	assert_int_equal(daemon_wait_log(&setup->daemon,
+					 "connection refused: all 1048576 bytes for buffers",
+					 LIMIT),
+			 0);
+	for (size_t i = 0; i < n; i++) {
+		pattern_fill(bytes, sizeof(bytes), i, 0);
+		assert_int_equal(guest_send_all(connections[i], bytes, sizeof(bytes), LIMIT), 0);
+	}
+	for (size_t i = 0; i < n; i++) {
+		pattern_fill(bytes, sizeof(bytes), i, 0);
+		assert_int_equal(host_read(fds[i], got, sizeof(got), LIMIT), 0);
+		assert_memory_equal(got, bytes, sizeof(bytes));
+		close(fds[i]);
+		assert_int_equal(guest_wait_state(connections[i], GUEST_CLOSED, LIMIT), 0);
+	}
+	transfer_all(setup, 0, 81, 1u << 20);
+	close(listener);
+}
+
 #define OWN(name) cmocka_unit_test_setup_teardown(name, make_setup, setup_end)
 
 int main(void)
@@ -344,6 +381,7 @@ int main(void)
 		OWN(test_more_bytes_in_a_second_than_may_be_wait_and_none_is_lost),
 		OWN(test_a_replacement_gives_no_bytes_for_free),
 		OWN(test_a_changed_limit_holds_for_the_vm_that_runs),
+		OWN(test_buffers_are_bounded_and_who_has_one_keeps_it),
 		OWN(test_a_program_talks_with_the_guest_if_its_user_may),
 		OWN(test_users_that_vsockd_does_not_run_as_are_told_apart),
 	};

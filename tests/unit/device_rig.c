@@ -68,9 +68,11 @@ void rig_limit(const struct rig_options *options)
 
 	rig.after_run = NULL; /* no front hands over in the middle of this */
 	rig.options.bytes_per_second = options->bytes_per_second;
+	rig.options.buffer_memory = options->buffer_memory;
 	rig.options.n_incoming = options->n_incoming;
 	memcpy(rig.options.incoming, options->incoming, sizeof(options->incoming));
 	limits.bytes_per_second = options->bytes_per_second;
+	limits.buffer_memory = options->buffer_memory;
 	limits.n_ranges = options->n_incoming;
 	envelope.body_case = VSOCKD__ENVELOPE__BODY_LIMITS;
 	envelope.limits = &limits;
@@ -863,6 +865,7 @@ static uint32_t cid_of(const struct rig_peer *peer)
 const struct rig_packet *rig_expect(const struct rig_peer *peer, enum packet_op op)
 {
 	static struct rig_packet packet;
+	uint32_t window;
 
 	if (!rig_take(&packet))
 		fail_msg("no packet, and %d was to come", (int)op);
@@ -871,10 +874,11 @@ const struct rig_packet *rig_expect(const struct rig_peer *peer, enum packet_op 
 	assert_int_equal(packet.header.src_port, peer->host_port);
 	assert_int_equal(packet.header.dst_port, peer->guest_port);
 	assert_int_equal(packet.header.type, type_of(peer));
+	window = host_window(&rig.device, type_of(peer), rig.device.buffer_size);
+	if (op != PACKET_OP_RST && rig.options.buffer_memory == 0)
+		assert_int_equal(packet.header.buf_alloc, window);
 	if (op != PACKET_OP_RST)
-		assert_int_equal(packet.header.buf_alloc, type_of(peer) == PACKET_TYPE_STREAM
-								  ? rig.device.buffer_size
-								  : rig.device.message_window);
+		assert_in_range(packet.header.buf_alloc, 1, window);
 	return &packet;
 }
 

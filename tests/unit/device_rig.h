@@ -32,7 +32,7 @@
 #define RIG_RANGES_MAX 4
 
 struct rig_options {
-	uint64_t bytes_per_second;
+	uint64_t bytes_per_second, buffer_memory;
 	bool is_quiet;
 	uint32_t wait_ms;
 	struct filter_range incoming[RIG_RANGES_MAX];
@@ -138,7 +138,7 @@ uint8_t rig_byte(uint32_t stream, uint64_t at);
 
 /* Send a command, run; the status of its Done. rig.done_value is set. */
 int rig_command(Vsockd__Envelope *envelope, int fd);
-/* bytes_per_second and the incoming ports from now on; the rest is not looked at. */
+/* bytes_per_second, buffer_memory and the incoming ports from now on; the rest is not looked at. */
 void rig_limit(const struct rig_options *options);
 void rig_post(const Vsockd__Envelope *envelope, int fd); /* only send */
 void rig_collect(void);					 /* read what the worker said */

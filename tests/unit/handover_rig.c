@@ -109,6 +109,7 @@ static void tell_assignment(const struct rig_worker *to, const struct rig_worker
 		body.wait_ms = rig.options.wait_ms);
 	COMMAND(to, LIMITS, limits, Vsockd__Limits, -1,
 		body.bytes_per_second = rig.options.bytes_per_second;
+		body.buffer_memory = rig.options.buffer_memory;
 		body.n_ranges = rig.options.n_incoming);
 	for (uint32_t i = 0; i < rig.options.n_incoming; i++)
 		COMMAND(to, PORT_RANGE, port_range, Vsockd__PortRange, -1,

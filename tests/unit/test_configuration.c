@@ -67,7 +67,8 @@ static struct configuration parse_good(const char *text)
 	"guest-cid, socket, socket-mode, socket-owner, socket-group, uds-path, uds-mode, "         \
 	"uds-owner, uds-group, forward-cid, forward-listen, connect, listen, ok, wait, "           \
 	"tx-buffer-size, queue-size, groups, max-connections, max-handshakes, "                    \
-	"max-connection-rate, max-bandwidth, allow-outgoing, deny-outgoing, allow-incoming, "      \
+	"max-connection-rate, max-bandwidth, max-buffer-memory, allow-outgoing, deny-outgoing, "   \
+	"allow-incoming, "                                                                         \
 	"deny-incoming, allow-uid, deny-uid, allow-gid, deny-gid, offer"
 
 struct refusal {
