@@ -164,6 +164,7 @@ void device_clear(struct device *device, struct front *front, uint32_t index)
 {
 	static const struct vm_configuration absent = {.guest_cid = 0};
 	struct endpoints endpoints = device->endpoints;
+	int ring_journal = device->ring_journal;
 
 	*device = (struct device){
 		.front = front,
@@ -174,6 +175,7 @@ void device_clear(struct device *device, struct front *front, uint32_t index)
 		.notify = {.fd = -1},
 		.discarded = -1,
 		.endpoints = endpoints,
+		.ring_journal = ring_journal,
 	};
 	for (size_t number = 0; number < SOCKETS_MAX; number++) {
 		*device_listener(device, number) = -1;
@@ -239,6 +241,9 @@ static bool has_limits_of(const struct device *device, const struct vm_configura
 
 void device_configure(struct device *device, const struct vm_configuration *configuration)
 {
+	/* Who still delivers for a VM that had this place has its memory for the rings. */
+	if (!device_is_present(device))
+		workers_clear_place(device->front, device->index);
 	device->configuration = configuration;
 	take_rules(device);
 	device->owes_limits = !has_limits_of(device, configuration);
@@ -281,6 +286,7 @@ void device_assign(struct device *device, struct worker *worker)
 {
 	worker->state = WORKER_ASSIGNED;
 	worker->was_assigned = true;
+	worker->place = device->index;
 	worker->device = device;
 	worker->cid = device->configuration->guest_cid;
 	device->owes_error = false;

@@ -16,6 +16,7 @@
 #include "broker/control.h"
 #include "broker/disposal.h"
 #include "broker/log.h"
+#include "broker/memory_file.h"
 #include "broker/scrape.h"
 #include "broker/spawner.h"
 #include "policy/policy.h"
@@ -664,8 +665,12 @@ static bool allocate(struct front *front, const struct front_setup *setup)
 		front->workers[i] = (struct worker){.channel = -1, .buffer = -1};
 	if (!(front->banks ? place_endpoints(front) : allocate_endpoints(front)))
 		return false;
-	for (size_t i = 0; i < n_places; i++)
+	for (size_t i = 0; i < n_places; i++) {
+		front->devices[i].ring_journal = memory_file_make("rings", RING_JOURNAL_LEN);
+		if (front->devices[i].ring_journal < 0)
+			return false;
 		device_clear(&front->devices[i], front, (uint32_t)i);
+	}
 	return getrandom(&front->seed, sizeof(front->seed), 0) == sizeof(front->seed);
 }
 

@@ -64,6 +64,7 @@ struct worker {
 	bool has_failed; /* it left against our will: its end is worth a line */
 	bool is_stopped; /* STOP was asked for */
 	bool was_assigned;
+	uint32_t place;	   /* was_assigned: index of the device */
 	bool is_outdated;  /* for VMs as they are now: to be dismissed once it is ready */
 	uint64_t deadline; /* ms: STARTING and LEAVING workers are stopped then */
 };
@@ -75,6 +76,7 @@ enum step_kind {
 	STEP_ASSIGN,
 	STEP_LIMITS,
 	STEP_PORT_RANGE, /* number: of the incoming ports' ranges, denied ones first */
+	STEP_RING_JOURNAL,
 	STEP_FEATURES,
 	STEP_MEMORY_STAGE, /* number: region */
 	STEP_MEMORY_COMMIT,
@@ -109,10 +111,10 @@ struct step {
 };
 
 /*
- * Assign, limits, port ranges, features, log, quarantine or pool, suspension, capture, regions,
- * commit, four a ring, and what is pending.
+ * Assign, limits, port ranges, features, log, journal, quarantine or pool, suspension, capture,
+ * regions, commit, four a ring, and what is pending.
  */
-#define STEPS_MAX (8 + 2 * PORT_RANGES_MAX + SESSION_REGIONS_MAX + 1 + 4 * SESSION_RINGS + 4)
+#define STEPS_MAX (9 + 2 * PORT_RANGES_MAX + SESSION_REGIONS_MAX + 1 + 4 * SESSION_RINGS + 4)
 
 struct sync {
 	bool is_of_successor; /* who is told; else the worker */
@@ -255,6 +257,7 @@ struct device {
 	struct host_listener host_listeners[HOST_LISTENERS_MAX]; /* fd -1: none */
 	int next_listeners[SOCKETS_MAX];  /* by number, from the next RELOAD on; -1: as before */
 	bool gives_listener[SOCKETS_MAX]; /* to another one, from then on */
+	int ring_journal; /* memory: where workers note how far the rings are, for successors */
 	bool has_frontend;
 	uint64_t frontend_since; /* ms */
 	bool has_more;		 /* the front-end's messages wait for the next round */
@@ -418,6 +421,8 @@ int worker_send_packet(struct front *front, struct worker *worker,
 
 /* Those that were started for smaller VMs serve nobody any more. */
 void workers_renew(struct front *front);
+/* Another VM takes the place: end who still delivers for the one before. */
+void workers_clear_place(struct front *front, uint32_t place);
 /* The device is going: its workers that still leave are nobody's. */
 void workers_forget(struct front *front, const struct device *device);
 
@@ -427,7 +432,7 @@ void changes_move(struct front *front, const struct spawner_reply *reply);
 void changes_reload(struct front *front, const struct spawner_reply *reply);
 
 /* device.c */
-/* A place without a VM; its endpoints are as they were. */
+/* A place without a VM; its endpoints and its memory for rings are as they were. */
 void device_clear(struct device *device, struct front *front, uint32_t index);
 /* It is that VM's from now on; the same VM's as before, if there was one. */
 void device_configure(struct device *device, const struct vm_configuration *configuration);

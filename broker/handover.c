@@ -212,6 +212,7 @@ void handover_update(struct device *device)
 		return;
 	}
 	handover->successor->was_assigned = true;
+	handover->successor->place = device->index;
 	handover->successor->cid = device->configuration->guest_cid;
 	handover->phase = HANDOVER_PREPARING;
 	sync_prepare_successor(device);

@@ -8,18 +8,14 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/mman.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
 #include "broker/configuration.h"
 #include "broker/log.h"
+#include "broker/memory_file.h"
 #include "broker/spawner.h"
-
-#ifndef MFD_NOEXEC_SEAL
-#define MFD_NOEXEC_SEAL 0x0008U
-#endif
 
 uint32_t spawner_connections(const struct configuration *configuration)
 {
@@ -133,28 +129,6 @@ static struct processes_slot *find_free(const struct processes *workers)
 	return n_live < workers->n_max ? free_slot : NULL;
 }
 
-/*
- * Sealed before anybody else has it: neither a worker nor its successor, which
- * gets the same file at a handover, can be hurt by a change of size.
- */
-static int make_buffer(uint64_t size)
-{
-	int fd = memfd_create("connections", MFD_CLOEXEC | MFD_NOEXEC_SEAL | MFD_ALLOW_SEALING);
-
-	if (fd < 0 && errno == EINVAL) /* before Linux 6.3 */
-		fd = memfd_create("connections", MFD_CLOEXEC | MFD_ALLOW_SEALING);
-	if (fd < 0)
-		return -errno;
-	if (ftruncate(fd, (off_t)size) ||
-	    fcntl(fd, F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL)) {
-		int error = errno;
-
-		close(fd);
-		return -error;
-	}
-	return fd;
-}
-
 static int run_program(struct processes *workers, struct processes_slot *slot, int program,
 		       int channel, int buffer)
 {
@@ -236,7 +210,7 @@ int processes_start(struct processes *workers, int channel, bool is_first,
 
 	if (!slot)
 		return -EAGAIN;
-	buffer = make_buffer(workers->buffer_size);
+	buffer = memory_file_make("connections", workers->buffer_size);
 	if (buffer < 0) {
 		log_event(LOG_ERR, LOG_NO_VM,
 			  "cannot make connection buffers of %" PRIu64 " bytes: %s",

@@ -124,6 +124,9 @@ static int on_set_features(struct session *session, const struct session_incomin
 
 	if (unknown)
 		return session_refuse(session, "features 0x%" PRIx64 " were not offered", unknown);
+	if ((features ^ session->features) & VIRTIO_F_RING_PACKED &&
+	    session_is_any_ring_started(session))
+		return session_refuse(session, "a ring is started, and is to be of another layout");
 
 	session->features = features;
 	session->has_features = true;

@@ -27,12 +27,16 @@
 
 /*
  * What a device offers unless it has a reason not to. QEMU demands CONFIG, and MQ
- * is how crosvm learns that there are three queues.
+ * is how crosvm learns that there are three queues. What a driver adds to a
+ * notification (NOTIFICATION_DATA) stays with the front-end: a kick is a kick.
+ * RING_RESET is not offered: no message tells of it, and QEMU then would go on
+ * with a ring that this device still holds.
  */
 #define SESSION_FEATURES                                                                           \
 	(VIRTIO_VSOCK_F_STREAM | VIRTIO_VSOCK_F_SEQPACKET | VIRTIO_VSOCK_F_NO_IMPLIED_STREAM |     \
 	 VIRTIO_F_VERSION_1 | VIRTIO_RING_F_EVENT_IDX | VIRTIO_RING_F_INDIRECT_DESC |              \
-	 VHOST_F_LOG_ALL | VHOST_USER_F_PROTOCOL_FEATURES)
+	 VIRTIO_F_RING_PACKED | VIRTIO_F_IN_ORDER | VIRTIO_F_NOTIFICATION_DATA | VHOST_F_LOG_ALL | \
+	 VHOST_USER_F_PROTOCOL_FEATURES)
 #define SESSION_PROTOCOL_FEATURES                                                                  \
 	(VHOST_USER_PROTOCOL_F_MQ | VHOST_USER_PROTOCOL_F_REPLY_ACK |                              \
 	 VHOST_USER_PROTOCOL_F_CONFIG | VHOST_USER_PROTOCOL_F_RESET_DEVICE |                       \
@@ -70,11 +74,15 @@ struct session_ring {
 	bool is_enabled;
 	bool has_addresses;
 	uint32_t num;
-	uint64_t desc, used, avail; /* front-end user addresses; with GPA_ADDRESSES the guest's */
-	bool is_logged;		    /* VHOST_VRING_F_LOG: writes to the used ring are logged at */
-	uint64_t log_address;	    /* guest address */
-	uint32_t base;		    /* where to go on: as set, or as last returned */
-	int fds[SESSION_RING_FDS];  /* owned by the session; -1: polled or not given */
+	/*
+	 * Front-end user addresses, with GPA_ADDRESSES the guest's; of a packed ring:
+	 * descriptors, device's and driver's event.
+	 */
+	uint64_t desc, used, avail;
+	bool is_logged;		   /* VHOST_VRING_F_LOG: writes to the ring itself are logged; */
+	uint64_t log_address;	   /* those to `used` from this guest address on */
+	uint32_t base;		   /* where to go on: as set, or as last returned */
+	int fds[SESSION_RING_FDS]; /* owned by the session; -1: polled or not given */
 	bool is_polled[SESSION_RING_FDS]; /* the front-end said that there is no fd */
 };
 
@@ -144,7 +152,7 @@ struct session_operations {
 	int (*suspended)(void *context);
 	/* VRING_KICK of a started ring. */
 	int (*ring_kicked)(void *context, uint32_t ring);
-	/* Completed with the base: the next avail index, which is the reply. */
+	/* Completed with the base, see session_is_base(), which is the reply. */
 	int (*ring_stopped)(void *context, uint32_t ring);
 	/* is_enabled changed, of a stopped ring too. */
 	int (*ring_enabled)(void *context, uint32_t ring);
@@ -203,6 +211,12 @@ int session_complete(struct session *session, int status, uint64_t value);
  * "vm=". Valid until the next call.
  */
 const char *session_reason(const struct session *session);
+
+/*
+ * Can a ring be there? Of a split ring: an avail index. Of a packed one: two
+ * positions within it, no further apart than it is long.
+ */
+bool session_is_base(const struct session *session, uint32_t ring, uint64_t base);
 
 /* Close every fd, forget everything, whatever is pending. May be called twice. */
 void session_end(struct session *session);

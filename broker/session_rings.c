@@ -8,10 +8,20 @@
 
 #include "broker/session_internal.h"
 
-/* Alignments of a split virtqueue's parts, virtio 1.3, 2.7. */
-#define DESC_ALIGNMENT	16
-#define AVAIL_ALIGNMENT 2
-#define USED_ALIGNMENT	4
+/* Alignments of a virtqueue's parts, virtio 1.3, 2.7 and 2.8.10. */
+#define DESC_ALIGNMENT	       16
+#define AVAIL_ALIGNMENT	       2
+#define PACKED_AVAIL_ALIGNMENT 4
+#define USED_ALIGNMENT	       4
+
+/* Of a packed ring's base, each half: which round of the ring, and where in it. */
+#define BASE_WRAP  UINT32_C(0x8000)
+#define BASE_INDEX UINT32_C(0x7fff)
+
+static bool is_packed(const struct session *session)
+{
+	return session->features & VIRTIO_F_RING_PACKED;
+}
 
 static int check_ring(struct session *session, uint64_t index)
 {
@@ -41,6 +51,12 @@ bool session_is_in_band(const struct session *session, uint32_t ring, enum sessi
 	       session->rings[ring].fds[which] < 0 && !session->rings[ring].is_polled[which];
 }
 
+static bool is_size(const struct session *session, uint32_t num)
+{
+	return num > 0 && num <= SESSION_RING_SIZE_MAX &&
+	       (is_packed(session) || (num & (num - 1)) == 0);
+}
+
 int session_on_set_vring_num(struct session *session, const struct session_incoming *incoming)
 {
 	struct vhost_user_vring_state state;
@@ -50,11 +66,11 @@ int session_on_set_vring_num(struct session *session, const struct session_incom
 	if (status < 0)
 		return status;
 	ring = &session->rings[state.index];
-	if (state.num == 0 || state.num > SESSION_RING_SIZE_MAX || state.num & (state.num - 1))
-		return session_refuse(session,
-				      "ring %" PRIu32 ": size %" PRIu32
-				      " is not a power of two up to %d",
-				      state.index, state.num, SESSION_RING_SIZE_MAX);
+	if (!is_size(session, state.num))
+		return session_refuse(session, "ring %" PRIu32 ": size %" PRIu32 " is not %s %d",
+				      state.index, state.num,
+				      is_packed(session) ? "from 1 to" : "a power of two up to",
+				      SESSION_RING_SIZE_MAX);
 	if (ring->is_started && ring->num != state.num)
 		return session_refuse(session, "ring %" PRIu32 " is started", state.index);
 	ring->num = state.num;
@@ -74,7 +90,8 @@ int session_on_set_vring_addr(struct session *session, const struct session_inco
 	if (addr.flags & ~VHOST_USER_VRING_F_LOG)
 		return session_refuse(session, "ring %" PRIu32 ": unknown flags 0x%" PRIx32,
 				      addr.index, addr.flags);
-	if (addr.desc % DESC_ALIGNMENT || addr.avail % AVAIL_ALIGNMENT ||
+	if (addr.desc % DESC_ALIGNMENT ||
+	    addr.avail % (is_packed(session) ? PACKED_AVAIL_ALIGNMENT : AVAIL_ALIGNMENT) ||
 	    addr.used % USED_ALIGNMENT)
 		return session_refuse(session,
 				      "ring %" PRIu32 " is not aligned: 0x%" PRIx64 " 0x%" PRIx64
@@ -107,8 +124,29 @@ int session_on_set_vring_base(struct session *session, const struct session_inco
 	if (session->rings[state.index].is_started)
 		return session_refuse(session, "ring %" PRIu32 " is started", state.index);
 	/* Of a split ring the upper half is without meaning. */
-	session->rings[state.index].base = (uint16_t)state.num;
+	session->rings[state.index].base = is_packed(session) ? state.num : (uint16_t)state.num;
 	return 0;
+}
+
+/* Steps from one position to another: positions repeat after two rounds. */
+static uint32_t base_distance(uint32_t num, uint32_t from, uint32_t to)
+{
+	uint32_t n = (to & BASE_INDEX) + 2 * num - (from & BASE_INDEX);
+
+	if ((from ^ to) & BASE_WRAP)
+		n += num;
+	return n % (2 * num);
+}
+
+bool session_is_base(const struct session *session, uint32_t ring, uint64_t base)
+{
+	uint32_t num = session->rings[ring].num, avail = base & UINT16_MAX;
+	uint32_t used = (uint32_t)(base >> 16) & UINT16_MAX;
+
+	if (!is_packed(session))
+		return base <= UINT16_MAX;
+	return base <= UINT32_MAX && (avail & BASE_INDEX) < num && (used & BASE_INDEX) < num &&
+	       base_distance(num, used, avail) <= num;
 }
 
 void session_reply_vring_base(struct session *session, uint32_t index)
@@ -170,9 +208,13 @@ static int start_ring(struct session *session, uint32_t index)
 {
 	struct session_ring *ring = &session->rings[index];
 
-	if (ring->num == 0 || !ring->has_addresses)
+	if (!is_size(session, ring->num) || !ring->has_addresses)
 		return session_refuse(session, "ring %" PRIu32 " has no size or no addresses",
 				      index);
+	if (!ring->is_started && !session_is_base(session, index, ring->base))
+		return session_refuse(session,
+				      "ring %" PRIu32 " of %" PRIu32 " cannot start at 0x%" PRIx32,
+				      index, ring->num, ring->base);
 	ring->is_started = true;
 	/* "Ring states": nobody could enable it again, after a reset say, so it starts enabled. */
 	if (session->has_features && !(session->features & VHOST_USER_F_PROTOCOL_FEATURES) &&

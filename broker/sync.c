@@ -84,6 +84,7 @@ static void add_session(struct device *device, enum step_kind own)
 	const struct session *session = &device->session;
 	struct sync *sync = &device->sync;
 
+	add_step(sync, STEP_RING_JOURNAL, 0);
 	if (session->has_features)
 		add_step(sync, STEP_FEATURES, 0);
 	if (session->log.fd >= 0)
@@ -309,6 +310,17 @@ static int send_state(struct device *device, bool is_load, uint32_t sequence)
 		envelope.state_save = &save;
 	}
 	return worker_send(device->front, target(device), &envelope, device->session.state_fd);
+}
+
+static int send_ring_journal(struct device *device, uint32_t sequence)
+{
+	Vsockd__RingJournal journal = VSOCKD__RING_JOURNAL__INIT;
+	Vsockd__Envelope envelope = VSOCKD__ENVELOPE__INIT;
+
+	journal.sequence = sequence;
+	envelope.body_case = VSOCKD__ENVELOPE__BODY_RING_JOURNAL;
+	envelope.ring_journal = &journal;
+	return worker_send(device->front, target(device), &envelope, device->ring_journal);
 }
 
 static int send_memory_remove(struct device *device, uint32_t sequence)
@@ -547,6 +559,8 @@ static int send_step(struct device *device, const struct step *step, uint32_t se
 		return send_limits(device, sequence);
 	case STEP_PORT_RANGE:
 		return send_port_range(device, step->number, sequence);
+	case STEP_RING_JOURNAL:
+		return send_ring_journal(device, sequence);
 	case STEP_MEMORY_STAGE:
 		return send_region(device, region, true, sequence);
 	case STEP_MEMORY_ADD:
@@ -655,15 +669,25 @@ static void end_of_steps(struct device *device)
 	device_update(device);
 }
 
+/* Only the end of a ring has one: the base, which the front-end is to be told. */
+static bool is_value(const struct device *device, const struct step *step, uint32_t value)
+{
+	if (step->kind != STEP_RING_STOP)
+		return value == 0;
+	return session_is_base(&device->session, step->number, value);
+}
+
 const char *sync_done(struct device *device, const struct worker *worker, const Vsockd__Done *done)
 {
 	struct sync *sync = &device->sync;
+	const struct step *step;
 
 	if (!sync->is_sent || worker != target(device) || done->sequence != sync->sequence)
 		return "Done that nobody waits for";
-	if (done->status > 0 || done->status < -4095 || done->value > UINT16_MAX)
+	step = &sync->steps[sync->next_step];
+	if (done->status > 0 || done->status < -4095 || !is_value(device, step, done->value))
 		return "Done with a value out of range";
-	note_done(device, &sync->steps[sync->next_step], done->status, done->value);
+	note_done(device, step, done->status, done->value);
 	sync->is_sent = false;
 	sync->next_step++;
 	if (sync_is_idle(device))

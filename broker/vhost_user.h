@@ -76,6 +76,9 @@ enum {
 #define VIRTIO_RING_F_EVENT_IDX		 (UINT64_C(1) << 29)
 #define VHOST_USER_F_PROTOCOL_FEATURES	 (UINT64_C(1) << 30)
 #define VIRTIO_F_VERSION_1		 (UINT64_C(1) << 32)
+#define VIRTIO_F_RING_PACKED		 (UINT64_C(1) << 34)
+#define VIRTIO_F_IN_ORDER		 (UINT64_C(1) << 35)
+#define VIRTIO_F_NOTIFICATION_DATA	 (UINT64_C(1) << 38)
 
 /* Protocol feature bits. */
 #define VHOST_USER_PROTOCOL_F_MQ		   (UINT64_C(1) << 0)

@@ -215,6 +215,17 @@ void workers_renew(struct front *front)
 	}
 }
 
+void workers_clear_place(struct front *front, uint32_t place)
+{
+	for (size_t i = 0; i < front->n_workers; i++) {
+		struct worker *worker = &front->workers[i];
+
+		if (worker->state == WORKER_LEAVING && worker->was_assigned &&
+		    worker->place == place && !worker->is_stopped)
+			stop(worker, front);
+	}
+}
+
 void workers_forget(struct front *front, const struct device *device)
 {
 	for (size_t i = 0; i < front->n_workers; i++)

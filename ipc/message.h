@@ -20,6 +20,9 @@
 
 #define MESSAGE_VERSION 1
 
+/* The file that comes with RingJournal is as long, and sealed. */
+#define RING_JOURNAL_LEN 4096
+
 enum message_direction {
 	MESSAGE_TO_FRONT,
 	MESSAGE_TO_WORKER,

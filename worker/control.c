@@ -402,7 +402,27 @@ static int on_features(struct device *device, uint64_t features)
 	for (size_t i = 0; i < RINGS; i++) {
 		device->rings[i].has_event_idx = features >> 29 & 1;
 		device->rings[i].has_indirect = features >> 28 & 1;
+		device->rings[i].has_packed = features >> 34 & 1;
+		device->rings[i].has_in_order = features >> 35 & 1;
 	}
+	return 0;
+}
+
+/* Mapped for good: once, since there is one in the life of a worker. */
+static int on_ring_journal(struct device *device, int fd)
+{
+	struct guest_mapping mapping;
+	struct ring_journal *journals;
+	int r = device->rings[0].journal
+			? -EEXIST
+			: guest_memory_map(fd, RING_JOURNAL_LEN, 0, RING_JOURNAL_LEN, &mapping);
+
+	close(fd);
+	if (r < 0)
+		return r;
+	journals = mapping.place;
+	for (size_t i = 0; i < RINGS; i++)
+		device->rings[i].journal = &journals[i];
 	return 0;
 }
 
@@ -462,6 +482,18 @@ static void replace_kick(struct device *device, struct ring *ring, uint32_t inde
 		epoll_ctl(device->epoll, EPOLL_CTL_ADD, fd, &event);
 }
 
+/* A ring that was stopped or disabled runs now. */
+static void wake_ring(const struct device *device, struct ring *ring)
+{
+	if (!ring_is_running(ring) || device_is_at_rest(device))
+		return;
+	ring_enable_kicks(ring); /* what stands there may be stale since a former start */
+	/* The worker before may have ended behind its last used chain and before the call. */
+	if (ring->owes_first_call)
+		ring_call(ring);
+	ring->owes_first_call = false;
+}
+
 static int on_ring_start(struct device *device, const Vsockd__RingStart *start, int fd)
 {
 	struct ring_addresses addresses = {start->desc, start->used, start->avail};
@@ -481,9 +513,11 @@ static int on_ring_start(struct device *device, const Vsockd__RingStart *start, 
 	/* It may have been broken where it was served before: that is told later. */
 	if (r == -EFAULT && device_is_at_rest(device))
 		return 0;
-	if (r == 0 && ring_is_running(ring) && !device_is_at_rest(device))
-		ring_enable_kicks(ring); /* avail_event may be stale since a former start */
-	return r;
+	if (r < 0)
+		return r;
+	ring->owes_first_call = start->from_used_index;
+	wake_ring(device, ring);
+	return 0;
 }
 
 static int on_ring_enable(struct device *device, const Vsockd__RingEnable *enable)
@@ -491,8 +525,7 @@ static int on_ring_enable(struct device *device, const Vsockd__RingEnable *enabl
 	struct ring *ring = &device->rings[enable->ring];
 
 	ring->is_enabled = enable->is_enabled;
-	if (ring_is_running(ring) && !device_is_at_rest(device))
-		ring_enable_kicks(ring);
+	wake_ring(device, ring);
 	return 0;
 }
 
@@ -503,8 +536,7 @@ static int on_suspend(struct device *device, bool is_on)
 
 		ring->is_suspended = is_on;
 		/* Kicks that came meanwhile are not asked for: rings that run are looked at. */
-		if (ring_is_running(ring) && !device_is_at_rest(device))
-			ring_enable_kicks(ring);
+		wake_ring(device, ring);
 	}
 	return 0;
 }
@@ -725,6 +757,9 @@ static bool dispatch(struct device *device, const Vsockd__Envelope *envelope, in
 	case VSOCKD__ENVELOPE__BODY_PORT_RANGE:
 		done(device, envelope->port_range->sequence,
 		     on_port_range(device, envelope->port_range), 0);
+		return true;
+	case VSOCKD__ENVELOPE__BODY_RING_JOURNAL:
+		done(device, envelope->ring_journal->sequence, on_ring_journal(device, fd), 0);
 		return true;
 	case VSOCKD__ENVELOPE__BODY_FEATURES:
 		done(device, envelope->features->sequence,

@@ -136,8 +136,8 @@ struct device {
 	int discarded;	     /* a socket of the front-end, closed with the next one or at the end */
 	bool is_quarantined; /* requests of the guest wait */
 	enum reset reset;
-	uint16_t reset_index;
-	bool was_announced; /* by the worker before, when ring 2 had used so much: */
+	uint16_t reset_index; /* position of ring 2's driver before it was sent */
+	bool was_announced;   /* by the worker before, when ring 2 had used so much: */
 	uint32_t announced_used;
 	bool waits_to_announce;			    /* for room in the channel */
 	bool tells_reset_sent, tells_reset_handled; /* messages that are due */

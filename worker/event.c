@@ -32,7 +32,7 @@ static bool pop_buffer(struct device *device, struct iovec *parts, struct chain 
 		    ret_chain->writable_len >= EVENT_LEN)
 			return true;
 		device->n_dropped++;
-		ring_push(ring, ret_chain->head, 0);
+		ring_push(ring, ret_chain->ticket, 0);
 		ring_publish(ring);
 	}
 	return false;
@@ -52,15 +52,15 @@ static void send_reset(struct device *device)
 	if (!pop_buffer(device, parts, &chain))
 		return;
 	if (!control_announce_reset(device, ring_used_position(ring))) {
-		ring_unpop(ring, 1);
+		ring_unpop(ring, &chain);
 		return;
 	}
 	write_event(device, &chain, EVENT_TRANSPORT_RESET);
-	ring_push(ring, chain.head, EVENT_LEN);
+	/* Read before the driver can know of the event. */
+	device->reset_index = ring_driver_position(ring);
+	ring_push(ring, chain.ticket, EVENT_LEN);
 	device->reset = RESET_SENT;
 	device->tells_reset_sent = true;
-	/* Read before the driver can know of the event. */
-	device->reset_index = ring_driver_index(ring);
 	ring_publish(ring);
 }
 
@@ -89,7 +89,7 @@ void event_run(struct device *device)
 	if (device->reset == RESET_DUE && !was_sent_before(device))
 		send_reset(device);
 	/* The driver gives the buffer back when it has closed its connections. */
-	if (device->reset == RESET_SENT && ring_driver_index(ring) != device->reset_index) {
+	if (device->reset == RESET_SENT && ring_driver_is_past(ring, device->reset_index)) {
 		device->reset = RESET_NONE;
 		device->tells_reset_handled = true;
 	}

@@ -23,8 +23,8 @@ struct tx_payload {
  * guest memory until they are written or copied, so the chains stay ours as long.
  */
 struct tx_batch {
-	uint16_t heads[BATCH_PACKETS];
-	uint32_t n_heads;
+	struct ring_ticket tickets[BATCH_PACKETS];
+	uint32_t n_tickets;
 	struct tx_payload packets[BATCH_PACKETS];
 	uint32_t n_packets;
 	size_t n_parts; /* used of parts[] */
@@ -75,10 +75,10 @@ static void flush_batch(struct device *device)
 	for (uint32_t i = 0; i < batch.n_packets; i++)
 		if (batch.packets[i].connection)
 			write_all(device, i);
-	for (uint32_t i = 0; i < batch.n_heads; i++)
-		ring_push(ring, batch.heads[i], 0);
+	for (uint32_t i = 0; i < batch.n_tickets; i++)
+		ring_push(ring, batch.tickets[i], 0);
 	batch.n_packets = 0;
-	batch.n_heads = 0;
+	batch.n_tickets = 0;
 	batch.n_parts = 0;
 	batch.n_payload = 0;
 }
@@ -399,7 +399,7 @@ static void take_chain(struct device *device, const struct chain *chain)
 			flush_batch(device);
 		on_packet(device, chain, &header);
 	}
-	batch.heads[batch.n_heads++] = chain->head;
+	batch.tickets[batch.n_tickets++] = chain->ticket;
 }
 
 bool from_guest_run(struct device *device)
@@ -412,7 +412,7 @@ bool from_guest_run(struct device *device)
 	ring_disable_kicks(ring);
 	while (n_packets < ROUND_PACKETS && to_guest_has_orphan_room(device) &&
 	       !device->rate.is_dry) {
-		if (batch.n_heads == BATCH_PACKETS)
+		if (batch.n_tickets == BATCH_PACKETS)
 			flush_batch(device);
 		r = ring_pop(ring, &device->memory, batch.parts + batch.n_parts,
 			     RING_PARTS_MAX - batch.n_parts, &chain);

@@ -71,7 +71,11 @@ static bool take_device(struct device *device, const Vsockd__HandoverDevice *tol
 
 static bool take_ring(struct device *device, const Vsockd__HandoverRing *told)
 {
-	const struct ring_state state = {.base = told->ring_base, .was_called = told->was_called};
+	const struct ring_state state = {
+		.base = told->ring_base,
+		.was_called = told->was_called,
+		.owes_first_call = told->owes_first_call,
+	};
 	struct ring_addresses addresses;
 	struct ring *ring;
 

@@ -103,6 +103,7 @@ static int tell_ring(struct device *device)
 	told.ring_base = state.base;
 	told.is_started = ring->is_started;
 	told.was_called = state.was_called;
+	told.owes_first_call = state.owes_first_call;
 	told.is_broken = ring->is_broken;
 	told.broken_reason = ring->broken_reason;
 	told.broken_value = ring->broken_value;

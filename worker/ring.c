@@ -4,59 +4,11 @@
 #include <errno.h>
 #include <string.h>
 
-#include "ipc/message.h"
+#include "worker/ring_internal.h"
 
-/* Layout of a split virtqueue, virtio 1.3, 2.7.5 to 2.7.8. */
-#define DESC_SIZE	     16
-#define DESC_F_NEXT	     1
-#define DESC_F_WRITE	     2
-#define DESC_F_INDIRECT	     4
-#define AVAIL_F_NO_INTERRUPT 1
-#define USED_F_NO_NOTIFY     1
-#define RING_HEAD_SIZE	     4 /* flags and idx, of avail and used alike */
-#define AVAIL_ELEMENT	     2
-#define USED_ELEMENT	     8
-#define EVENT_SIZE	     2
+#define DESC_ALIGNMENT 16
 
-struct descriptor {
-	uint64_t guest_address;
-	uint32_t len;
-	uint16_t flags;
-	uint16_t next;
-};
-
-static uint8_t *avail_flags(const struct ring *ring)
-{
-	return ring->avail;
-}
-
-static uint8_t *avail_index(const struct ring *ring)
-{
-	return ring->avail + 2;
-}
-
-static uint8_t *used_flags(const struct ring *ring)
-{
-	return ring->used;
-}
-
-static uint8_t *used_index(const struct ring *ring)
-{
-	return ring->used + 2;
-}
-
-/* used_event follows the avail ring, avail_event the used ring. */
-static uint8_t *used_event(const struct ring *ring)
-{
-	return ring->avail + RING_HEAD_SIZE + AVAIL_ELEMENT * ring->num;
-}
-
-static uint8_t *avail_event(const struct ring *ring)
-{
-	return ring->used + RING_HEAD_SIZE + USED_ELEMENT * ring->num;
-}
-
-static int break_ring(struct ring *ring, enum report_ring_reason reason, uint64_t value)
+int ring_break(struct ring *ring, enum report_ring_reason reason, uint64_t value)
 {
 	ring->is_broken = true;
 	ring->broken_reason = reason;
@@ -71,57 +23,71 @@ void ring_init(struct ring *ring)
 
 static bool find_parts(struct ring *ring, const struct guest_memory *memory)
 {
-	uint64_t num = ring->num;
+	struct ring_shape shape =
+		ring->is_packed ? packed_shape(ring->num) : split_shape(ring->num);
 	uint8_t *desc, *avail, *used;
 
-	desc = guest_memory_at_user_address(memory, ring->addresses.desc, DESC_SIZE * num);
-	avail = guest_memory_at_user_address(memory, ring->addresses.avail,
-					     RING_HEAD_SIZE + AVAIL_ELEMENT * num + EVENT_SIZE);
-	used = guest_memory_at_user_address(memory, ring->addresses.used,
-					    RING_HEAD_SIZE + USED_ELEMENT * num + EVENT_SIZE);
+	desc = guest_memory_at_user_address(memory, ring->addresses.desc, shape.desc_len);
+	avail = guest_memory_at_user_address(memory, ring->addresses.avail, shape.avail_len);
+	used = guest_memory_at_user_address(memory, ring->addresses.used, shape.used_len);
 	if (!desc || !avail || !used)
 		return false;
 	/* Virtio asks for it, and an atomic access of ours depends on it. */
-	if ((uintptr_t)desc % 16 || (uintptr_t)avail % 2 || (uintptr_t)used % 4)
+	if ((uintptr_t)desc % DESC_ALIGNMENT || (uintptr_t)avail % shape.avail_alignment ||
+	    (uintptr_t)used % shape.used_alignment)
 		return false;
 	ring->desc = desc;
 	ring->avail = avail;
 	ring->used = used;
-	return true;
+	return guest_memory_address_of(memory, desc, &ring->desc_address);
 }
 
 int ring_start(struct ring *ring, struct guest_memory *memory, uint32_t num,
 	       const struct ring_addresses *addresses, uint32_t base, bool from_used_index)
 {
+	int r = 0;
+
 	ring->is_started = false;
 	ring->is_broken = false;
-	if (num == 0 || num > RING_SIZE_MAX || (num & (num - 1)))
+	ring->is_packed = ring->has_packed;
+	if (num == 0 || num > RING_SIZE_MAX || (!ring->is_packed && (num & (num - 1))))
 		return -EINVAL;
 	ring->num = num;
 	ring->addresses = *addresses;
 	if (!find_parts(ring, memory))
 		return -EFAULT;
 
-	ring->used_idx = guest_load16(used_index(ring));
-	ring->next_used = ring->used_idx;
-	ring->called_idx = ring->used_idx;
-	/* The upper half of a split ring's base is without meaning. */
-	ring->next_avail = from_used_index ? ring->used_idx : (uint16_t)base;
-	ring->avail_idx = ring->next_avail;
+	if (ring->is_packed)
+		r = packed_start(ring, base, from_used_index);
+	else
+		split_start(ring, base, from_used_index);
+	if (r < 0)
+		return r;
+	ring->batch = (struct ring_batch){0};
 	ring->is_notified_once = false;
 	ring->is_started = true;
 	return 0;
 }
 
+static uint32_t base_of(const struct ring *ring)
+{
+	return ring->is_packed ? (uint32_t)ring->next_used << 16 | ring->next_avail
+			       : ring->next_avail;
+}
+
 uint32_t ring_stop(struct ring *ring)
 {
 	ring->is_started = false;
-	return ring->next_avail;
+	return base_of(ring);
 }
 
 struct ring_state ring_state(const struct ring *ring)
 {
-	return (struct ring_state){.base = ring->next_avail, .was_called = ring->is_notified_once};
+	return (struct ring_state){
+		.base = base_of(ring),
+		.was_called = ring->is_notified_once,
+		.owes_first_call = ring->owes_first_call,
+	};
 }
 
 int ring_resume(struct ring *ring, struct guest_memory *memory, uint32_t num,
@@ -129,25 +95,29 @@ int ring_resume(struct ring *ring, struct guest_memory *memory, uint32_t num,
 {
 	int r = ring_start(ring, memory, num, addresses, state->base, false);
 
-	if (r == 0)
-		ring->is_notified_once = state->was_called;
-	return r;
+	if (r < 0)
+		return r;
+	ring->is_notified_once = state->was_called;
+	ring->owes_first_call = state->owes_first_call;
+	return 0;
 }
 
 void ring_rest(struct ring *ring, uint32_t base)
 {
+	ring->is_packed = ring->has_packed;
 	ring->next_avail = (uint16_t)base;
+	ring->next_used = (uint16_t)(base >> 16);
 }
 
 uint32_t ring_used_position(const struct ring *ring)
 {
-	return ring->used_idx;
+	return ring->is_packed ? ring->next_used : ring->used_idx;
 }
 
 void ring_relocate(struct ring *ring, struct guest_memory *memory)
 {
 	if (ring->is_started && !ring->is_broken && !find_parts(ring, memory))
-		break_ring(ring, REPORT_RING_BAD_PLACE, ring->addresses.desc);
+		ring_break(ring, REPORT_RING_BAD_PLACE, ring->addresses.desc);
 }
 
 bool ring_is_running(const struct ring *ring)
@@ -157,59 +127,28 @@ bool ring_is_running(const struct ring *ring)
 
 bool ring_has_chains(struct ring *ring)
 {
-	uint16_t avail_idx;
-
-	if (ring->avail_idx != ring->next_avail)
-		return true;
-	avail_idx = guest_load16(avail_index(ring));
-	/* A driver can't offer more chains than it has descriptors. */
-	if ((uint16_t)(avail_idx - ring->next_avail) > ring->num) {
-		break_ring(ring, REPORT_RING_AVAIL_JUMP, avail_idx);
-		return false;
-	}
-	ring->avail_idx = avail_idx;
-	/* What the driver wrote before it moved the index is read after it. */
-	__atomic_thread_fence(__ATOMIC_ACQUIRE);
-	return avail_idx != ring->next_avail;
+	return ring->is_packed ? packed_has_chains(ring) : split_has_chains(ring);
 }
 
-/*
- * Two loads of 8 bytes, each once: what is checked is what is used. An indirect
- * table has no alignment to rely on.
- */
-static struct descriptor load_descriptor(const void *place)
+struct ring_words ring_load_words(const void *place)
 {
 	const volatile struct __attribute__((packed)) {
 		uint64_t address;
 		uint64_t rest;
 	} *raw = place;
-	uint64_t rest = raw->rest;
 
-	return (struct descriptor){
-		.guest_address = raw->address,
-		.len = (uint32_t)rest,
-		.flags = (uint16_t)(rest >> 32),
-		.next = (uint16_t)(rest >> 48),
-	};
+	return (struct ring_words){.address = raw->address, .rest = raw->rest};
 }
 
-/* A table of descriptors: the ring's own, or an indirect one in guest memory. */
-struct table {
-	const uint8_t *start; /* NULL: crosses a border of regions, see guest_address */
-	uint64_t guest_address;
-	uint32_t num;
-};
-
-/* false when the table left guest memory; only possible without a start. */
-static bool table_load(const struct table *table, struct guest_memory *memory, uint32_t index,
-		       struct descriptor *ret)
+bool ring_table_load(const struct ring_table *table, struct guest_memory *memory, uint32_t index,
+		     struct ring_words *ret)
 {
 	uint64_t guest_address = table->guest_address + (uint64_t)index * DESC_SIZE;
 	uint8_t copy[DESC_SIZE];
 	size_t len = 0;
 
 	if (table->start) {
-		*ret = load_descriptor(table->start + (size_t)index * DESC_SIZE);
+		*ret = ring_load_words(table->start + (size_t)index * DESC_SIZE);
 		return true;
 	}
 	while (len < DESC_SIZE) {
@@ -221,38 +160,37 @@ static bool table_load(const struct table *table, struct guest_memory *memory, u
 		memcpy(copy + len, part.iov_base, part.iov_len);
 		len += part.iov_len;
 	}
-	*ret = load_descriptor(copy);
+	*ret = ring_load_words(copy);
 	return true;
 }
 
 /*
- * virtio 1.3, 2.7.5.3: an indirect descriptor stands alone, its table has whole
- * entries, no more than a ring may have, and no further level.
+ * virtio 1.3, 2.7.5.3 and 2.8.7: an indirect descriptor stands alone, its table
+ * has whole entries, and no more than a ring may have.
  */
-static int open_indirect(struct ring *ring, struct guest_memory *memory,
-			 const struct descriptor *descriptor, struct table *ret_table)
+int ring_open_table(struct ring *ring, struct guest_memory *memory,
+		    const struct ring_buffer *buffer, struct ring_table *ret_table)
 {
 	struct iovec part;
 
-	if (!ring->has_indirect || (descriptor->flags & DESC_F_NEXT) || descriptor->len == 0 ||
-	    descriptor->len % DESC_SIZE || descriptor->len / DESC_SIZE > RING_SIZE_MAX ||
-	    !guest_memory_translate(memory, descriptor->guest_address, descriptor->len, &part))
-		return break_ring(ring, REPORT_RING_BAD_INDIRECT, descriptor->len);
-	*ret_table = (struct table){
-		.start = part.iov_len == descriptor->len ? part.iov_base : NULL,
-		.guest_address = descriptor->guest_address,
-		.num = descriptor->len / DESC_SIZE,
+	if (!ring->has_indirect || (buffer->flags & DESC_F_NEXT) || buffer->len == 0 ||
+	    buffer->len % DESC_SIZE || buffer->len / DESC_SIZE > RING_SIZE_MAX ||
+	    !guest_memory_translate(memory, buffer->guest_address, buffer->len, &part))
+		return ring_break(ring, REPORT_RING_BAD_INDIRECT, buffer->len);
+	*ret_table = (struct ring_table){
+		.start = part.iov_len == buffer->len ? part.iov_base : NULL,
+		.guest_address = buffer->guest_address,
+		.num = buffer->len / DESC_SIZE,
 	};
 	return 0;
 }
 
-/* Add the buffer of one descriptor, cut at the borders of regions. */
-static int add_buffer(struct ring *ring, struct guest_memory *memory,
-		      const struct descriptor *descriptor, size_t n_parts_max, struct chain *chain)
+int ring_add_buffer(struct ring *ring, struct guest_memory *memory,
+		    const struct ring_buffer *buffer, size_t n_parts_max, struct chain *chain)
 {
-	bool is_writable = descriptor->flags & DESC_F_WRITE;
-	uint64_t guest_address = descriptor->guest_address;
-	uint32_t len = descriptor->len;
+	bool is_writable = buffer->flags & DESC_F_WRITE;
+	uint64_t guest_address = buffer->guest_address;
+	uint32_t len = buffer->len;
 
 	if (!is_writable && chain->n_writable > 0)
 		chain->is_malformed = true;
@@ -262,9 +200,9 @@ static int add_buffer(struct ring *ring, struct guest_memory *memory,
 		if (n_parts == n_parts_max)
 			return n_parts_max < RING_PARTS_MAX
 				       ? -EAGAIN
-				       : break_ring(ring, REPORT_RING_LOOP, chain->head);
+				       : ring_break(ring, REPORT_RING_LOOP, chain->ticket.head);
 		if (!guest_memory_translate(memory, guest_address, len, &chain->parts[n_parts]))
-			return break_ring(ring, REPORT_RING_BAD_PLACE, guest_address);
+			return ring_break(ring, REPORT_RING_BAD_PLACE, guest_address);
 		guest_address += chain->parts[n_parts].iov_len;
 		len -= (uint32_t)chain->parts[n_parts].iov_len;
 		if (is_writable)
@@ -273,138 +211,83 @@ static int add_buffer(struct ring *ring, struct guest_memory *memory,
 			chain->n_readable++;
 	}
 	if (is_writable)
-		chain->writable_len += descriptor->len;
+		chain->writable_len += buffer->len;
 	else
-		chain->readable_len += descriptor->len;
+		chain->readable_len += buffer->len;
 	return 0;
-}
-
-/* Walk from the head; as many steps as the table has entries, so a loop ends. */
-static int walk_chain(struct ring *ring, struct guest_memory *memory, size_t n_parts_max,
-		      struct chain *chain)
-{
-	struct table table = {.start = ring->desc, .num = ring->num};
-	struct descriptor descriptor;
-	uint32_t index = chain->head;
-	bool is_indirect = false;
-	int r;
-
-	for (uint32_t n_steps = 0;; n_steps++) {
-		if (index >= table.num)
-			return break_ring(ring, REPORT_RING_BAD_INDEX, index);
-		if (n_steps >= table.num)
-			return break_ring(ring, REPORT_RING_LOOP, chain->head);
-		if (!table_load(&table, memory, index, &descriptor))
-			return break_ring(ring, REPORT_RING_BAD_PLACE, table.guest_address);
-
-		if (descriptor.flags & DESC_F_INDIRECT) {
-			if (is_indirect)
-				return break_ring(ring, REPORT_RING_BAD_INDIRECT, descriptor.len);
-			r = open_indirect(ring, memory, &descriptor, &table);
-			if (r < 0)
-				return r;
-			is_indirect = true;
-			index = 0;
-			n_steps = UINT32_MAX; /* the first step in the new table is step 0 */
-			continue;
-		}
-		r = add_buffer(ring, memory, &descriptor, n_parts_max, chain);
-		if (r < 0)
-			return r;
-		if (!(descriptor.flags & DESC_F_NEXT))
-			return 1;
-		index = descriptor.next;
-	}
 }
 
 int ring_pop(struct ring *ring, struct guest_memory *memory, struct iovec *parts,
 	     size_t n_parts_max, struct chain *ret_chain)
 {
-	const uint8_t *element;
 	int r;
 
 	if (!ring_has_chains(ring))
 		return ring->is_broken ? -EPROTO : 0;
-
-	element = ring->avail + RING_HEAD_SIZE +
-		  AVAIL_ELEMENT * (size_t)(ring->next_avail & (ring->num - 1));
-	*ret_chain = (struct chain){.head = guest_load16(element), .parts = parts};
-	r = walk_chain(ring, memory, n_parts_max, ret_chain);
-	if (r == 1)
-		ring->next_avail++;
+	*ret_chain = (struct chain){.at = ring->next_avail, .parts = parts};
+	if (ring->is_packed)
+		r = packed_pop(ring, memory, n_parts_max, ret_chain);
+	else
+		r = split_pop(ring, memory, n_parts_max, ret_chain);
+	ret_chain->ticket.has_room = ret_chain->n_writable > 0;
 	return r;
 }
 
-void ring_unpop(struct ring *ring, uint16_t n)
+void ring_unpop(struct ring *ring, const struct chain *chain)
 {
-	ring->next_avail = (uint16_t)(ring->next_avail - n);
+	ring->next_avail = chain->at;
 }
 
-/* len bytes at an offset of the used ring were written. */
-static void log_used(const struct ring *ring, size_t offset, size_t len)
+void ring_log(const struct ring *ring, uint64_t offset, size_t len)
 {
 	if (ring->is_logged && ring->log)
 		dirty_log_mark(ring->log, ring->log_address + offset, len);
 }
 
-void ring_push(struct ring *ring, uint16_t head, uint32_t len)
+static void put_used(struct ring *ring, uint16_t head, uint32_t n_slots, uint32_t len)
 {
-	size_t offset = RING_HEAD_SIZE + USED_ELEMENT * (size_t)(ring->next_used & (ring->num - 1));
-	uint8_t *element = ring->used + offset;
-	uint32_t id = head;
-
-	memcpy(element, &id, sizeof(id));
-	memcpy(element + 4, &len, sizeof(len));
-	log_used(ring, offset, USED_ELEMENT);
-	ring->next_used++;
+	if (ring->is_packed)
+		packed_put_used(ring, head, n_slots, len);
+	else
+		split_put_used(ring, head, n_slots, len);
 }
 
-/* virtio 1.3, 2.7.7.2: has the driver asked for a call between old and new? */
-static bool wants_call(struct ring *ring)
+static void put_batch(struct ring *ring, uint32_t len)
 {
-	uint16_t before = ring->called_idx;
+	put_used(ring, ring->batch.head, ring->batch.n_slots, len);
+	ring->batch.n_slots = 0;
+}
 
-	ring->called_idx = ring->used_idx;
-	if (!ring->is_notified_once) {
-		ring->is_notified_once = true;
-		return true;
+void ring_push(struct ring *ring, struct ring_ticket ticket, uint32_t len)
+{
+	if (!ring->has_in_order) {
+		put_used(ring, ticket.head, ticket.n_slots, len);
+		return;
 	}
-	if (!ring->has_event_idx)
-		return !(guest_load16(avail_flags(ring)) & AVAIL_F_NO_INTERRUPT);
-	return (uint16_t)(ring->used_idx - guest_load16(used_event(ring)) - 1) <
-	       (uint16_t)(ring->used_idx - before);
+	ring->batch.head = ticket.head;
+	ring->batch.n_slots += ticket.n_slots;
+	/* A chain that is passed over counts as filled to the end: ones with room end the batch. */
+	if (ticket.has_room)
+		put_batch(ring, len);
 }
 
 void ring_publish(struct ring *ring)
 {
-	if (ring->used_idx == ring->next_used)
-		return;
-	/* Elements first, then the index that makes them the driver's. */
-	__atomic_thread_fence(__ATOMIC_RELEASE);
-	guest_store16(used_index(ring), ring->next_used);
-	log_used(ring, 0, RING_HEAD_SIZE);
-	ring->used_idx = ring->next_used;
-	/* The driver writes its wish, then reads our index; we the other way round. */
-	__atomic_thread_fence(__ATOMIC_SEQ_CST);
-	if (wants_call(ring))
-		ring_call(ring);
+	if (ring->batch.n_slots > 0)
+		put_batch(ring, 0);
+	if (ring->is_packed)
+		packed_publish(ring);
+	else
+		split_publish(ring);
 }
 
-uint16_t ring_driver_index(const struct ring *ring)
+static void ask_for_kicks(struct ring *ring, uint16_t position)
 {
-	return guest_load16(avail_index(ring));
-}
-
-static void ask_for_kicks(struct ring *ring, uint16_t index)
-{
-	if (ring->has_event_idx) {
-		guest_store16(avail_event(ring), index);
-		log_used(ring, RING_HEAD_SIZE + USED_ELEMENT * (size_t)ring->num, EVENT_SIZE);
-	} else {
-		guest_store16(used_flags(ring), 0);
-		log_used(ring, 0, RING_HEAD_SIZE);
-	}
-	/* Our wish, then the driver's index; the driver the other way round. */
+	if (ring->is_packed)
+		packed_ask_for_kicks(ring, position);
+	else
+		split_ask_for_kicks(ring, position);
+	/* Our wish, then what the driver made available; the driver the other way round. */
 	__atomic_thread_fence(__ATOMIC_SEQ_CST);
 }
 
@@ -414,19 +297,29 @@ bool ring_enable_kicks(struct ring *ring)
 	return ring_has_chains(ring);
 }
 
-bool ring_enable_kicks_at(struct ring *ring, uint16_t index)
+bool ring_enable_kicks_at(struct ring *ring, uint16_t position)
 {
-	ask_for_kicks(ring, index);
-	return ring_driver_index(ring) != index;
+	ask_for_kicks(ring, position);
+	return ring_driver_is_past(ring, position);
 }
 
 void ring_disable_kicks(struct ring *ring)
 {
-	/* With EVENT_IDX an avail_event that lies behind asks for nothing. */
-	if (!ring->has_event_idx) {
-		guest_store16(used_flags(ring), USED_F_NO_NOTIFY);
-		log_used(ring, 0, RING_HEAD_SIZE);
-	}
+	if (ring->is_packed)
+		packed_disable_kicks(ring);
+	else
+		split_disable_kicks(ring);
+}
+
+uint16_t ring_driver_position(const struct ring *ring)
+{
+	return ring->is_packed ? packed_driver_position(ring) : split_driver_position(ring);
+}
+
+bool ring_driver_is_past(const struct ring *ring, uint16_t position)
+{
+	return ring->is_packed ? packed_driver_is_past(ring, position)
+			       : split_driver_is_past(ring, position);
 }
 
 static void signal_fd(int fd)

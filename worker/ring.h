@@ -3,8 +3,8 @@
 
 /*
  * The device's side of one virtqueue over hostile memory: fetch chains, give
- * them back, notify (virtio 1.3, 2.7 "Split Virtqueues"). Chains are given back
- * in the order in which they were fetched.
+ * them back, notify (virtio 1.3, 2.7 "Split Virtqueues" and 2.8 "Packed
+ * Virtqueues"). Chains are given back in the order in which they were fetched.
  *
  * A driver that breaks the rules breaks its ring, nothing else: is_broken is
  * set, the reason stands in broken_reason, and the ring is left alone until it
@@ -27,8 +27,25 @@
  */
 #define RING_PARTS_MAX (RING_SIZE_MAX + 1024)
 
+/* Front-end user addresses; of a packed ring, used is the device's event area, avail the driver's.
+ */
 struct ring_addresses {
-	uint64_t desc, used, avail; /* front-end user addresses */
+	uint64_t desc, used, avail;
+};
+
+/*
+ * How far the device is in a packed ring: a used descriptor does not say how
+ * many places its chain took, so guest memory does not tell a successor. Each
+ * step is noted before it is made, in memory that outlives the process.
+ */
+struct ring_journal {
+	uint64_t step;
+};
+
+/* Chains that were given back in order and are told of by the last of them alone (IN_ORDER). */
+struct ring_batch {
+	uint32_t n_slots; /* 0: none */
+	uint16_t head;
 };
 
 struct ring {
@@ -36,10 +53,12 @@ struct ring {
 	bool is_enabled;
 	bool is_suspended; /* left alone, whatever else is true of it */
 	bool is_broken;
-	bool has_event_idx;
-	bool has_indirect;
+	/* As negotiated; the layout counts at the next start. */
+	bool has_event_idx, has_indirect, has_in_order, has_packed;
+	bool is_packed;
 	uint32_t in_band;	    /* RING_..._IN_BAND: what has no fd, and goes by message */
 	bool owes_call, owes_error; /* such messages that are due */
+	bool owes_first_call;	    /* once it runs: for what another process gave back */
 	bool is_notified_once;	    /* a first call after start is sent without asking */
 	uint32_t broken_reason;	    /* enum report_ring_reason */
 	uint64_t broken_value;
@@ -47,15 +66,27 @@ struct ring {
 	struct ring_addresses addresses;
 	int kick, call, error; /* owned; -1: none */
 	struct dirty_log *log; /* the device's; NULL: none */
-	bool is_logged;	       /* VHOST_VRING_F_LOG: writes to the used ring are marked */
-	uint64_t log_address;  /* guest address that stands for the used ring's first byte */
+	bool is_logged;	       /* VHOST_VRING_F_LOG: writes to the ring itself are marked */
+	uint64_t log_address;  /* guest address that stands for the first byte of used */
 
 	uint8_t *desc, *avail, *used; /* in guest memory */
-	uint16_t avail_idx;	      /* as last read from the driver, checked */
-	uint16_t next_avail;	      /* next chain to fetch */
-	uint16_t next_used;	      /* next used element to write */
-	uint16_t used_idx;	      /* as last published */
-	uint16_t called_idx;	      /* used_idx at the last decision about a call */
+	uint64_t desc_address;	      /* guest address of desc */
+	uint16_t next_avail;	      /* position of the next chain to fetch */
+	uint16_t next_used;	      /* position of the next chain to give back */
+	struct ring_batch batch;
+	/* split */
+	uint16_t avail_idx; /* as last read from the driver, checked */
+	uint16_t used_idx;  /* as last published */
+	/* packed */
+	uint32_t n_uncalled;	      /* places given back since the last decision about a call */
+	struct ring_journal *journal; /* the device's; NULL: none */
+};
+
+/* What it takes to give a chain back. */
+struct ring_ticket {
+	uint16_t head;	  /* split: its first descriptor; packed: the driver's id for it */
+	uint16_t n_slots; /* places that it takes up in the ring */
+	bool has_room;	  /* some of it is for the device */
 };
 
 /*
@@ -64,7 +95,8 @@ struct ring {
  * malformed: it is to be given back with length 0.
  */
 struct chain {
-	uint16_t head;
+	struct ring_ticket ticket;
+	uint16_t at; /* position in the ring */
 	bool is_malformed;
 	struct iovec *parts;
 	size_t n_readable, n_writable;
@@ -92,6 +124,7 @@ uint32_t ring_stop(struct ring *ring);
 struct ring_state {
 	uint32_t base; /* as ring_stop() returns it */
 	bool was_called;
+	bool owes_first_call;
 };
 
 struct ring_state ring_state(const struct ring *ring);
@@ -120,11 +153,11 @@ bool ring_is_running(const struct ring *ring);
 int ring_pop(struct ring *ring, struct guest_memory *memory, struct iovec *parts,
 	     size_t n_parts_max, struct chain *ret_chain);
 
-/* The last n chains fetched were not used: they will be fetched again. */
-void ring_unpop(struct ring *ring, uint16_t n);
+/* This chain and those fetched after it were not used: they will be fetched again. */
+void ring_unpop(struct ring *ring, const struct chain *chain);
 
-/* Give a chain back with len bytes written; visible at the next ring_publish(). */
-void ring_push(struct ring *ring, uint16_t head, uint32_t len);
+/* Give a chain back with len bytes written; visible at the next ring_publish() at the latest. */
+void ring_push(struct ring *ring, struct ring_ticket ticket, uint32_t len);
 
 /* Make what was pushed visible and call the driver if it wants to be called. */
 void ring_publish(struct ring *ring);
@@ -137,11 +170,13 @@ bool ring_has_chains(struct ring *ring);
  * kick may come, look again.
  */
 bool ring_enable_kicks(struct ring *ring);
-/* The same for the first chain behind an index that the driver had reached. */
-bool ring_enable_kicks_at(struct ring *ring, uint16_t index);
-/* Where the driver is now, unchecked: for comparison only. */
-uint16_t ring_driver_index(const struct ring *ring);
+/* The same for the first chain behind a position that the driver had reached. */
+bool ring_enable_kicks_at(struct ring *ring, uint16_t position);
 void ring_disable_kicks(struct ring *ring);
+
+/* Where the driver is now, unchecked; and whether it has gone on from there. */
+uint16_t ring_driver_position(const struct ring *ring);
+bool ring_driver_is_past(const struct ring *ring, uint16_t position);
 
 /* Is it looked at all the time, for want of anything that would tell of chains? */
 bool ring_is_polled(const struct ring *ring);

@@ -35,9 +35,9 @@ static struct rx_batch batch;
 static uint32_t n_unpublished;
 static uint32_t n_given_back; /* in this round */
 
-static void give_back(struct ring *ring, uint16_t head, uint32_t len)
+static void give_back(struct ring *ring, const struct chain *chain, uint32_t len)
 {
-	ring_push(ring, head, len);
+	ring_push(ring, chain->ticket, len);
 	n_given_back++;
 	if (++n_unpublished < PUBLISH_PACKETS)
 		return;
@@ -68,7 +68,7 @@ static bool pop_chain(struct device *device, struct iovec *parts, struct chain *
 			return true;
 		device->n_dropped++;
 		statistics_count(device, COUNTER_DROPPED, 1);
-		give_back(ring, ret_chain->head, 0);
+		give_back(ring, ret_chain, 0);
 	}
 	return false;
 }
@@ -101,7 +101,7 @@ static void put_header(struct device *device, const struct chain *chain,
 			     PACKET_HEADER_LEN + header->len);
 	statistics_count(device, COUNTER_TO_GUEST_PACKETS, 1);
 	capture_packet(&device->capture, header, chain->parts, chain->n_writable, header->len);
-	give_back(&device->rings[RING_RX], chain->head, PACKET_HEADER_LEN + header->len);
+	give_back(&device->rings[RING_RX], chain, PACKET_HEADER_LEN + header->len);
 }
 
 bool to_guest_send_empty(struct device *device, struct connection *connection, enum packet_op op,
@@ -227,7 +227,7 @@ static enum served send_early(struct device *device, struct connection *connecti
 		if (!pop_chain(device, batch.parts, &chain))
 			return SERVED_STARVED;
 		if (chain.writable_len == PACKET_HEADER_LEN) {
-			give_back(&device->rings[RING_RX], chain.head, 0);
+			give_back(&device->rings[RING_RX], &chain, 0);
 			continue;
 		}
 		if (chain.writable_len - PACKET_HEADER_LEN < len)
@@ -263,12 +263,12 @@ static uint32_t add_chain(struct device *device, uint32_t len, size_t n_parts_ma
 		if (is_usable(chain) && chain->writable_len > PACKET_HEADER_LEN)
 			break;
 		if (batch.n_chains > 0) {
-			ring_unpop(ring, 1);
+			ring_unpop(ring, chain);
 			return 0;
 		}
 		device->n_dropped++;
 		statistics_count(device, COUNTER_DROPPED, 1);
-		give_back(ring, chain->head, 0);
+		give_back(ring, chain, 0);
 	}
 	if (chain->writable_len - PACKET_HEADER_LEN < len)
 		len = (uint32_t)(chain->writable_len - PACKET_HEADER_LEN);
@@ -281,7 +281,7 @@ static uint32_t add_chain(struct device *device, uint32_t len, size_t n_parts_ma
 	for (size_t i = 0; i < n_payload; i++)
 		room += (uint32_t)batch.payload[batch.n_payload + i].iov_len;
 	if (room == 0) {
-		ring_unpop(ring, 1);
+		ring_unpop(ring, chain);
 		return 0;
 	}
 	batch.room[batch.n_chains++] = room;
@@ -333,7 +333,8 @@ void to_guest_send_fetched(struct device *device, struct connection *connection,
 		finish_packet(device, connection, &batch.chains[n_used], n, len == 0 ? flags : 0);
 		n_used++;
 	}
-	ring_unpop(&device->rings[RING_RX], (uint16_t)(batch.n_chains - n_used));
+	if (n_used < batch.n_chains)
+		ring_unpop(&device->rings[RING_RX], &batch.chains[n_used]);
 	batch.n_chains = n_used;
 }
 

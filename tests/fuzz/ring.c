@@ -275,7 +275,7 @@ static void check_chain(const struct chain *chain, uint16_t head, const struct w
 {
 	size_t n_parts = chain->n_readable + chain->n_writable;
 
-	CLAIM(chain->head == head);
+	CLAIM(chain->ticket.head == head);
 	CLAIM(chain->is_malformed == walk->is_malformed);
 	CLAIM(chain->readable_len == walk->readable_len);
 	CLAIM(chain->writable_len == walk->writable_len);
@@ -342,7 +342,7 @@ static void push(struct input *input)
 	f.n_in_flight--;
 	f.n_pushed++;
 	remember();
-	ring_push(&f.ring, head, len);
+	ring_push(&f.ring, (struct ring_ticket){.head = head, .n_slots = 1}, len);
 	expect_written(place, 8);
 	memcpy(element, f.view + place, sizeof(element));
 	CLAIM(element[0] == head && element[1] == len);
@@ -391,9 +391,10 @@ static void unpop(struct input *input)
 {
 	uint16_t n = (uint16_t)input_below(input, f.n_in_flight < 255 ? f.n_in_flight + 1 : 256);
 
-	ring_unpop(&f.ring, n);
 	f.next_avail = (uint16_t)(f.next_avail - n);
 	f.n_in_flight -= n;
+	if (n > 0)
+		ring_unpop(&f.ring, &(struct chain){.at = f.next_avail});
 }
 
 static void handle_kicks(struct input *input)

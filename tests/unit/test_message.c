@@ -56,6 +56,7 @@ static const struct expected {
 	{31, "Quarantine", WORKER, ASSIGNED, 0, 0},
 	{32, "StateSave", WORKER, ASSIGNED, 1, 1},
 	{33, "StateLoad", WORKER, ASSIGNED, 1, 1},
+	{47, "RingJournal", WORKER, CONFIGURED, 1, 1},
 	{48, "Accepted", WORKER, ASSIGNED, 1, 1},
 	{49, "Connected", WORKER, ASSIGNED, 0, 1},
 	{50, "Lost", WORKER, ASSIGNED, 0, 0},

@@ -426,7 +426,7 @@ static void test_questions_are_answered_with_exact_flags(void **state)
 		uint32_t request;
 		uint64_t answer;
 	} cases[] = {
-		{VHOST_USER_GET_FEATURES, 0x174000007},
+		{VHOST_USER_GET_FEATURES, 0x4d74000007},
 		{VHOST_USER_GET_PROTOCOL_FEATURES, 0x8a20b},
 		{VHOST_USER_GET_QUEUE_NUM, 3},
 		{VHOST_USER_GET_MAX_MEM_SLOTS, 32},
@@ -447,8 +447,8 @@ static void test_questions_are_answered_with_exact_flags(void **state)
 static void test_what_was_not_offered_is_refused(void **state)
 {
 	(void)state;
-	assert_closed(handle_u64(VHOST_USER_SET_FEATURES, BIT30 | UINT64_C(1) << 34),
-		      "SET_FEATURES: features 0x400000000 ");
+	assert_closed(handle_u64(VHOST_USER_SET_FEATURES, BIT30 | UINT64_C(1) << 33),
+		      "SET_FEATURES: features 0x200000000 ");
 	assert_false(f.session.has_features);
 	assert_int_equal(f.session.features, 0);
 	start_over();
@@ -1368,6 +1368,100 @@ static void test_a_base_is_sixteen_bits(void **state)
 	assert_calls("");
 }
 
+static void negotiate_packed(void)
+{
+	assert_done(handle_u64(VHOST_USER_SET_FEATURES,
+			       VIRTIO_F_VERSION_1 | VIRTIO_F_RING_PACKED | BIT30));
+	f.calls[0] = '\0';
+}
+
+static void test_a_packed_ring_may_have_any_size(void **state)
+{
+	static const uint32_t sizes[] = {1, 3, 96, 32767, 32768};
+
+	(void)state;
+	negotiate_packed();
+	for (size_t i = 0; i < sizeof(sizes) / sizeof(sizes[0]); i++)
+		assert_done(handle_state(VHOST_USER_SET_VRING_NUM, 2, sizes[i]));
+	assert_closed(handle_state(VHOST_USER_SET_VRING_NUM, 2, 0), "size 0");
+	assert_closed(handle_state(VHOST_USER_SET_VRING_NUM, 2, 32769), "from 1 to 32768");
+	assert_int_equal(f.session.rings[2].num, 32768);
+}
+
+static void test_a_size_is_looked_at_again_when_the_layout_is_known(void **state)
+{
+	(void)state;
+	negotiate_packed();
+	assert_done(handle_state(VHOST_USER_SET_VRING_NUM, 0, 96));
+	assert_done(handle_addr(0));
+	assert_done(handle_u64(VHOST_USER_SET_FEATURES, VIRTIO_F_VERSION_1 | BIT30));
+	assert_closed(handle_ring_fd(VHOST_USER_SET_VRING_KICK, 0), "no size");
+}
+
+static void test_the_event_areas_of_a_packed_ring_are_aligned(void **state)
+{
+	struct vhost_user_vring_addr addr = {.desc = 16, .used = 4};
+
+	(void)state;
+	negotiate_packed();
+	for (addr.avail = 4; addr.avail < 9; addr.avail++)
+		assert_int_equal(handle(VHOST_USER_SET_VRING_ADDR, &addr, sizeof(addr)),
+				 addr.avail % 4 ? SESSION_E_CLOSE : 0);
+}
+
+static void test_a_packed_base_has_both_positions(void **state)
+{
+	(void)state;
+	negotiate_packed();
+	start_ring(1, 0x80078009);
+	assert_int_equal(f.session.rings[1].base, 0x80078009);
+	f.answer = SESSION_E_PENDING;
+	assert_int_equal(handle_state(VHOST_USER_GET_VRING_BASE, 1, 0), SESSION_E_PENDING);
+	assert_int_equal(session_complete(&f.session, 0, 0x00058003), 0);
+	assert_reply_state(1, 0x00058003);
+}
+
+static void test_a_packed_ring_does_not_start_outside_itself(void **state)
+{
+	static const struct {
+		uint32_t base;
+		bool is_good;
+	} cases[] = {
+		{0x80008000, true},  {0x00000000, true},  {0x807f807f, true},  {0x00008000, true},
+		{0x8000007f, false}, {0x80808000, false}, {0x80008080, false}, {0xffffffff, false},
+		{0x00010000, false}, {0x80018000, false}, {0x80010001, true}, {0x80010002, false},
+	};
+
+	(void)state;
+	for (size_t i = 0; i < sizeof(cases) / sizeof(cases[0]); i++) {
+		negotiate_packed();
+		prepare_ring(0, cases[i].base); /* of 128 */
+		assert_int_equal(session_is_base(&f.session, 0, cases[i].base), cases[i].is_good);
+		if (cases[i].is_good)
+			assert_done(handle_ring_fd(VHOST_USER_SET_VRING_KICK, 0));
+		else
+			assert_closed(handle_ring_fd(VHOST_USER_SET_VRING_KICK, 0),
+				      "cannot start at");
+		start_over();
+	}
+}
+
+static void test_the_layout_cannot_change_under_a_started_ring(void **state)
+{
+	const uint64_t split = VIRTIO_F_VERSION_1 | BIT30, packed = split | VIRTIO_F_RING_PACKED;
+
+	(void)state;
+	negotiate_packed();
+	start_ring(2, 0x80008000);
+	assert_closed(handle_u64(VHOST_USER_SET_FEATURES, split), "another layout");
+	assert_done(handle_u64(VHOST_USER_SET_FEATURES, packed | VHOST_F_LOG_ALL));
+	assert_int_equal(handle_state(VHOST_USER_GET_VRING_BASE, 2, 0), 0);
+	assert_done(handle_u64(VHOST_USER_SET_FEATURES, split));
+	start_ring(2, 0);
+	assert_closed(handle_u64(VHOST_USER_SET_FEATURES, packed), "another layout");
+	assert_int_equal(f.session.features, split);
+}
+
 static void test_a_ring_starts_at_set_vring_kick(void **state)
 {
 	(void)state;
@@ -2128,7 +2222,7 @@ static void test_qemu_realizes_starts_stops_continues_and_resets(void **state)
 		{M(ADD_MEM_REG), 1, 0, NEED},
 	};
 	static const struct line start[] = {
-		{M(SET_FEATURES), SESSION_FEATURES, 0, 0},
+		{M(SET_FEATURES), SESSION_FEATURES & ~VIRTIO_F_RING_PACKED, 0, 0},
 		{M(SET_VRING_NUM), 0, 128, 0},
 		{M(SET_VRING_BASE), 0, 21, 0},
 		{M(SET_VRING_ADDR), 0, 0, 0},
@@ -2184,7 +2278,7 @@ static void test_crosvm_activates_sleeps_and_wakes(void **state)
 		{M(GET_QUEUE_NUM), 0, 0, 0},
 		{M(GET_CONFIG), 0, 4, 0},
 		{M(GET_CONFIG), 4, 4, 0},
-		{M(SET_FEATURES), SESSION_FEATURES, 0, 0},
+		{M(SET_FEATURES), SESSION_FEATURES & ~VIRTIO_F_RING_PACKED, 0, 0},
 	};
 	static const struct line activate[] = {
 		{M(SET_MEM_TABLE), 12, 0, 0},	{M(SET_VRING_NUM), 0, 256, 0},
@@ -2222,7 +2316,7 @@ static void test_crosvm_activates_sleeps_and_wakes(void **state)
 static void test_cloud_hypervisor_starts_pauses_snapshots_and_resets(void **state)
 {
 	static const struct line start[] = {
-		{M(SET_FEATURES), SESSION_FEATURES, 0, NEED},
+		{M(SET_FEATURES), SESSION_FEATURES & ~VIRTIO_F_RING_PACKED, 0, NEED},
 		{M(SET_MEM_TABLE), 2, 0, NEED},
 		{M(SET_VRING_NUM), 0, 1024, NEED},
 		{M(SET_VRING_NUM), 1, 1024, NEED},
@@ -2331,6 +2425,12 @@ int main(void)
 		TEST(test_a_ring_size_is_a_power_of_two),
 		TEST(test_ring_addresses_are_aligned),
 		TEST(test_a_base_is_sixteen_bits),
+		TEST(test_a_packed_ring_may_have_any_size),
+		TEST(test_a_size_is_looked_at_again_when_the_layout_is_known),
+		TEST(test_the_event_areas_of_a_packed_ring_are_aligned),
+		TEST(test_a_packed_base_has_both_positions),
+		TEST(test_a_packed_ring_does_not_start_outside_itself),
+		TEST(test_the_layout_cannot_change_under_a_started_ring),
 		TEST(test_a_ring_starts_at_set_vring_kick),
 		TEST(test_a_ring_without_size_or_addresses_cannot_start),
 		TEST(test_a_second_kick_fd_replaces_the_first),
