@@ -43,10 +43,35 @@ static bool is_in_band(const struct guest *guest)
 	return guest->options.signals == GUEST_SIGNALS_IN_BAND;
 }
 
+static void choose_rings(struct guest_options *options)
+{
+	static const struct {
+		const char *name;
+		uint64_t bit;
+	} names[] = {
+		{"packed", BIT64(VIRTIO_RING_PACKED)},
+		{"in-order", BIT64(VIRTIO_IN_ORDER)},
+		{"notification-data", BIT64(VIRTIO_NOTIFICATION_DATA)},
+		{"-indirect", BIT64(VIRTIO_INDIRECT)},
+		{"-event-idx", BIT64(VIRTIO_EVENT_IDX)},
+	};
+	const char *wanted = getenv("FRONTEND_RINGS");
+
+	for (size_t i = 0; wanted && i < sizeof(names) / sizeof(names[0]); i++) {
+		if (!strstr(wanted, names[i].name))
+			continue;
+		if (names[i].name[0] == '-')
+			options->features &= ~names[i].bit;
+		else
+			options->features |= names[i].bit;
+	}
+}
+
 static void fill_defaults(struct guest_options *options)
 {
 	if (!options->features)
 		options->features = FEATURES_DEFAULT;
+	choose_rings(options);
 	if (!options->protocol_features)
 		options->protocol_features = protocol_features[options->style];
 	if (!options->queue_size)
@@ -300,8 +325,9 @@ static int start_ring(struct guest *guest, uint32_t index)
 
 	if (guest->has_base && ring_used_idx(ring) != guest->stopped_idx[index])
 		guest_violate(guest, "ring %u was used while it was stopped", index);
-	if (!guest->has_base && is_like(guest, GUEST_LIKE_CLOUD_HYPERVISOR))
-		base = ring->avail_idx;
+	if (!guest->has_base)
+		base = is_like(guest, GUEST_LIKE_CLOUD_HYPERVISOR) ? ring_last_base(ring)
+								   : ring_first_base(ring);
 	if (is_qemu || is_crosvm)
 		error = vhost_set_ring(vhost, VHOST_SET_VRING_NUM, index, ring->size);
 	if (!error && is_qemu)
@@ -366,8 +392,11 @@ int guest_resume(struct guest *guest)
 	int error;
 
 	error = guest_set_features(guest, !is_like(guest, GUEST_LIKE_CROSVM));
-	for (size_t i = 0; i < guest->n_rings; i++)
+	for (size_t i = 0; i < guest->n_rings; i++) {
 		guest->rings[i].has_event_idx = vhost->features & BIT64(VIRTIO_EVENT_IDX);
+		ring_set_layout(&guest->rings[i], vhost->features & BIT64(VIRTIO_RING_PACKED),
+				vhost->features & BIT64(VIRTIO_IN_ORDER));
+	}
 	if (!error)
 		error = guest_tell_memory(guest);
 	if (guest->options.is_prefilled)
@@ -391,6 +420,7 @@ int guest_resume(struct guest *guest)
 int guest_stop_ring(struct guest *guest, uint32_t index)
 {
 	const struct ring *ring = &guest->rings[index];
+	const char *fault;
 	uint32_t base;
 	int error = vhost_get_ring_base(&guest->vhost, index, &base);
 
@@ -399,13 +429,9 @@ int guest_stop_ring(struct guest *guest, uint32_t index)
 	guest->base[index] = base;
 	guest->has_base = true;
 	guest->stopped_idx[index] = ring_used_idx(ring);
-	/* Nothing may be in flight, so all that was taken was also given back. */
-	if ((uint16_t)base != guest->stopped_idx[index])
-		guest_violate(guest, "ring %u stopped at base %u with used index %u", index, base,
-			      guest->stopped_idx[index]);
-	if ((uint16_t)(ring->avail_idx - base) > ring->size)
-		guest_violate(guest, "ring %u stopped at base %u beyond avail index %u", index,
-			      base, ring->avail_idx);
+	fault = ring_judge_base(ring, base);
+	if (fault)
+		guest_violate(guest, "ring %u stopped at base 0x%x: %s", index, base, fault);
 	return 0;
 }
 

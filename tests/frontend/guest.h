@@ -68,9 +68,13 @@ struct guest_layout {
 struct guest_options {
 	const char *socket;
 	enum guest_style style;
-	uint64_t cid;		    /* expected in the configuration space; 0: any */
-	uint64_t features;	    /* acknowledged if offered; 0: VERSION_1, INDIRECT, EVENT_IDX
-				     * and SEQPACKET */
+	uint64_t cid; /* expected in the configuration space; 0: any */
+	/*
+	 * Acknowledged if offered; 0: VERSION_1, INDIRECT, EVENT_IDX and SEQPACKET. What
+	 * $FRONTEND_RINGS has the names of is added or, behind a minus, left out: packed, in-order,
+	 * notification-data, -indirect, -event-idx. So any test runs over any rings.
+	 */
+	uint64_t features;
 	uint64_t protocol_features; /* the same; 0: what the style's VMM knows */
 	bool omits_protocol_bit;    /* SET_FEATURES without bit 30, as QEMU before 7.2 */
 	bool is_prefilled;	    /* post rx and event buffers before the rings start */

@@ -115,6 +115,8 @@ int guest_packets_init(struct guest *guest)
 	uint32_t n_chains;
 
 	guest->n_rx_pieces = cut(&options->rx_layout, options->rx_buffer_size, guest->rx_pieces);
+	if (!(options->features & BIT64(VIRTIO_INDIRECT)))
+		options->rx_layout.is_indirect = false;
 	n_chains = options->queue_size / (options->rx_layout.is_indirect ? 1 : guest->n_rx_pieces);
 	if (!options->n_rx_buffers || options->n_rx_buffers > n_chains)
 		options->n_rx_buffers = n_chains;

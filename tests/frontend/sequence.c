@@ -289,11 +289,12 @@ static int ring_address(struct guest *guest, uint32_t index, bool is_logged)
 static int ring_base(struct guest *guest, uint32_t index, bool is_available)
 {
 	const struct ring *ring = &guest->rings[index];
+	uint32_t base = guest->has_base ? guest->base[index] : ring_first_base(ring);
 
 	if (guest->has_base && ring_used_idx(ring) != guest->stopped_idx[index])
 		guest_violate(guest, "ring %u was used while it was stopped", index);
 	return vhost_set_ring(&guest->vhost, VHOST_SET_VRING_BASE, index,
-			      is_available ? ring->avail_idx : guest->base[index]);
+			      is_available ? ring_last_base(ring) : base);
 }
 
 static int ring_fd(struct guest *guest, uint32_t index, const struct step *step)

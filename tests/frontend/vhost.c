@@ -320,7 +320,8 @@ int vhost_get_ring_base(struct vhost *vhost, uint32_t index, uint32_t *ret_base)
 
 	if (error)
 		return error;
-	if (reply.index != index || reply.num > UINT16_MAX)
+	if (reply.index != index ||
+	    (reply.num > UINT16_MAX && !(vhost->features & BIT64(VIRTIO_RING_PACKED))))
 		return fail(vhost, -EPROTO, "GET_VRING_BASE %u: index %u, base %u", index,
 			    reply.index, reply.num);
 	*ret_base = reply.num;

@@ -375,6 +375,9 @@ void migration_assert_nobody_spins(const struct setup *setup)
 
 void migration_take_back_event_buffers(struct guest *guest)
 {
-	ring_reset(&guest->rings[GUEST_EVENT]);
-	guest->base[GUEST_EVENT] = guest->stopped_idx[GUEST_EVENT] = 0;
+	struct ring *ring = &guest->rings[GUEST_EVENT];
+
+	ring_reset(ring);
+	guest->base[GUEST_EVENT] = ring_first_base(ring);
+	guest->stopped_idx[GUEST_EVENT] = ring_used_idx(ring);
 }

@@ -102,7 +102,7 @@ static bool overlaps_page(uint64_t page, uint64_t address, uint64_t len)
 
 static uint64_t used_len(const struct ring *ring)
 {
-	return 6 + 8 * (uint64_t)ring->size;
+	return ring->is_packed ? 4 : 6 + 8 * (uint64_t)ring->size;
 }
 
 /* What a device may write to; all but the rx buffers in pages of their own, or nearly. */
@@ -114,8 +114,16 @@ static bool is_for_device(const struct guest *guest, uint64_t page)
 
 	for (size_t i = 0; i < guest->n_rings; i++)
 		is_any |= overlaps_page(page, guest->rings[i].used_address,
-					used_len(&guest->rings[i]));
+					used_len(&guest->rings[i])) ||
+			  (guest->rings[i].is_packed &&
+			   overlaps_page(page, guest->rings[i].descriptors_address,
+					 16 * (uint64_t)guest->rings[i].size));
 	return is_any;
+}
+
+static void forget(const struct guest *guest, uint8_t *copy, uint64_t address, uint64_t len)
+{
+	memcpy(copy + (address - MEMORY_START), memory_at(&guest->memory, address), len);
 }
 
 /* Byte ranges that the driver writes itself are of no interest: they are its own. */
@@ -123,12 +131,13 @@ static void forget_drivers_bytes(const struct guest *guest, uint8_t *copy)
 {
 	for (size_t i = 0; i < guest->n_rings; i++) {
 		const struct ring *ring = &guest->rings[i];
-		uint64_t at[2] = {ring->descriptors_address, ring->avail_address};
-		uint64_t len[2] = {16 * (uint64_t)ring->size, 6 + 2 * (uint64_t)ring->size};
 
-		for (size_t k = 0; k < 2; k++)
-			memcpy(copy + (at[k] - MEMORY_START), memory_at(&guest->memory, at[k]),
-			       len[k]);
+		forget(guest, copy, ring->avail_address, 6 + 2 * (uint64_t)ring->size);
+		/* In a packed ring those that were used last are the device's. */
+		for (uint16_t k = 0; k < ring->size; k++)
+			if (!ring->is_packed || !ring_is_used_descriptor(ring, k))
+				forget(guest, copy, ring->descriptors_address + 16 * (uint64_t)k,
+				       16);
 	}
 	memcpy(copy + (guest->tx_address - MEMORY_START),
 	       memory_at(&guest->memory, guest->tx_address),
@@ -283,9 +292,9 @@ static void test_a_used_ring_is_logged_where_the_front_end_wants_it(void **state
 	struct log log = new_log(LOG_LEN);
 
 	start_logging(guest, &log);
-	/* Ring 0 at a page that is no memory, ring 1 not at all. */
-	set_log_flag(guest, GUEST_RX, true, MEMORY_START + MEMORY_SIZE);
-	set_log_flag(guest, GUEST_TX, false, guest->rings[GUEST_TX].used_address);
+	/* Ring 1 at a page that is no memory, ring 0 not at all. */
+	set_log_flag(guest, GUEST_TX, true, MEMORY_START + MEMORY_SIZE);
+	set_log_flag(guest, GUEST_RX, false, guest->rings[GUEST_RX].used_address);
 	assert_int_equal(guest_enable(guest, true), 0);
 	memset(log.bits, 0, log.size);
 	migration_assert_connects(setup, 0);
@@ -293,6 +302,10 @@ static void test_a_used_ring_is_logged_where_the_front_end_wants_it(void **state
 	assert_false(is_marked(&log, guest->rings[GUEST_RX].used_address / PAGE));
 	assert_false(is_marked(&log, guest->rings[GUEST_TX].used_address / PAGE));
 	assert_true(is_marked(&log, guest->rx_address / PAGE));
+	/* Descriptors are where they are. */
+	assert_false(is_marked(&log, guest->rings[GUEST_RX].descriptors_address / PAGE));
+	assert_int_equal(is_marked(&log, guest->rings[GUEST_TX].descriptors_address / PAGE),
+			 guest->rings[GUEST_TX].is_packed);
 	/* An address far beyond any log. */
 	set_log_flag(guest, GUEST_RX, true, UINT64_MAX - 7);
 	set_log_flag(guest, GUEST_TX, true, UINT64_MAX);

@@ -318,7 +318,7 @@ static void test_a_state_that_is_not_for_us_is_refused_with_a_reason(void **stat
 		{AT_COUNT, 1, "state refused: truncated, or too long"},
 		{AT_COUNT, UINT32_MAX, "state refused: truncated, or too long"},
 		{AT_FEATURES, 1u << 3, "state refused: features 0x8 "},
-		{AT_FEATURES + 4, 1u << 2 | 1, "state refused: features 0x400000000 "},
+		{AT_FEATURES + 4, 1u << 1 | 1, "state refused: features 0x200000000 "},
 	};
 	size_t len = make_state(setup, guest);
 
