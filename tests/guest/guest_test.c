@@ -3,7 +3,7 @@
 /*
  * What a real Linux guest and host programs see of vsockd.
  *
- *   guest_test --test|--demo KERNEL INITRAMFS ACCELERATOR BACK-END...
+ *   guest_test --test|--packed|--demo KERNEL INITRAMFS ACCELERATOR BACK-END...
  *
  * Two processes: one runs the steps, the other waits for it with a time limit
  * and, however it ends, leaves no process and no file behind. tests/guest/run
@@ -141,7 +141,11 @@ static bool step_start(struct test *test)
 		error = machine_start_back_end(&test->machine);
 	check(test, error == 0,
 	      "the back-end starts and listens for the VMM and for host programs");
-	return error == 0 && boot(test);
+	if (error < 0 || !boot(test))
+		return false;
+	if (test->machine.is_packed)
+		check(test, machine_has_feature("VIRTIO_F_RING_PACKED"), "its rings are packed");
+	return true;
 }
 
 static bool step_confinement(struct test *test)
@@ -792,15 +796,17 @@ int main(int argc, char **argv)
 	pid_t child;
 	int code;
 
-	if (argc < 6 || (strcmp(argv[1], "--test") && strcmp(argv[1], "--demo"))) {
-		fprintf(stderr, "usage: guest_test --test|--demo KERNEL INITRAMFS ACCELERATOR "
-				"BACK-END...\n");
+	if (argc < 6 || (strcmp(argv[1], "--test") && strcmp(argv[1], "--packed") &&
+			 strcmp(argv[1], "--demo"))) {
+		fprintf(stderr, "usage: guest_test --test|--packed|--demo KERNEL INITRAMFS "
+				"ACCELERATOR BACK-END...\n");
 		return 64;
 	}
 	test.machine.kernel = argv[2];
 	test.machine.initramfs = argv[3];
 	test.machine.accelerator = argv[4];
 	test.machine.back_end = &argv[5];
+	test.machine.is_packed = !strcmp(argv[1], "--packed");
 	test.score = mmap(NULL, sizeof(*test.score), PROT_READ | PROT_WRITE,
 			  MAP_SHARED | MAP_ANONYMOUS, -1, 0);
 	snprintf(directory, sizeof(directory), "%s/vsockd-guest.XXXXXX",

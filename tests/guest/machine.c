@@ -134,7 +134,9 @@ static pid_t start_qemu(const struct machine *machine, const struct qemu *qemu)
 		"-serial", qemu->serial,
 		"-qmp", qemu->qmp,
 		"-chardev", qemu->chardev,
-		"-device", "vhost-user-vsock-pci,chardev=vsock",
+		"-device",
+		machine->is_packed ? "vhost-user-vsock-pci,chardev=vsock,id=vsock,packed=on"
+				   : "vhost-user-vsock-pci,chardev=vsock,id=vsock",
 		"-kernel", machine->kernel,
 		"-initrd", machine->initramfs,
 		"-append", "console=ttyS0 quiet no_timer_check",
@@ -196,28 +198,31 @@ int machine_wait(pid_t *pid, unsigned int limit_ms)
 	}
 }
 
-/* Pass over events until the command is answered. */
+/* The longest answer that is asked for, with the names of all features. */
+static char answer[65536];
+
+/* Pass over events until the command is answered; by what stands in answer. */
 static int wait_for_return(int fd)
 {
-	char line[4096];
 	size_t len = 0;
 
-	while (recv(fd, line + len, 1, 0) == 1) {
-		if (line[len] != '\n') {
-			len += len < sizeof(line) - 2;
+	while (recv(fd, answer + len, 1, 0) == 1) {
+		if (answer[len] != '\n') {
+			len += len < sizeof(answer) - 2;
 			continue;
 		}
-		line[len] = '\0';
-		if (strstr(line, "\"return\""))
+		answer[len] = '\0';
+		if (strstr(answer, "\"return\""))
 			return 0;
-		if (strstr(line, "\"error\""))
+		if (strstr(answer, "\"error\""))
 			return -EPROTO;
 		len = 0;
 	}
 	return -ETIMEDOUT;
 }
 
-int machine_pause(const char *command)
+/* One command, with its arguments as JSON. */
+static int ask_qemu(const char *command, const char *arguments)
 {
 	struct sockaddr_un address = {.sun_family = AF_UNIX, .sun_path = QMP_SOCKET};
 	int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
@@ -232,7 +237,7 @@ int machine_pause(const char *command)
 	dprintf(fd, "{\"execute\": \"qmp_capabilities\"}\n");
 	error = wait_for_return(fd);
 	if (error == 0) {
-		dprintf(fd, "{\"execute\": \"%s\"}\n", command);
+		dprintf(fd, "{\"execute\": \"%s\", \"arguments\": {%s}}\n", command, arguments);
 		error = wait_for_return(fd);
 	}
 	close(fd);
@@ -254,6 +259,24 @@ int machine_replace_worker(void)
 	snprintf(cid, sizeof(cid), "%d", MACHINE_CID);
 	pid = start(argv, MACHINE_CONTROL_LOG);
 	return pid < 0 ? pid : machine_wait(&pid, 5000);
+}
+
+int machine_pause(const char *command)
+{
+	return ask_qemu(command, "");
+}
+
+bool machine_has_feature(const char *name)
+{
+	const char *features, *found;
+
+	if (ask_qemu("x-query-virtio-status",
+		     "\"path\": \"/machine/peripheral/vsock/virtio-backend\"") != 0)
+		return false;
+	features = strstr(answer, "\"guest-features\"");
+	found = features ? strstr(features, name) : NULL;
+	/* What others have stands in objects of their own. */
+	return found && found < strchr(features, '}');
 }
 
 struct process {

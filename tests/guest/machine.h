@@ -26,6 +26,7 @@
 
 struct machine {
 	const char *kernel, *initramfs, *accelerator;
+	bool is_packed;	 /* packed rings are offered to the guest */
 	char **back_end; /* the command, without the options that machine_start_back_end() adds */
 	pid_t back_end_pid, qemu_pid, sibling_pid; /* -1: not running */
 };
@@ -40,6 +41,9 @@ bool machine_qemu_is_running(const struct machine *machine);
 
 /* Wait for the end of *pid. Its wait status, or -ETIMEDOUT. On the first *pid becomes -1. */
 int machine_wait(pid_t *pid, unsigned int limit_ms);
+
+/* Did the guest take a feature of that name, as "VIRTIO_F_RING_PACKED"? QEMU says so. */
+bool machine_has_feature(const char *name);
 
 /* "stop" or "cont": the guest's processors and its devices. */
 int machine_pause(const char *command);

@@ -475,7 +475,7 @@ static void expect_disjoint(const struct names *one, const struct names *other)
 				fail_msg("two workers share %s", one->all[i]);
 }
 
-/* Inodes of mapped memfds: guest memory and the connections' buffers. */
+/* Inodes of mapped memfds: guest memory, the connections' buffers, the journal of the rings. */
 static void list_shared_maps(pid_t pid, struct names *ret_names)
 {
 	FILE *maps = open_proc(pid, "maps");
@@ -531,8 +531,8 @@ static void audit_front(const struct live *live)
 		/* The spawner; three listeners, front-end and connection a VM; the workers. */
 		[FD_SOCKET] = 1 + 5 * VMS + VMS + 1,
 		[FD_EPOLL] = 1,
-		/* Each guest's memory, each worker's buffers. */
-		[FD_MEMFD] = VMS + VMS + 1,
+		/* Each guest's memory, each place's journal of rings, each worker's buffers. */
+		[FD_MEMFD] = VMS + VMS + VMS + 1,
 		[FD_EVENTFD] = ANY_NUMBER,
 	};
 	size_t counts[FD_KINDS];
@@ -586,7 +586,7 @@ static void audit_worker(const struct live *live, size_t i, struct names *ret_fd
 		assert_in_range(counts[FD_EVENTFD], 2 * live->guests[i].n_rings,
 				3 * live->guests[i].n_rings);
 	list_shared_maps(pid, ret_maps);
-	assert_int_equal(ret_maps->n, is_spare ? 1 : 2);
+	assert_int_equal(ret_maps->n, is_spare ? 1 : 3);
 	expect_other_namespaces(pid, getpid(), WORKER_NAMESPACES);
 	if (geteuid() == 0)
 		expect_other_namespaces(pid, live->front, FRONT_NAMESPACES);
