@@ -32,7 +32,7 @@ static bool pop_buffer(struct device *device, struct iovec *parts, struct chain 
 		    ret_chain->writable_len >= EVENT_LEN)
 			return true;
 		device->n_dropped++;
-		ring_push(ring, ret_chain->ticket, 0);
+		ring_push(ring, &ret_chain->ticket, 0);
 		ring_publish(ring);
 	}
 	return false;
@@ -58,7 +58,7 @@ static void send_reset(struct device *device)
 	write_event(device, &chain, EVENT_TRANSPORT_RESET);
 	/* Read before the driver can know of the event. */
 	device->reset_index = ring_driver_position(ring);
-	ring_push(ring, chain.ticket, EVENT_LEN);
+	ring_push(ring, &chain.ticket, EVENT_LEN);
 	device->reset = RESET_SENT;
 	device->tells_reset_sent = true;
 	ring_publish(ring);

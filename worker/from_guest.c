@@ -76,7 +76,7 @@ static void flush_batch(struct device *device)
 		if (batch.packets[i].connection)
 			write_all(device, i);
 	for (uint32_t i = 0; i < batch.n_tickets; i++)
-		ring_push(ring, batch.tickets[i], 0);
+		ring_push(ring, &batch.tickets[i], 0);
 	batch.n_packets = 0;
 	batch.n_tickets = 0;
 	batch.n_parts = 0;

@@ -63,7 +63,7 @@ int ring_start(struct ring *ring, struct guest_memory *memory, uint32_t num,
 		split_start(ring, base, from_used_index);
 	if (r < 0)
 		return r;
-	ring->batch = (struct ring_batch){0};
+	ring->batch = (struct ring_ticket){0};
 	ring->is_notified_once = false;
 	ring->is_started = true;
 	return 0;
@@ -127,30 +127,18 @@ bool ring_is_running(const struct ring *ring)
 
 bool ring_has_chains(struct ring *ring)
 {
-	return ring->is_packed ? packed_has_chains(ring) : split_has_chains(ring);
+	if (ring->is_packed)
+		return packed_has_chains(ring);
+	return ring->avail_idx != ring->next_avail || split_has_chains(ring);
 }
 
-struct ring_words ring_load_words(const void *place)
-{
-	const volatile struct __attribute__((packed)) {
-		uint64_t address;
-		uint64_t rest;
-	} *raw = place;
-
-	return (struct ring_words){.address = raw->address, .rest = raw->rest};
-}
-
-bool ring_table_load(const struct ring_table *table, struct guest_memory *memory, uint32_t index,
-		     struct ring_words *ret)
+bool ring_table_load_across(const struct ring_table *table, struct guest_memory *memory,
+			    uint32_t index, struct ring_words *ret)
 {
 	uint64_t guest_address = table->guest_address + (uint64_t)index * DESC_SIZE;
 	uint8_t copy[DESC_SIZE];
 	size_t len = 0;
 
-	if (table->start) {
-		*ret = ring_load_words(table->start + (size_t)index * DESC_SIZE);
-		return true;
-	}
 	while (len < DESC_SIZE) {
 		struct iovec part;
 
@@ -185,38 +173,6 @@ int ring_open_table(struct ring *ring, struct guest_memory *memory,
 	return 0;
 }
 
-int ring_add_buffer(struct ring *ring, struct guest_memory *memory,
-		    const struct ring_buffer *buffer, size_t n_parts_max, struct chain *chain)
-{
-	bool is_writable = buffer->flags & DESC_F_WRITE;
-	uint64_t guest_address = buffer->guest_address;
-	uint32_t len = buffer->len;
-
-	if (!is_writable && chain->n_writable > 0)
-		chain->is_malformed = true;
-	while (len > 0) {
-		size_t n_parts = chain->n_readable + chain->n_writable;
-
-		if (n_parts == n_parts_max)
-			return n_parts_max < RING_PARTS_MAX
-				       ? -EAGAIN
-				       : ring_break(ring, REPORT_RING_LOOP, chain->ticket.head);
-		if (!guest_memory_translate(memory, guest_address, len, &chain->parts[n_parts]))
-			return ring_break(ring, REPORT_RING_BAD_PLACE, guest_address);
-		guest_address += chain->parts[n_parts].iov_len;
-		len -= (uint32_t)chain->parts[n_parts].iov_len;
-		if (is_writable)
-			chain->n_writable++;
-		else
-			chain->n_readable++;
-	}
-	if (is_writable)
-		chain->writable_len += buffer->len;
-	else
-		chain->readable_len += buffer->len;
-	return 0;
-}
-
 int ring_pop(struct ring *ring, struct guest_memory *memory, struct iovec *parts,
 	     size_t n_parts_max, struct chain *ret_chain)
 {
@@ -238,43 +194,40 @@ void ring_unpop(struct ring *ring, const struct chain *chain)
 	ring->next_avail = chain->at;
 }
 
-void ring_log(const struct ring *ring, uint64_t offset, size_t len)
-{
-	if (ring->is_logged && ring->log)
-		dirty_log_mark(ring->log, ring->log_address + offset, len);
-}
-
-static void put_used(struct ring *ring, uint16_t head, uint32_t n_slots, uint32_t len)
+static void put_used(struct ring *ring, const struct ring_ticket *ticket, uint32_t len)
 {
 	if (ring->is_packed)
-		packed_put_used(ring, head, n_slots, len);
+		packed_put_used(ring, ticket, len);
 	else
-		split_put_used(ring, head, n_slots, len);
+		split_put_used(ring, ticket, len);
 }
 
-static void put_batch(struct ring *ring, uint32_t len)
+static void add_to_batch(struct ring *ring, const struct ring_ticket *ticket, uint32_t len)
 {
-	put_used(ring, ring->batch.head, ring->batch.n_slots, len);
+	uint32_t n_slots = ring->batch.n_slots + ticket->n_slots;
+
+	ring->batch = *ticket;
+	ring->batch.n_slots = (uint16_t)n_slots; /* of one ring, so no more than it has */
+	/* A chain that is passed over counts as filled to the end: ones with room end the batch. */
+	if (!ticket->has_room)
+		return;
+	put_used(ring, &ring->batch, len);
 	ring->batch.n_slots = 0;
 }
 
-void ring_push(struct ring *ring, struct ring_ticket ticket, uint32_t len)
+void ring_push(struct ring *ring, const struct ring_ticket *ticket, uint32_t len)
 {
-	if (!ring->has_in_order) {
-		put_used(ring, ticket.head, ticket.n_slots, len);
-		return;
-	}
-	ring->batch.head = ticket.head;
-	ring->batch.n_slots += ticket.n_slots;
-	/* A chain that is passed over counts as filled to the end: ones with room end the batch. */
-	if (ticket.has_room)
-		put_batch(ring, len);
+	if (ring->has_in_order)
+		add_to_batch(ring, ticket, len);
+	else
+		put_used(ring, ticket, len);
 }
 
 void ring_publish(struct ring *ring)
 {
 	if (ring->batch.n_slots > 0)
-		put_batch(ring, 0);
+		put_used(ring, &ring->batch, 0);
+	ring->batch.n_slots = 0;
 	if (ring->is_packed)
 		packed_publish(ring);
 	else

@@ -42,10 +42,11 @@ struct ring_journal {
 	uint64_t step;
 };
 
-/* Chains that were given back in order and are told of by the last of them alone (IN_ORDER). */
-struct ring_batch {
-	uint32_t n_slots; /* 0: none */
-	uint16_t head;
+/* What it takes to give a chain back. */
+struct ring_ticket {
+	uint16_t head;	  /* split: its first descriptor; packed: the driver's id for it */
+	uint16_t n_slots; /* places that it takes up in the ring */
+	bool has_room;	  /* some of it is for the device */
 };
 
 struct ring {
@@ -73,20 +74,13 @@ struct ring {
 	uint64_t desc_address;	      /* guest address of desc */
 	uint16_t next_avail;	      /* position of the next chain to fetch */
 	uint16_t next_used;	      /* position of the next chain to give back */
-	struct ring_batch batch;
+	struct ring_ticket batch;     /* IN_ORDER: the last of those that it alone will tell of */
 	/* split */
 	uint16_t avail_idx; /* as last read from the driver, checked */
 	uint16_t used_idx;  /* as last published */
 	/* packed */
 	uint32_t n_uncalled;	      /* places given back since the last decision about a call */
 	struct ring_journal *journal; /* the device's; NULL: none */
-};
-
-/* What it takes to give a chain back. */
-struct ring_ticket {
-	uint16_t head;	  /* split: its first descriptor; packed: the driver's id for it */
-	uint16_t n_slots; /* places that it takes up in the ring */
-	bool has_room;	  /* some of it is for the device */
 };
 
 /*
@@ -157,7 +151,7 @@ int ring_pop(struct ring *ring, struct guest_memory *memory, struct iovec *parts
 void ring_unpop(struct ring *ring, const struct chain *chain);
 
 /* Give a chain back with len bytes written; visible at the next ring_publish() at the latest. */
-void ring_push(struct ring *ring, struct ring_ticket ticket, uint32_t len);
+void ring_push(struct ring *ring, const struct ring_ticket *ticket, uint32_t len);
 
 /* Make what was pushed visible and call the driver if it wants to be called. */
 void ring_publish(struct ring *ring);

@@ -234,12 +234,12 @@ int packed_pop(struct ring *ring, struct guest_memory *memory, size_t n_parts_ma
 	return 1;
 }
 
-void packed_put_used(struct ring *ring, uint16_t head, uint32_t n_slots, uint32_t len)
+void packed_put_used(struct ring *ring, const struct ring_ticket *ticket, uint32_t len)
 {
-	uint16_t from = ring->next_used, to = advance(ring, from, n_slots);
+	uint16_t from = ring->next_used, to = advance(ring, from, ticket->n_slots);
 	uint64_t flags = (from & POSITION_WRAP ? DESC_F_AVAIL | DESC_F_USED : 0) |
 			 (len > 0 ? DESC_F_WRITE : 0);
-	uint64_t rest = flags << 48 | (uint64_t)head << 32 | len;
+	uint64_t rest = flags << 48 | (uint64_t)ticket->head << 32 | len;
 
 	note_step(ring, from, to);
 	/* What was written into the buffers comes before the word that gives them back. */
@@ -248,7 +248,7 @@ void packed_put_used(struct ring *ring, uint16_t head, uint32_t n_slots, uint32_
 		dirty_log_mark(ring->log, ring->desc_address + DESC_SIZE * index_of(from),
 			       DESC_SIZE);
 	ring->next_used = to;
-	ring->n_uncalled += n_slots;
+	ring->n_uncalled += ticket->n_slots;
 }
 
 /* ---- calls and kicks ---- */

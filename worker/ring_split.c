@@ -66,8 +66,6 @@ bool split_has_chains(struct ring *ring)
 {
 	uint16_t avail_idx;
 
-	if (ring->avail_idx != ring->next_avail)
-		return true;
 	avail_idx = guest_load16(avail_index(ring));
 	/* A driver can't offer more chains than it has descriptors. */
 	if ((uint16_t)(avail_idx - ring->next_avail) > ring->num) {
@@ -141,16 +139,16 @@ int split_pop(struct ring *ring, struct guest_memory *memory, size_t n_parts_max
 	return r;
 }
 
-void split_put_used(struct ring *ring, uint16_t head, uint32_t n_slots, uint32_t len)
+void split_put_used(struct ring *ring, const struct ring_ticket *ticket, uint32_t len)
 {
 	size_t offset = RING_HEAD_SIZE + USED_ELEMENT * (size_t)(ring->next_used & (ring->num - 1));
 	uint8_t *element = ring->used + offset;
-	uint32_t id = head;
+	uint32_t id = ticket->head;
 
 	memcpy(element, &id, sizeof(id));
 	memcpy(element + 4, &len, sizeof(len));
 	ring_log(ring, offset, USED_ELEMENT);
-	ring->next_used = (uint16_t)(ring->next_used + n_slots);
+	ring->next_used = (uint16_t)(ring->next_used + ticket->n_slots);
 }
 
 /* virtio 1.3, 2.7.7.2: has the driver asked for a call between old and new? */

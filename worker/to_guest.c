@@ -37,7 +37,7 @@ static uint32_t n_given_back; /* in this round */
 
 static void give_back(struct ring *ring, const struct chain *chain, uint32_t len)
 {
-	ring_push(ring, chain->ticket, len);
+	ring_push(ring, &chain->ticket, len);
 	n_given_back++;
 	if (++n_unpublished < PUBLISH_PACKETS)
 		return;

@@ -492,7 +492,7 @@ static void push(struct input *input)
 	f.first = (f.first + 1) % 65536;
 	f.n_in_flight--;
 	remember();
-	ring_push(&f.ring, ticket, len);
+	ring_push(&f.ring, &ticket, len);
 	if (f.ring.is_packed)
 		packed_check_pushed(ticket, len);
 	else

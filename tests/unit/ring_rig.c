@@ -397,7 +397,7 @@ uint64_t use(uint32_t n)
 	for (uint32_t i = 0; i < n; i++) {
 		offer(0);
 		assert_int_equal(pop(), 1);
-		ring_push(&ring, chain.ticket, 0);
+		ring_push(&ring, &chain.ticket, 0);
 	}
 	ring_publish(&ring);
 	for (uint32_t i = 0; i < n; i++)

@@ -131,14 +131,14 @@ static void test_stop_gives_the_same_base_each_time(void **state)
 		offer(2);
 	for (uint32_t i = 0; i < 2; i++) {
 		assert_int_equal(pop(), 1);
-		ring_push(&ring, chain.ticket, 0);
+		ring_push(&ring, &chain.ticket, 0);
 	}
 	ring_publish(&ring);
 	assert_int_equal(ring_stop(&ring), base_after(2));
 	assert_int_equal(ring_stop(&ring), base_after(2));
 	assert_int_equal(ring_start(&ring, &memory, 8, &usual, base_after(2), false), 0);
 	assert_int_equal(pop(), 1);
-	ring_push(&ring, chain.ticket, 0);
+	ring_push(&ring, &chain.ticket, 0);
 	assert_int_equal(ring_stop(&ring), base_after(3));
 }
 
@@ -158,14 +158,14 @@ static void test_a_ring_that_is_handed_over_goes_on_where_it_was(void **state)
 		ring_stop(&ring);
 		assert_int_equal(ring_resume(&ring, &memory, 8, &usual, &taken_over), 0);
 		assert_int_equal(pop(), 1);
-		ring_push(&ring, chain.ticket, 0);
+		ring_push(&ring, &chain.ticket, 0);
 		ring_publish(&ring);
 		assert_int_equal(calls(), i == 0);
 	}
 	assert_int_equal(n_used(), 2);
 	assert_int_equal(pop(), 1);
 	assert_int_equal(pop(), 0);
-	ring_push(&ring, chain.ticket, 0);
+	ring_push(&ring, &chain.ticket, 0);
 	assert_int_equal(ring_state(&ring).base, base_after(3));
 	assert_int_equal(ring_resume(&ring, &memory, 65536, &usual, &taken_over), -EINVAL);
 }
@@ -194,7 +194,7 @@ static void test_a_successor_goes_on_behind_the_last_chain_given_back(void **sta
 			for (uint32_t head = 0; head < n; head++) {
 				assert_int_equal(pop(), 1);
 				if (head < n_pushed)
-					ring_push(&ring, chain.ticket, 1);
+					ring_push(&ring, &chain.ticket, 1);
 			}
 			ring_publish(&ring);
 			/* The driver may have them back before anybody follows. */
@@ -206,7 +206,7 @@ static void test_a_successor_goes_on_behind_the_last_chain_given_back(void **sta
 				assert_int_equal(pop(), 1);
 				assert_int_equal(chain.ticket.head, head);
 				assert_int_equal(chain.writable_len, 1 + head);
-				ring_push(&ring, chain.ticket, 1);
+				ring_push(&ring, &chain.ticket, 1);
 			}
 			ring_publish(&ring);
 			assert_int_equal(pop(), 0);
@@ -256,7 +256,7 @@ static void test_a_readable_part_behind_a_writable_one_is_malformed_but_breaks_n
 	offer(0);
 	assert_int_equal(pop(), 1);
 	assert_true(chain.is_malformed);
-	ring_push(&ring, chain.ticket, 0);
+	ring_push(&ring, &chain.ticket, 0);
 	describe(2, LOW, 10, 0, 0);
 	offer(2);
 	assert_int_equal(pop(), 1);
@@ -302,7 +302,7 @@ static void test_a_buffer_over_the_border_of_regions_is_cut_there(void **state)
 		assert_int_equal(parts[3].iov_len, 64 - before);
 		assert_int_equal(*(uint8_t *)parts[0].iov_base, 0);
 		assert_int_equal(*(uint8_t *)parts[1].iov_base, before);
-		ring_push(&ring, chain.ticket, 0);
+		ring_push(&ring, &chain.ticket, 0);
 	}
 }
 
@@ -349,7 +349,7 @@ static void test_a_chain_as_long_as_the_ring_is_whole(void **state)
 		assert_int_equal(pop(), 1);
 		assert_int_equal(chain.n_readable, 8);
 		assert_int_equal(pop(), 0);
-		ring_push(&ring, chain.ticket, 0);
+		ring_push(&ring, &chain.ticket, 0);
 		ring_publish(&ring);
 		expect_used(0, 0);
 	}
@@ -374,7 +374,7 @@ static void test_an_indirect_table_may_lie_anywhere(void **state)
 		assert_int_equal(chain.writable_len, 100);
 		*(uint8_t *)parts[1].iov_base = (uint8_t)table;
 		assert_int_equal(*at(LOW + 2000), (uint8_t)table);
-		ring_push(&ring, chain.ticket, 0);
+		ring_push(&ring, &chain.ticket, 0);
 	}
 }
 
@@ -471,9 +471,9 @@ static void test_used_chains_are_visible_after_publish(void **state)
 	offer(6);
 	offer(1);
 	assert_int_equal(pop(), 1);
-	ring_push(&ring, chain.ticket, 100);
+	ring_push(&ring, &chain.ticket, 100);
 	assert_int_equal(pop(), 1);
-	ring_push(&ring, chain.ticket, 0);
+	ring_push(&ring, &chain.ticket, 0);
 	assert_int_equal(calls(), 0);
 	ring_publish(&ring);
 	assert_int_equal(n_used(), 2);
@@ -552,7 +552,7 @@ static void test_rings_of_any_size_go_round(void **state)
 
 				assert_int_equal(pop(), 1);
 				assert_int_equal(chain.writable_len, len * (1 + taken % 7));
-				ring_push(&ring, chain.ticket, taken % 7);
+				ring_push(&ring, &chain.ticket, taken % 7);
 				ring_publish(&ring);
 				expect_used(mode.is_packed ? 0 : (uint16_t)(taken * 5 % num),
 					    taken % 7);
@@ -657,7 +657,7 @@ static void test_kicks_are_asked_for_the_next_chain(void **state)
 		assert_false(wants_kick());
 		for (uint32_t k = 0; k < 2; k++) {
 			assert_int_equal(pop(), 1);
-			ring_push(&ring, chain.ticket, 0);
+			ring_push(&ring, &chain.ticket, 0);
 			ring_publish(&ring);
 			expect_used(0, 0);
 		}
@@ -678,7 +678,7 @@ static void test_a_driver_that_goes_on_from_where_it_was_is_noticed(void **state
 		position = ring_driver_position(&ring);
 		for (uint32_t k = 0; k < 1 + i % 4; k++) {
 			assert_int_equal(pop(), 1);
-			ring_push(&ring, chain.ticket, 4);
+			ring_push(&ring, &chain.ticket, 4);
 		}
 		ring_publish(&ring);
 		assert_false(ring_driver_is_past(&ring, position));
@@ -690,7 +690,7 @@ static void test_a_driver_that_goes_on_from_where_it_was_is_noticed(void **state
 		assert_true(ring_driver_is_past(&ring, position));
 		assert_true(ring_enable_kicks_at(&ring, position));
 		assert_int_equal(pop(), 1);
-		ring_push(&ring, chain.ticket, 0);
+		ring_push(&ring, &chain.ticket, 0);
 		ring_publish(&ring);
 		expect_used(0, 0);
 	}
@@ -705,7 +705,7 @@ static void test_a_ring_is_found_again_after_its_memory_moved(void **state)
 	describe(0, LOW + 7, 1, 0, 0);
 	offer(0);
 	assert_int_equal(pop(), 1);
-	ring_push(&ring, chain.ticket, 5);
+	ring_push(&ring, &chain.ticket, 5);
 	add_regions(true);
 	guest_memory_commit(&memory);
 	ring_relocate(&ring, &memory);
@@ -714,7 +714,7 @@ static void test_a_ring_is_found_again_after_its_memory_moved(void **state)
 	expect_used(0, 5);
 	offer(0);
 	assert_int_equal(pop(), 1);
-	ring_push(&ring, chain.ticket, 0);
+	ring_push(&ring, &chain.ticket, 0);
 	assert_int_equal(ring_stop(&ring), base_after(2));
 }
 
@@ -834,7 +834,7 @@ static void test_a_driver_that_writes_while_we_read_leads_nowhere(void **state)
 		for (size_t k = 0; k < chain.n_readable + chain.n_writable; k++)
 			if (!is_in_guest_memory(&parts[k]))
 				fail_msg("a part outside of guest memory");
-		ring_push(&ring, chain.ticket, 1);
+		ring_push(&ring, &chain.ticket, 1);
 		ring_publish(&ring);
 	}
 	__atomic_store_n(&stop, true, __ATOMIC_RELAXED);
@@ -861,7 +861,7 @@ static void test_in_order_the_last_chain_speaks_for_those_before(void **state)
 		for (uint16_t i = 0; i < 8; i++) {
 			assert_int_equal(pop(), 1);
 			assert_int_equal(chain.ticket.head, i);
-			ring_push(&ring, chain.ticket, i == 5 ? 3 : 0);
+			ring_push(&ring, &chain.ticket, i == 5 ? 3 : 0);
 			/* One that has room has its own length, and ends what came before. */
 			if (i < 5)
 				assert_int_equal(ring.next_used, before);
@@ -887,7 +887,7 @@ static void test_in_order_a_successor_goes_on_behind_the_last_batch(void **state
 			offer(i);
 		for (uint16_t i = 0; i < n; i++) {
 			assert_int_equal(pop(), 1);
-			ring_push(&ring, chain.ticket, 0);
+			ring_push(&ring, &chain.ticket, 0);
 		}
 		if (round % 2)
 			ring_publish(&ring);
@@ -899,7 +899,7 @@ static void test_in_order_a_successor_goes_on_behind_the_last_batch(void **state
 		for (uint32_t i = n; i < 8; i++) {
 			assert_int_equal(pop(), 1);
 			assert_int_equal(chain.ticket.head, i);
-			ring_push(&ring, chain.ticket, 0);
+			ring_push(&ring, &chain.ticket, 0);
 		}
 		ring_publish(&ring);
 		if (n < 8)

@@ -84,7 +84,7 @@ static void test_the_layout_counts_from_the_next_start_on(void **state)
 	offer(0);
 	ring.has_packed = false;
 	assert_int_equal(pop(), 1);
-	ring_push(&ring, chain.ticket, 0);
+	ring_push(&ring, &chain.ticket, 0);
 	assert_int_equal(ring_stop(&ring), 0x80018001);
 	assert_int_equal(start_at(8, 0), 0);
 	assert_false(ring.is_packed);
@@ -136,14 +136,14 @@ static void test_a_step_that_was_noted_is_made_once(void **state)
 		offer(0);
 		memcpy(waiting, at(RINGS + DESC) + (size_t)16 * (before & 0x7fff), 16);
 		assert_int_equal(pop(), 1);
-		ring_push(&ring, chain.ticket, 0);
+		ring_push(&ring, &chain.ticket, 0);
 		if (round % 2) { /* it was not made */
 			memcpy(at(RINGS + DESC) + (size_t)16 * (before & 0x7fff), waiting, 16);
 			assert_int_equal(ring_start(&ring, &memory, 8, &usual, 0, true), 0);
 			assert_int_equal(ring.next_used, before);
 			assert_int_equal(pop(), 1);
 			assert_int_equal(chain.n_readable, 3);
-			ring_push(&ring, chain.ticket, 0);
+			ring_push(&ring, &chain.ticket, 0);
 		} else {
 			assert_int_equal(ring_start(&ring, &memory, 8, &usual, 0, true), 0);
 			assert_int_equal(pop(), 0);
@@ -179,7 +179,7 @@ static void test_a_chain_goes_on_at_the_start_of_the_table(void **state)
 	assert_int_equal(chain.n_readable, 4);
 	assert_int_equal(chain.readable_len, 10 + 11 + 12 + 13);
 	assert_int_equal(chain.ticket.n_slots, 4);
-	ring_push(&ring, chain.ticket, 0);
+	ring_push(&ring, &chain.ticket, 0);
 	expect_used(0, 0);
 	assert_int_equal(ring_stop(&ring), 0x00020002);
 }
@@ -212,7 +212,7 @@ static void test_any_id_comes_back_as_it_was(void **state)
 
 			assert_int_equal(pop(), 1);
 			assert_int_equal(chain.ticket.head, id);
-			ring_push(&ring, chain.ticket, 0);
+			ring_push(&ring, &chain.ticket, 0);
 			assert_int_equal(load16(place + 12), id);
 		}
 		assert_false(ring.is_broken);
@@ -329,7 +329,7 @@ static void test_rounds_between_two_publications_pass_every_position(void **stat
 			for (uint32_t k = 0; k < n; k++) {
 				offer(0);
 				assert_int_equal(pop(), 1);
-				ring_push(&ring, chain.ticket, 0);
+				ring_push(&ring, &chain.ticket, 0);
 				expect_used(0, 0);
 			}
 			ring_publish(&ring);

@@ -32,7 +32,7 @@ static void test_a_start_takes_the_used_index_from_memory(void **state)
 	for (uint16_t i = 0; i < 8; i++)
 		describe(i, LOW, 10, 0, 0);
 	assert_int_equal(pop(), 1);
-	ring_push(&ring, chain.ticket, 9);
+	ring_push(&ring, &chain.ticket, 9);
 	ring_publish(&ring);
 	assert_int_equal(load16(RINGS + USED + 2), 0);
 	check_used(65535, 0, 9);
@@ -199,9 +199,9 @@ static void test_used_chains_are_visible_at_publish_and_not_before(void **state)
 	offer(6);
 	offer(1);
 	assert_int_equal(pop(), 1);
-	ring_push(&ring, chain.ticket, 100);
+	ring_push(&ring, &chain.ticket, 100);
 	assert_int_equal(pop(), 1);
-	ring_push(&ring, chain.ticket, 0);
+	ring_push(&ring, &chain.ticket, 0);
 	assert_int_equal(load16(RINGS + USED + 2), 0);
 	assert_int_equal(calls(), 0);
 	ring_publish(&ring);
