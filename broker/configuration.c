@@ -634,6 +634,9 @@ uint64_t configuration_n_files(const struct configuration *configuration)
 		n_files += FILES_OF_CONTROL;
 	if (configuration->metrics.path)
 		n_files += SCRAPE_CLIENTS_MAX;
+	/* The memory for the rings of every VM that may come, see BANK_PLACES. */
+	if (configuration->file)
+		n_files += 2 * CONFIGURATION_VMS_MAX;
 
 	for (size_t i = 0; i < configuration->n_vms; i++)
 		if (configuration->vms[i].guest_cid)
