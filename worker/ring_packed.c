@@ -106,8 +106,7 @@ static void note_step(const struct ring *ring, uint16_t from, uint16_t to)
  */
 static bool find_step(const struct ring *ring, uint16_t *ret_position)
 {
-	uint64_t step =
-		ring->journal ? __atomic_load_n(&ring->journal->step, __ATOMIC_ACQUIRE) : 0;
+	uint64_t step = ring->journal ? __atomic_load_n(&ring->journal->step, __ATOMIC_ACQUIRE) : 0;
 	uint16_t from = (uint16_t)step, to = (uint16_t)(step >> 16);
 
 	/* Another process wrote it, which may have been in the guest's hands. */

@@ -157,7 +157,7 @@ static void tell_ring(const struct rig_worker *to, const struct rig_worker *from
 			body.num = ring->num; body.desc = ring->addresses.desc;
 			body.avail = ring->addresses.avail; body.used = ring->addresses.used;
 			body.is_logged = ring->is_logged; body.log_address = ring->log_address;
-			body.in_band = ring->in_band);
+			body.in_band = ring->in_band; body.from_used_index = true);
 }
 
 static void make(const struct rig_worker *to, const struct rig_worker *from)

@@ -265,6 +265,24 @@ static void test_a_stopped_and_a_disabled_ring_stay_so(void **state)
 	rig_close_host(&peer);
 }
 
+/* A call that a dead worker may have owed is made when the ring runs, once, by whoever serves. */
+static void test_a_call_that_is_owed_goes_along(void **state)
+{
+	(void)state;
+	rig_ring_enable(RING_TX, false);
+	rig_ring_stop(RING_TX);
+	assert_int_equal(rig_ring_start(RING_TX, 0, true), 0);
+	rig_calls(RING_TX);
+	rig_hand_over();
+	assert_int_equal(rig_calls(RING_TX), 0);
+	rig_ring_enable(RING_TX, true);
+	assert_int_equal(rig_calls(RING_TX), 1);
+	rig_ring_enable(RING_TX, false);
+	rig_hand_over();
+	rig_ring_enable(RING_TX, true);
+	assert_int_equal(rig_calls(RING_TX), 0);
+}
+
 static void test_a_broken_ring_is_reported_once_and_stays_broken(void **state)
 {
 	struct rig_told told;
@@ -971,6 +989,7 @@ int main(void)
 		TEST(test_counters_that_wrap_go_on),
 		TEST(test_ring_indices_wrap_like_before),
 		TEST(test_a_stopped_and_a_disabled_ring_stay_so),
+		TEST(test_a_call_that_is_owed_goes_along),
 		TEST(test_a_broken_ring_is_reported_once_and_stays_broken),
 		TEST(test_timers_have_the_time_that_they_had),
 		TEST(test_half_a_handshake_and_early_bytes_go_along),

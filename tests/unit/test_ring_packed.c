@@ -119,6 +119,32 @@ static void test_a_note_that_no_ring_can_have_is_refused_or_within_the_ring(void
 	}
 }
 
+/* A successor that is being prepared reads what a worker that still serves writes. */
+static void test_who_reads_the_notes_changes_none(void **state)
+{
+	struct ring reader;
+	uint64_t noted;
+
+	(void)state;
+	start(8);
+	describe(0, LOW, 10, NEXT, 1);
+	describe(1, LOW, 10, 0, 0);
+	for (uint32_t i = 0; i < 30; i++) {
+		offer(0);
+		assert_int_equal(pop(), 1);
+		ring_push(&ring, &chain.ticket, 0);
+		ring_publish(&ring);
+		expect_used(0, 0);
+		noted = journal.step;
+		ring_init(&reader);
+		reader.has_packed = true;
+		reader.journal = &journal;
+		assert_int_equal(ring_start(&reader, &memory, 8, &usual, FIRST, true), 0);
+		assert_int_equal(reader.next_used, ring.next_used);
+		assert_true(journal.step == noted);
+	}
+}
+
 /*
  * Killed between the note of a step and the step, and right behind it: the two
  * places where memory and note differ.
@@ -402,6 +428,7 @@ int main(void)
 		TEST(test_the_layout_counts_from_the_next_start_on),
 		TEST(test_a_successor_without_a_note_does_not_start),
 		TEST(test_a_note_that_no_ring_can_have_is_refused_or_within_the_ring),
+		TEST(test_who_reads_the_notes_changes_none),
 		TEST(test_a_step_that_was_noted_is_made_once),
 		TEST(test_only_a_descriptor_of_this_round_is_available),
 		TEST(test_a_chain_goes_on_at_the_start_of_the_table),

@@ -1429,7 +1429,7 @@ static void test_a_packed_ring_does_not_start_outside_itself(void **state)
 	} cases[] = {
 		{0x80008000, true},  {0x00000000, true},  {0x807f807f, true},  {0x00008000, true},
 		{0x8000007f, false}, {0x80808000, false}, {0x80008080, false}, {0xffffffff, false},
-		{0x00010000, false}, {0x80018000, false}, {0x80010001, true}, {0x80010002, false},
+		{0x00010000, false}, {0x80018000, false}, {0x80010001, true},  {0x80010002, false},
 	};
 
 	(void)state;
