@@ -66,6 +66,7 @@ struct vm_configuration {
 	uint32_t forward_cid; /* where nobody listens at uds_path_PORT; 0: none */
 	bool is_quiet;	      /* no OK line for who sent CONNECT */
 	uint32_t wait_s;      /* how long the guest is asked again that refuses a host program */
+	uint32_t poll_us;     /* how long its worker looks on before it sleeps */
 	struct listener_access socket_access, uds_access;
 	char **groups; /* at least "default"; guests of a common one reach each other */
 	size_t n_groups;

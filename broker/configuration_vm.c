@@ -30,6 +30,7 @@ static const struct number_limits number_limits[N_KEYS] = {
 	[KEY_MAX_HANDSHAKES] = {1, CONFIGURATION_CONNECTIONS_MAX, CONFIGURATION_HANDSHAKES_DEFAULT,
 				""},
 	[KEY_WAIT] = {0, 3600, 0, " seconds"},
+	[KEY_POLL_US] = {0, 10000, 0, " microseconds"},
 	[KEY_MAX_CONNECTION_RATE] = {1, 1000000, 0, " a second"},
 	[KEY_MAX_BANDWIDTH] = {65536, UINT64_C(1) << 40, 0, " bytes a second"},
 	[KEY_MAX_BUFFER_MEMORY] = {1u << 20, UINT64_C(1) << 40, 0, " bytes"},
@@ -245,6 +246,7 @@ int configuration_read_vm(struct vm_arguments *arguments, struct vm_configuratio
 		{KEY_MAX_CONNECTIONS, &vm->max_connections},
 		{KEY_MAX_HANDSHAKES, &vm->max_handshakes},
 		{KEY_WAIT, &vm->wait_s},
+		{KEY_POLL_US, &vm->poll_us},
 		{KEY_MAX_CONNECTION_RATE, &vm->max_connection_rate},
 	};
 	uint64_t fd = 0;

@@ -125,6 +125,7 @@ static void take_limits(struct device *device)
 		.max_connections = configuration->max_connections,
 		.max_handshakes = configuration->max_handshakes,
 		.wait_s = configuration->wait_s,
+		.poll_us = configuration->poll_us,
 		.is_quiet = configuration->is_quiet,
 	};
 	device_renew_limits(device);

@@ -185,7 +185,7 @@ _Static_assert(HOST_LISTENERS_MAX <= 1 << HOST_LISTENER_BITS, "one for each, and
 
 /* What a session's worker is told; a changed configuration holds for the next session, */
 struct device_limits {
-	uint32_t tx_buffer_size, max_connections, max_handshakes, wait_s;
+	uint32_t tx_buffer_size, max_connections, max_handshakes, wait_s, poll_us;
 	bool is_quiet;
 	/* but for these, of which it is told as soon as that can be done. */
 	uint64_t max_bandwidth, max_buffer_memory;

@@ -354,7 +354,8 @@ static bool has_same_numbers(const struct vm_configuration *one,
 	return one->tx_buffer_size == other->tx_buffer_size &&
 	       one->max_connections == other->max_connections &&
 	       one->max_handshakes == other->max_handshakes && one->offers == other->offers &&
-	       one->is_quiet == other->is_quiet && one->wait_s == other->wait_s;
+	       one->is_quiet == other->is_quiet && one->wait_s == other->wait_s &&
+	       one->poll_us == other->poll_us;
 }
 
 static bool has_same_admission(const struct vm_configuration *one,

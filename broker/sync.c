@@ -350,6 +350,7 @@ static int send_assign(struct device *device, uint32_t sequence)
 	assign.max_handshakes = device->limits.max_handshakes;
 	assign.first_port = next_first_port(device->front);
 	assign.is_quiet = device->limits.is_quiet;
+	assign.poll_us = device->limits.poll_us;
 	assign.wait_ms = device->limits.wait_s * 1000;
 	assign.message_size = device->front->message_size;
 	envelope.body_case = VSOCKD__ENVELOPE__BODY_ASSIGN;

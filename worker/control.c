@@ -374,6 +374,7 @@ static int on_assign(struct device *device, const Vsockd__Assign *assign)
 	device->message_size = assign->message_size;
 	device->max_handshakes = assign->max_handshakes;
 	device->is_quiet = assign->is_quiet;
+	device->poll_us = assign->poll_us;
 	device->n_retries = (uint16_t)(assign->wait_ms / CONNECTION_RETRY_MS);
 	connections_assign(&device->connections, assign->max_connections, assign->first_port);
 	device->is_assigned = true;

@@ -113,9 +113,13 @@ struct device {
 	struct filter filter;
 	bool is_quiet;	    /* no OK line for host programs */
 	uint16_t n_retries; /* how often a guest is asked again that refuses one */
-	uint64_t now;	    /* ms, monotonic; as of this wake-up */
+	uint64_t now_us;    /* monotonic; as of this wake-up */
+	uint64_t now;	    /* the same in ms */
 	uint64_t guest_now; /* ms; stands still while rings 0 and 1 do not run */
 	uint64_t n_looks;   /* every event there was has been noted, so often */
+	uint32_t poll_us;   /* it looks on so long before it sleeps; 0: it does not */
+	uint64_t poll_end;  /* us */
+	uint64_t n_polled;  /* packets, when that was put off last */
 
 	struct guest_memory memory;
 	struct dirty_log log;
@@ -167,8 +171,8 @@ uint64_t device_event(enum device_event_kind kind, uint32_t index, uint32_t gene
  */
 bool device_init(struct device *device, int channel, int epoll);
 
-/* It is now so late: first thing after a wake-up. */
-void device_set_time(struct device *device, uint64_t now);
+/* It is now so late, in microseconds: first thing after a wake-up. */
+void device_set_time(struct device *device, uint64_t now_us);
 
 /* All events that there were at some time since the last call have been noted. */
 void device_note_look(struct device *device);

@@ -114,12 +114,12 @@ static bool say_ready(void)
 	return channel_send(POLICY_WORKER_CHANNEL_FD, &packet) == 0;
 }
 
-static uint64_t now_ms(void)
+static uint64_t now_us(void)
 {
 	struct timespec now = {0};
 
 	clock_gettime(CLOCK_MONOTONIC, &now);
-	return (uint64_t)now.tv_sec * 1000 + (uint64_t)now.tv_nsec / 1000000;
+	return (uint64_t)now.tv_sec * 1000000 + (uint64_t)now.tv_nsec / 1000;
 }
 
 /* One wake-up. false when the front is gone. */
@@ -132,7 +132,7 @@ static bool serve_once(int timeout_ms, bool *ret_has_more)
 	n = epoll_wait(POLICY_WORKER_EPOLL_FD, events, EVENTS_MAX, timeout_ms);
 	if (n < 0 && errno != EINTR)
 		__builtin_trap();
-	device_set_time(&device, now_ms());
+	device_set_time(&device, now_us());
 	for (int i = 0; i < n; i++)
 		if (!device_note_event(&device, events[i].data.u64, events[i].events))
 			is_attached = false;

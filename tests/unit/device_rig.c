@@ -105,6 +105,7 @@ static void assign(void)
 	assign.message_size = options->message_size;
 	assign.is_quiet = options->is_quiet;
 	assign.wait_ms = options->wait_ms;
+	assign.poll_us = options->poll_us;
 	envelope.body_case = VSOCKD__ENVELOPE__BODY_ASSIGN;
 	envelope.assign = &assign;
 	assert_int_equal(rig_command(&envelope, -1), 0);
@@ -275,7 +276,7 @@ void rig_run(void)
 
 void rig_sleep(uint64_t ms)
 {
-	device_set_time(&rig.device, rig.device.now + ms);
+	device_set_time(&rig.device, rig.device.now_us + 1000 * ms);
 	rig_run();
 }
 

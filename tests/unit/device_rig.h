@@ -34,7 +34,7 @@
 struct rig_options {
 	uint64_t bytes_per_second, buffer_memory;
 	bool is_quiet;
-	uint32_t wait_ms;
+	uint32_t wait_ms, poll_us;
 	struct filter_range incoming[RIG_RANGES_MAX];
 	uint32_t n_incoming;
 	uint32_t n_connections; /* 0: 16 */

@@ -163,7 +163,7 @@ static void tell_ring(const struct rig_worker *to, const struct rig_worker *from
 static void make(const struct rig_worker *to, const struct rig_worker *from)
 {
 	rig_start_device(to->device, to->front, to->epoll, to->pool);
-	device_set_time(to->device, from->device->now);
+	device_set_time(to->device, from->device->now_us);
 	tell_assignment(to, from);
 	tell_memory(to, from);
 	for (uint32_t i = 0; i < RINGS; i++)

@@ -66,7 +66,7 @@ static struct configuration parse_good(const char *text)
 #define KNOWN_KEYS                                                                                 \
 	"guest-cid, socket, socket-mode, socket-owner, socket-group, uds-path, uds-mode, "         \
 	"uds-owner, uds-group, forward-cid, forward-listen, connect, listen, ok, wait, "           \
-	"tx-buffer-size, queue-size, groups, max-connections, max-handshakes, "                    \
+	"tx-buffer-size, queue-size, groups, poll-us, max-connections, max-handshakes, "           \
 	"max-connection-rate, max-bandwidth, max-buffer-memory, allow-outgoing, deny-outgoing, "   \
 	"allow-incoming, "                                                                         \
 	"deny-incoming, allow-uid, deny-uid, allow-gid, deny-gid, offer"
@@ -131,7 +131,7 @@ static void test_every_option_of_one_vm_is_taken(void **state)
 	struct configuration c = parse_good(
 		"--guest-cid=4294967294 --socket=s --uds-path=u --tx-buffer-size=4096 "
 		"--queue-size=32768 --groups=a+b+c --max-connections=65536 --max-handshakes=1 "
-		"--offer=inband-notifications+gpa-addresses --experimental-suspend "
+		"--offer=inband-notifications+gpa-addresses --experimental-suspend --poll-us=50 "
 		"--log-level=debug --worker=/opt/worker --insecure-no-namespaces "
 		"--insecure-no-seccomp --control=/run/c --control-mode=660 --control-owner=1 "
 		"--control-group=2");
@@ -142,6 +142,7 @@ static void test_every_option_of_one_vm_is_taken(void **state)
 	assert_int_equal(c.vms[0].queue_size, 32768);
 	assert_int_equal(c.vms[0].max_connections, 65536);
 	assert_int_equal(c.vms[0].max_handshakes, 1);
+	assert_int_equal(c.vms[0].poll_us, 50);
 	assert_int_equal(c.vms[0].offers, CONFIGURATION_OFFER_IN_BAND | CONFIGURATION_OFFER_GPA);
 	assert_int_equal(c.experiments, CONFIGURATION_EXPERIMENT_SUSPEND);
 	assert_int_equal(c.vms[0].n_groups, 3);

@@ -36,6 +36,13 @@ static int set_up_event_idx(void **state)
 	return 0;
 }
 
+static int set_up_polling(void **state)
+{
+	(void)state;
+	rig_start(&(struct rig_options){.features = RIG_F_EVENT_IDX, .poll_us = 50});
+	return 0;
+}
+
 static int set_up_polled(void **state)
 {
 	(void)state;
@@ -405,6 +412,28 @@ static void test_avail_event_is_written_anew_at_every_start(void **state)
 	memcpy(rig.memory + rx->used + 4 + 8 * (size_t)rx->num, &stale, 2);
 	assert_int_equal(rig_ring_start(RING_RX, 0, false), 0);
 	assert_int_equal(avail_event(RING_RX), 0);
+}
+
+static void test_a_worker_that_polls_wants_no_kick_until_its_time_is_over(void **state)
+{
+	struct rig_peer peer = {.guest_port = 1000, .host_port = 80};
+	struct packet_header header = rig_header(&peer, PACKET_OP_RST);
+
+	(void)state;
+	/* The second packet comes a moment before the end, and puts it off. */
+	for (uint32_t n = 0; n < 2; n++) {
+		rig_put(&header, NULL);
+		assert_true(device_pump(&rig.device));
+		device_set_time(&rig.device, rig.device.now_us + 49);
+		assert_true(device_pump(&rig.device));
+		assert_int_equal(avail_event(RING_TX), 0);
+	}
+	device_set_time(&rig.device, rig.device.now_us + 1);
+	assert_false(device_pump(&rig.device));
+	assert_int_equal(avail_event(RING_TX), 2);
+	/* Time alone does not begin it again. */
+	device_set_time(&rig.device, rig.device.now_us + 1);
+	assert_false(device_pump(&rig.device));
 }
 
 static void test_with_event_idx_rx_kicks_are_asked_for_only_when_something_waits(void **state)
@@ -872,7 +901,7 @@ static void test_the_end_is_told_when_the_guest_has_its_rst_though_the_front_was
 	device_pump(&rig.device); /* the REQUEST is out, the front was told nothing */
 	peer.host_port = rig.device.connections.next_port - 1;
 	rig_expect(&peer, PACKET_OP_REQUEST);
-	device_set_time(&rig.device, rig.device.now + CONNECTION_CONNECT_MS);
+	device_set_time(&rig.device, rig.device.now_us + 1000 * CONNECTION_CONNECT_MS);
 	device_pump(&rig.device); /* RST is due, without a buffer for it */
 	rig_run();
 	rig_expect_told(VSOCKD__ENVELOPE__BODY_OPENED, NULL);
@@ -1045,6 +1074,8 @@ int main(void)
 		TEST(test_used_chains_are_called_once_for_many),
 		TEST(test_a_new_call_fd_is_signalled_once),
 		TEST_WITH(set_up_event_idx, test_avail_event_is_written_anew_at_every_start),
+		TEST_WITH(set_up_polling,
+			  test_a_worker_that_polls_wants_no_kick_until_its_time_is_over),
 		TEST_WITH(set_up_event_idx,
 			  test_with_event_idx_rx_kicks_are_asked_for_only_when_something_waits),
 		TEST(test_a_broken_ring_is_reported_once_and_left_alone),

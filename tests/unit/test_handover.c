@@ -81,7 +81,7 @@ static void test_a_frozen_worker_touches_nothing_and_forgets_nothing(void **stat
 		"from guest");
 	memcpy(before, rig.memory, RIG_MEMORY_SIZE);
 	for (int i = 0; i < 20; i++) {
-		device_set_time(&rig.device, rig.device.now + 1000);
+		device_set_time(&rig.device, rig.device.now_us + 1000000);
 		assert_int_equal(device_timeout(&rig.device), -1);
 		rig_run_worker(&rig_first);
 		rig_run_worker(&rig_other);
@@ -935,7 +935,8 @@ static void live_on(uint32_t n)
 		if (header.op != PACKET_OP_RW)
 			header.len = 0;
 		rig_put(&header, bytes);
-		device_set_time(rig_other.device, rig_other.device->now + rig_random() % 3000);
+		device_set_time(rig_other.device,
+				rig_other.device->now_us + rig_random() % 3000 * 1000);
 		rig_run_worker(&rig_other);
 	}
 }
