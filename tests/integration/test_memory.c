@@ -13,7 +13,9 @@
 
 #include <cmocka.h>
 
+#include "tests/integration/replacer.h"
 #include "tests/integration/setup.h"
+#include "tests/integration/tool.h"
 #include "tests/integration/transfer.h"
 
 #define KIB   1024u
@@ -238,11 +240,12 @@ static void test_a_whole_table_and_single_regions_may_be_mixed(void **state)
 	transfer_finish(&transfer);
 }
 
-/* A packet that lies in the second region, with a buffer of the guest's as its name. */
-static void send_from_second(struct guest_connection *connection, const void *bytes, uint32_t len)
+/* A packet that lies in that region, with a buffer of the guest's as its name. */
+static void send_from(struct guest_connection *connection, size_t region, const void *bytes,
+		      uint32_t len)
 {
 	struct guest *guest = connection->guest;
-	uint64_t address = guest->memory.regions[1].guest_address;
+	uint64_t address = guest->memory.regions[region].guest_address;
 	struct packet packet = guest_packet(connection, PACKET_RW);
 	struct ring_buffer buffer = {.guest_address = address, .len = PACKET_HEADER_LEN + len};
 	uint32_t slot = guest->free_slots[--guest->n_free_slots];
@@ -264,14 +267,14 @@ static void test_an_added_region_is_used_and_a_removed_one_breaks_the_ring(void 
 	struct guest_connection *connection = setup_connect(setup, 0, 1000, &stream);
 
 	add_region(guest, 1);
-	send_from_second(connection, "12345", 5);
+	send_from(connection, 1, "12345", 5);
 	while (stream.n_received < 5)
 		assert_true(guest_poll(guest, LIMIT) > 0);
 	assert_memory_equal(stream.received, "12345", 5);
 	assert_int_equal(vhost_change_memory(&guest->vhost, VHOST_REM_MEM_REG,
 					     &guest->memory.regions[1], -1),
 			 0);
-	send_from_second(connection, "67890", 5);
+	send_from(connection, 1, "67890", 5);
 	assert_int_equal(wait_err(&guest->rings[GUEST_TX]), 0);
 	assert_int_equal(daemon_wait_log(&setup->daemon, "address outside guest memory", LIMIT), 0);
 	/* Its memory back, and started again: nothing is lost. */
@@ -285,6 +288,60 @@ static void test_an_added_region_is_used_and_a_removed_one_breaks_the_ring(void 
 	assert_memory_equal(stream.received, "1234567890", 10);
 	assert_int_equal(guest_finish(connection, LIMIT), 0);
 	setup_end_stream(setup, 0, &stream);
+}
+
+/* Plugged, used, and unplugged again: each byte lay in a slot that came and went. */
+static void test_bytes_in_slots_that_come_and_go_arrive_over_replacements(void **state)
+{
+	static uint8_t bytes[48 * KIB];
+	struct setup *setup = *state;
+	struct guest_connection *connection;
+	struct host_stream stream;
+	struct transfer transfer;
+	struct guest *guest;
+	size_t n_sent = 0;
+
+	setup_start(setup, 1, NULL, TOOL_ARGUMENTS);
+	guest = setup_guest(setup, 0,
+			    (struct guest_options){.regions = first_only, .n_regions = 1});
+	connection = setup_connect(setup, 0, 1000, &stream);
+	transfer_start(&transfer, setup, 0, 2000, 6000 * KIB);
+	for (size_t round = 0; round < 3 * SLOTS; round++) {
+		size_t slot = 1 + round % (SLOTS - 1);
+		struct vhost_region *region = &guest->memory.regions[slot];
+		const uint32_t len = 1 + (uint32_t)(round * 7919 % sizeof(bytes));
+
+		if (round < SLOTS - 1)
+			add_region(guest, slot);
+		else
+			assert_int_equal(vhost_change_memory(&guest->vhost, VHOST_ADD_MEM_REG,
+							     region, guest->memory.fds[slot]),
+					 0);
+		pattern_fill(bytes, len, 5, n_sent);
+		send_from(connection, slot, bytes, len);
+		n_sent += len;
+		if (round % 5 == 0)
+			assert_int_equal(replace_worker(setup, guest, setup_cid(0)), 0);
+		while (stream.n_received < n_sent)
+			transfer_step(&transfer, LIMIT);
+		assert_int_equal(vhost_change_memory(&guest->vhost, VHOST_REM_MEM_REG, region, -1),
+				 0);
+	}
+	transfer_finish(&transfer);
+	for (size_t at = 0; at < n_sent; at += sizeof(bytes)) {
+		size_t len = n_sent - at < sizeof(bytes) ? n_sent - at : sizeof(bytes);
+
+		pattern_fill(bytes, len, 5, at);
+		assert_memory_equal(stream.received + at, bytes, len);
+	}
+	assert_int_equal(guest_finish(connection, LIMIT), 0);
+	setup_end_stream(setup, 0, &stream);
+}
+
+static int make_setup(void **state)
+{
+	*state = calloc(1, sizeof(struct setup));
+	return *state ? 0 : -1;
 }
 
 static void test_rings_whose_memory_is_taken_break_and_work_again_when_started_anew(void **state)
@@ -424,6 +481,9 @@ int main(void)
 		ONE_VM(test_32_regions_are_added_and_removed_under_traffic),
 		ONE_VM(test_a_whole_table_and_single_regions_may_be_mixed),
 		ONE_VM(test_an_added_region_is_used_and_a_removed_one_breaks_the_ring),
+		cmocka_unit_test_setup_teardown(
+			test_bytes_in_slots_that_come_and_go_arrive_over_replacements, make_setup,
+			setup_end),
 		ONE_VM(test_rings_whose_memory_is_taken_break_and_work_again_when_started_anew),
 		ONE_VM(test_a_ring_outside_memory_does_not_start),
 		ONE_VM(test_a_region_that_is_not_in_its_file_is_refused),
