@@ -204,6 +204,27 @@ sed -n 's/^\.It Li \([0-9a-f]\{32\}\)$/\1/p' "$page" | LC_ALL=C sort >"$work/in_
 [ -s "$work/sent" ] || complain "no ids of events were found in broker/log.c"
 compare "$work/sent" "$work/in_page" "is a MESSAGE_ID, but not in $page"
 compare "$work/in_page" "$work/sent" "stands in $page, but is no MESSAGE_ID"
+# What the table beside the others promises has tests that show it, and what has tests is promised.
+features=$root/tests/integration/features
+awk '/^## / { section = $0 } section == "## Beside the others" && /^\| [^-|]/ {
+	sub(/^\| */, ""); sub(/ *\|.*/, ""); print }' "$readme" | LC_ALL=C sort >"$work/promised"
+grep -v -e '^#' -e '^	' "$features" | LC_ALL=C sort >"$work/shown"
+[ -s "$work/promised" ] || complain "no table of features was found in $readme"
+comm -23 "$work/promised" "$work/shown" >"$work/difference"
+[ -s "$work/difference" ] &&
+	complain "$features names no test for: $(cat "$work/difference")"
+comm -13 "$work/promised" "$work/shown" >"$work/difference"
+[ -s "$work/difference" ] &&
+	complain "$features has tests for what is not in the table: $(cat "$work/difference")"
+awk '/^	/ { n++ } !/^[	#]/ { if (line && !n) print line; line = $0; n = 0 }
+	END { if (!n) print line }' "$features" >"$work/difference"
+[ -s "$work/difference" ] && complain "$features has no test behind: $(cat "$work/difference")"
+sed -n 's/^	//p' "$features" | while read -r file test; do
+	grep -q "^static void $test(" "$root/$file" && grep -q "[(	 ]$test[,)]" "$root/$file" ||
+		echo "$file: $test"
+done >"$work/difference"
+[ -s "$work/difference" ] &&
+	complain "$features names tests that are not there: $(cat "$work/difference")"
 
 for each in "$root"/man/*.[1-9]; do
 	grep -q "'${each##*/}'" "$root/man/meson.build" || complain "$each is not installed"

@@ -101,7 +101,10 @@ static void assert_vm(const struct vm_configuration *vm, uint64_t guest_cid, con
 	assert_int_equal(vm->guest_cid, guest_cid);
 	assert_string_equal(vm->socket, socket);
 	assert_int_equal(vm->socket_fd, -1);
-	assert_string_equal(vm->uds_path, uds_path);
+	if (!uds_path)
+		assert_null(vm->uds_path);
+	else
+		assert_string_equal(vm->uds_path, uds_path);
 }
 
 static void test_one_vm_with_the_least_options_gets_the_defaults(void **state)
@@ -183,7 +186,16 @@ static void test_every_key_of_vm_is_taken_in_both_spellings(void **state)
 	configuration_free(&c);
 }
 
-/* The uses that vhost-device-vsock's README shows for its unix-socket back-end. */
+static void assert_ports_9001_and_9002(const struct vm_configuration *vm)
+{
+	assert_int_equal(vm->forward_cid, 1);
+	assert_int_equal(vm->n_listens, 2);
+	assert_int_equal(vm->listens[0].first, 9001);
+	assert_int_equal(vm->listens[1].first, 9002);
+	assert_int_equal(vm->listens[1].address.family, PORT_VSOCK);
+}
+
+/* The uses that vhost-device-vsock's README shows, for unix sockets and for vsock. */
 static void test_the_documented_uses_of_vhost_device_vsock_work(void **state)
 {
 	static const struct {
@@ -219,6 +231,34 @@ static void test_the_documented_uses_of_vhost_device_vsock_work(void **state)
 		 "/tmp/vhost4.socket",
 		 "/tmp/vm4.vsock",
 		 32768,
+		 {"default"}},
+		{"--vm guest-cid=3,socket=/tmp/vhost3.socket,uds-path=/tmp/vm3.vsock,"
+		 "groups=group1+groupA "
+		 "--vm guest-cid=4,socket=/tmp/vhost4.socket,uds-path=/tmp/vm4.vsock,"
+		 "tx-buffer-size=32768,queue-size=256 "
+		 "--vm guest-cid=5,socket=/tmp/vhost5.socket,forward-cid=1,"
+		 "forward-listen=9001+9002,tx-buffer-size=32768,queue-size=1024",
+		 3,
+		 5,
+		 "/tmp/vhost5.socket",
+		 NULL,
+		 32768,
+		 {"default"}},
+		{"--vm guest-cid=4,forward-cid=1,forward-listen=9001+9002,"
+		 "socket=/tmp/vhost4.socket",
+		 1,
+		 4,
+		 "/tmp/vhost4.socket",
+		 NULL,
+		 262144,
+		 {"default"}},
+		{"--guest-cid=4 --socket=/tmp/vhost4.socket --forward-cid=1 "
+		 "--forward-listen=9001+9002 --tx-buffer-size=65536 --queue-size=1024",
+		 1,
+		 4,
+		 "/tmp/vhost4.socket",
+		 NULL,
+		 65536,
 		 {"default"}},
 		{"--vm guest-cid=4,uds-path=/tmp/vm4.vsock,socket=/tmp/vhost4.socket",
 		 1,
@@ -268,6 +308,9 @@ static void test_the_documented_uses_of_vhost_device_vsock_work(void **state)
 		assert_int_equal(last->n_groups, uses[i].last_groups[1] ? 2 : 1);
 		for (size_t group = 0; group < last->n_groups; group++)
 			assert_string_equal(last->groups[group], uses[i].last_groups[group]);
+		/* Where it is shown without a uds-path it has the other back-end. */
+		if (!uses[i].last_uds_path)
+			assert_ports_9001_and_9002(last);
 		configuration_free(&c);
 	}
 }
