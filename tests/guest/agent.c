@@ -12,6 +12,8 @@
  *   receive PORT              accept one connection, read to the end
  *   answer PORT BYTES SEED    the same, then send a sequence
  *   connect PORT              connect to the host, nothing else
+ *   messages PORT N SEED      as halfclose, with SOCK_SEQPACKET and N messages
+ *   answer-messages PORT N SEED  as answer, with the same
  *   many PORT N               N connections in a row, 8 bytes there and back on each
  *   parallel PORT N BYTES     N connections at once, each sends the sequence of its number
  *   echo PORT                 from now on send back what comes, on any number of connections
@@ -86,7 +88,7 @@ static void reply_done(const struct checksum *checksum)
 	reply("done %" PRIu64 " %016" PRIx64, checksum->n_bytes, checksum_value(checksum));
 }
 
-static int connect_to(uint32_t cid, uint32_t port, unsigned int limit_ms)
+static int connect_with(int type, uint32_t cid, uint32_t port, unsigned int limit_ms)
 {
 	struct sockaddr_vm address = {
 		.svm_family = AF_VSOCK,
@@ -97,7 +99,7 @@ static int connect_to(uint32_t cid, uint32_t port, unsigned int limit_ms)
 		.tv_sec = limit_ms / 1000,
 		.tv_usec = (suseconds_t)(limit_ms % 1000) * 1000,
 	};
-	int fd = socket(AF_VSOCK, SOCK_STREAM | SOCK_CLOEXEC, 0);
+	int fd = socket(AF_VSOCK, type | SOCK_CLOEXEC, 0);
 
 	if (fd < 0)
 		return -errno;
@@ -112,14 +114,19 @@ static int connect_to(uint32_t cid, uint32_t port, unsigned int limit_ms)
 	return fd;
 }
 
-static int listen_on(uint32_t port, time_t limit_seconds)
+static int connect_to(uint32_t cid, uint32_t port, unsigned int limit_ms)
+{
+	return connect_with(SOCK_STREAM, cid, port, limit_ms);
+}
+
+static int listen_with(int type, uint32_t port, time_t limit_seconds)
 {
 	struct sockaddr_vm address = {
 		.svm_family = AF_VSOCK,
 		.svm_cid = VMADDR_CID_ANY,
 		.svm_port = port,
 	};
-	int fd = socket(AF_VSOCK, SOCK_STREAM | SOCK_CLOEXEC, 0);
+	int fd = socket(AF_VSOCK, type | SOCK_CLOEXEC, 0);
 
 	if (fd < 0)
 		return -errno;
@@ -134,9 +141,9 @@ static int listen_on(uint32_t port, time_t limit_seconds)
 }
 
 /* Tell the host, then take one connection. */
-static int accept_one(uint32_t port)
+static int accept_one(int type, uint32_t port)
 {
-	int listener = listen_on(port, TRANSFER_SECONDS);
+	int listener = listen_with(type, port, TRANSFER_SECONDS);
 	int fd;
 
 	if (listener < 0)
@@ -181,7 +188,7 @@ static void do_send(uint32_t port, uint64_t n_bytes, uint64_t seed, bool reads_a
 static void do_receive(uint32_t port, uint64_t n_bytes_answer, uint64_t seed)
 {
 	struct checksum checksum = {0};
-	int fd = accept_one(port);
+	int fd = accept_one(SOCK_STREAM, port);
 	int error;
 
 	if (fd < 0) {
@@ -191,6 +198,47 @@ static void do_receive(uint32_t port, uint64_t n_bytes_answer, uint64_t seed)
 	error = stream_receive(fd, UINT64_MAX, &checksum);
 	if (error == 0)
 		error = stream_send(fd, seed, n_bytes_answer);
+	close(fd);
+	if (error < 0)
+		reply("error %d transfer", -error);
+	else
+		reply_done(&checksum);
+}
+
+static void do_messages(uint32_t port, uint64_t n, uint64_t seed)
+{
+	struct checksum checksum = {0};
+	int fd = connect_with(SOCK_SEQPACKET, peer, port, 2000);
+	int error;
+
+	if (fd < 0) {
+		reply("error %d connect", -fd);
+		return;
+	}
+	error = messages_send(fd, seed, n);
+	shutdown(fd, SHUT_WR);
+	if (error == 0)
+		error = messages_receive(fd, &checksum);
+	close(fd);
+	if (error < 0)
+		reply("error %d transfer", -error);
+	else
+		reply_done(&checksum);
+}
+
+static void do_answer_messages(uint32_t port, uint64_t n, uint64_t seed)
+{
+	struct checksum checksum = {0};
+	int fd = accept_one(SOCK_SEQPACKET, port);
+	int error;
+
+	if (fd < 0) {
+		reply("error %d accept", -fd);
+		return;
+	}
+	error = messages_receive(fd, &checksum);
+	if (error == 0)
+		error = messages_send(fd, seed, n);
 	close(fd);
 	if (error < 0)
 		reply("error %d transfer", -error);
@@ -328,7 +376,7 @@ static void serve_echo(int listener)
 static void do_echo(uint32_t port)
 {
 	struct checksum nothing = {0};
-	int listener = listen_on(port, 0);
+	int listener = listen_with(SOCK_STREAM, port, 0);
 
 	if (listener < 0) {
 		reply("error %d listen", -listener);
@@ -366,6 +414,10 @@ static void obey(const char *line)
 		do_receive(port, 0, 0);
 	else if (!strcmp(command, "answer"))
 		do_receive(port, a, b);
+	else if (!strcmp(command, "messages"))
+		do_messages(port, a, b);
+	else if (!strcmp(command, "answer-messages"))
+		do_answer_messages(port, a, b);
 	else if (!strcmp(command, "connect"))
 		do_connect(port);
 	else if (!strcmp(command, "many"))

@@ -37,6 +37,7 @@
 #define N_IN_A_ROW     200
 #define N_AT_ONCE      32
 #define N_REPLACEMENTS 10
+#define N_MESSAGES     2000
 #define BOOT_MS	       90000
 #define SOON_MS	       1000
 #define ALL_SECONDS    400
@@ -369,6 +370,62 @@ static bool step_half_close(struct test *test)
 	return true;
 }
 
+static void messages_of_guest(struct test *test)
+{
+	struct checksum received = {0};
+	struct agent_reply reply = {.error = EIO};
+	int listener = host_listen_messages(PORT), fd, error = -EIO;
+
+	agent_tell(&test->agent, "messages %u %d 10", PORT, N_MESSAGES);
+	fd = host_accept(listener, 5000);
+	if (fd >= 0)
+		error = messages_receive(fd, &received);
+	if (error == 0)
+		error = messages_send(fd, 11, N_MESSAGES);
+	close(fd);
+	agent_wait_reply(&test->agent, &reply);
+	check(test,
+	      error == 0 && checksum_value(&received) == messages_checksum(10, N_MESSAGES) &&
+		      reply.error == 0 && reply.sum == messages_checksum(11, N_MESSAGES),
+	      "%d messages guest to host, and %d back, none cut, joined or marked (%" PRIu64
+	      " KiB each way)",
+	      N_MESSAGES, N_MESSAGES, received.n_bytes >> 10);
+	host_unlisten(PORT, listener);
+}
+
+static void messages_of_host(struct test *test)
+{
+	struct checksum received = {0};
+	struct agent_reply reply = {.error = EIO};
+	int fd, error = -EIO;
+
+	agent_tell(&test->agent, "answer-messages %u %d 12", PORT, N_MESSAGES);
+	agent_wait_listening(&test->agent);
+	fd = host_connect_messages(PORT, 5000);
+	if (fd >= 0)
+		error = messages_send(fd, 13, N_MESSAGES);
+	shutdown(fd, SHUT_WR);
+	if (error == 0)
+		error = messages_receive(fd, &received);
+	close(fd);
+	agent_wait_reply(&test->agent, &reply);
+	check(test,
+	      error == 0 && checksum_value(&received) == messages_checksum(12, N_MESSAGES) &&
+		      reply.error == 0 && reply.sum == messages_checksum(13, N_MESSAGES),
+	      "%d messages host to guest, and %d back, none cut, joined or marked", N_MESSAGES,
+	      N_MESSAGES);
+}
+
+/* Other back-ends have none. */
+static bool step_messages(struct test *test)
+{
+	if (!machine_can_replace_worker())
+		return true;
+	messages_of_guest(test);
+	messages_of_host(test);
+	return true;
+}
+
 static bool step_refusal(struct test *test)
 {
 	struct agent_reply reply = {0};
@@ -414,6 +471,22 @@ static void transfer_between(struct test *test, struct agent *from, struct agent
 		      sent.error == 0 && sent.sum == stream_checksum(8, TRANSFER_BYTES / 2),
 	      "32 MiB from the %s, then 32 MiB back, intact (%" PRIu64 " MiB/s)", what,
 	      mib_per_second(answered.n_bytes + sent.n_bytes, ms));
+}
+
+static void messages_between(struct test *test)
+{
+	struct agent_reply sent = {.error = EIO}, answered = {.error = EIO};
+
+	agent_tell(&test->sibling, "answer-messages %u %d 14", PORT, N_MESSAGES);
+	agent_wait_listening(&test->sibling);
+	agent_tell(&test->agent, "messages %u %d 15", PORT, N_MESSAGES);
+	agent_wait_reply(&test->agent, &sent);
+	agent_wait_reply(&test->sibling, &answered);
+	check(test,
+	      answered.error == 0 && answered.sum == messages_checksum(15, N_MESSAGES) &&
+		      sent.error == 0 && sent.sum == messages_checksum(14, N_MESSAGES),
+	      "%d messages from one guest to the other, and %d back, none cut or joined",
+	      N_MESSAGES, N_MESSAGES);
 }
 
 static bool set_peer(struct agent *agent, unsigned int cid)
@@ -474,6 +547,8 @@ static bool step_siblings(struct test *test)
 		return true;
 	transfer_between(test, &test->agent, &test->sibling, "first guest to the second");
 	transfer_between(test, &test->sibling, &test->agent, "second guest to the first");
+	if (machine_can_replace_worker())
+		messages_between(test);
 	refuse_between(test, MACHINE_CID, "another guest's port without a listener");
 	refuse_between(test, MACHINE_SIBLING_CID + 1, "a CID that no guest has");
 	end_sibling(test);
@@ -668,6 +743,7 @@ static const struct step {
 	{"Many connections, one after the other", step_in_a_row},
 	{"Many connections at once", step_at_once},
 	{"Half-closed connections", step_half_close},
+	{"Messages", step_messages},
 	{"Nobody listens", step_refusal},
 	{"Guests reach each other", step_siblings},
 	{"The guest is paused", step_pause},

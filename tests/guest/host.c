@@ -37,10 +37,10 @@ static int close_with(int fd, int error)
 	return error;
 }
 
-static int listen_at(const char *uds_name, uint32_t port)
+static int listen_at(const char *uds_name, uint32_t port, int type)
 {
 	struct sockaddr_un address = {.sun_family = AF_UNIX};
-	int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
+	int fd = socket(AF_UNIX, type | SOCK_CLOEXEC, 0);
 
 	if (fd < 0)
 		return -errno;
@@ -52,7 +52,12 @@ static int listen_at(const char *uds_name, uint32_t port)
 
 int host_listen(uint32_t port)
 {
-	return listen_at(HOST_UDS_NAME, port);
+	return listen_at(HOST_UDS_NAME, port, SOCK_STREAM);
+}
+
+int host_listen_messages(uint32_t port)
+{
+	return listen_at(HOST_UDS_NAME, port, SOCK_SEQPACKET);
 }
 
 void host_unlisten(uint32_t port, int listener)
@@ -78,22 +83,37 @@ int host_accept(int listener, unsigned int limit_ms)
 	return fd;
 }
 
-int host_connect(uint32_t port, unsigned int limit_ms)
+/* The answer to CONNECT: a line, or a message that is one. */
+static int read_answer(int fd, int type, char ret_line[STREAM_LINE_MAX])
 {
-	struct sockaddr_un address = {.sun_family = AF_UNIX, .sun_path = HOST_UDS_NAME};
-	int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
+	ssize_t n;
+
+	if (type == SOCK_STREAM)
+		return stream_read_line(fd, ret_line);
+	n = recv(fd, ret_line, STREAM_LINE_MAX - 1, 0);
+	if (n <= 0)
+		return n < 0 ? -errno : -ECONNRESET;
+	ret_line[n] = '\0';
+	return (int)n;
+}
+
+static int connect_to(const char *path, int type, uint32_t port, unsigned int limit_ms)
+{
+	struct sockaddr_un address = {.sun_family = AF_UNIX};
+	int fd = socket(AF_UNIX, type | SOCK_CLOEXEC, 0);
 	char line[STREAM_LINE_MAX];
 	int len;
 
 	if (fd < 0)
 		return -errno;
+	snprintf(address.sun_path, sizeof(address.sun_path), "%s", path);
 	host_set_time_limit(fd, limit_ms);
 	if (connect(fd, (struct sockaddr *)&address, sizeof(address)) < 0)
 		return close_with(fd, -errno);
 	len = snprintf(line, sizeof(line), "CONNECT %" PRIu32 "\n", port);
 	if (send(fd, line, (size_t)len, MSG_NOSIGNAL) != len)
 		return close_with(fd, -ECONNREFUSED);
-	len = stream_read_line(fd, line);
+	len = read_answer(fd, type, line);
 	if (len == -ECONNRESET)
 		return close_with(fd, -ECONNREFUSED);
 	if (len < 0)
@@ -102,6 +122,16 @@ int host_connect(uint32_t port, unsigned int limit_ms)
 		return close_with(fd, -EPROTO);
 	host_set_time_limit(fd, HOST_TRANSFER_MS);
 	return fd;
+}
+
+int host_connect(uint32_t port, unsigned int limit_ms)
+{
+	return connect_to(HOST_UDS_NAME, SOCK_STREAM, port, limit_ms);
+}
+
+int host_connect_messages(uint32_t port, unsigned int limit_ms)
+{
+	return connect_to(HOST_UDS_NAME "_seqpacket", SOCK_SEQPACKET, port, limit_ms);
 }
 
 int host_wait_for_end(int fd, unsigned int limit_ms)
@@ -126,7 +156,7 @@ int host_wait_for_end(int fd, unsigned int limit_ms)
 
 int agent_listen(struct agent *agent, const char *uds_name)
 {
-	int listener = listen_at(uds_name, HOST_CONTROL_PORT);
+	int listener = listen_at(uds_name, HOST_CONTROL_PORT, SOCK_STREAM);
 
 	if (listener < 0)
 		return listener;

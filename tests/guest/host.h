@@ -24,6 +24,10 @@ uint64_t host_now_ms(void);
 int host_listen(uint32_t port);
 void host_unlisten(uint32_t port, int listener);
 
+/* The same for messages. */
+int host_listen_messages(uint32_t port);
+int host_connect_messages(uint32_t port, unsigned int limit_ms);
+
 /* An fd; every read and write on it is limited to HOST_TRANSFER_MS. */
 int host_accept(int listener, unsigned int limit_ms);
 

@@ -121,6 +121,82 @@ int stream_receive(int fd, uint64_t n_bytes_max, struct checksum *checksum)
 	return 0;
 }
 
+/* Mostly short ones, some around a page, and some that take many packets. */
+static size_t message_len(uint64_t seed, uint64_t i)
+{
+	uint64_t mixed = (seed + i + 1) * UINT64_C(0x9e3779b97f4a7c15) >> 20;
+
+	if (i % 16 == 7)
+		return 1 + mixed % MESSAGE_LEN_MAX;
+	if (i % 4 == 1)
+		return 4000 + mixed % 200;
+	return 1 + mixed % 100;
+}
+
+static const uint8_t *make_message(uint64_t seed, uint64_t i, size_t *ret_len)
+{
+	static _Thread_local uint64_t words[MESSAGE_LEN_MAX / sizeof(uint64_t) + 1];
+	uint64_t state = seed ^ i << 32;
+
+	*ret_len = message_len(seed, i);
+	fill(&state, words, *ret_len / sizeof(uint64_t) + 1);
+	return (const uint8_t *)words;
+}
+
+static void add_message(struct checksum *checksum, const uint8_t *bytes, size_t len)
+{
+	const uint8_t head[] = {(uint8_t)len, (uint8_t)(len >> 8), (uint8_t)(len >> 16)};
+
+	checksum_add(checksum, head, sizeof(head));
+	checksum_add(checksum, bytes, len);
+}
+
+uint64_t messages_checksum(uint64_t seed, uint64_t n)
+{
+	struct checksum checksum = {0};
+
+	for (uint64_t i = 0; i < n; i++) {
+		size_t len;
+		const uint8_t *bytes = make_message(seed, i, &len);
+
+		add_message(&checksum, bytes, len);
+	}
+	return checksum_value(&checksum);
+}
+
+int messages_send(int fd, uint64_t seed, uint64_t n)
+{
+	for (uint64_t i = 0; i < n; i++) {
+		int flags = MSG_NOSIGNAL | (i % 3 ? 0 : MSG_EOR);
+		size_t len;
+		const uint8_t *bytes = make_message(seed, i, &len);
+		ssize_t n_sent = send(fd, bytes, len, flags);
+
+		if (n_sent < 0)
+			return -errno;
+		if ((size_t)n_sent != len)
+			return -EBADMSG;
+	}
+	return 0;
+}
+
+int messages_receive(int fd, struct checksum *checksum)
+{
+	static _Thread_local uint8_t bytes[MESSAGE_LEN_MAX + 1];
+
+	for (;;) {
+		struct iovec part = {bytes, sizeof(bytes)};
+		struct msghdr message = {.msg_iov = &part, .msg_iovlen = 1};
+		ssize_t n = recvmsg(fd, &message, 0);
+
+		if (n <= 0)
+			return n < 0 ? -errno : 0;
+		if (message.msg_flags & (MSG_TRUNC | MSG_EOR))
+			return -EBADMSG;
+		add_message(checksum, bytes, (size_t)n);
+	}
+}
+
 int stream_read_line(int fd, char ret_line[STREAM_LINE_MAX])
 {
 	char line[STREAM_LINE_MAX];
