@@ -842,15 +842,19 @@ struct endpoint *device_take_host(struct device *device, const struct host_liste
 
 void device_judged(struct device *device, uint32_t index, int error, const struct peer *peer)
 {
-	struct endpoint *endpoint = &device->endpoints.all[index];
+	const char *reason = error == 0 ? admission_refuses(device) : NULL;
 
-	if (error == 0) {
-		endpoint->state = ENDPOINT_WAITING;
+	if (error == 0 && !reason) {
+		device->endpoints.all[index].state = ENDPOINT_WAITING;
 		endpoints_tell(&device->endpoints, index);
 		device_tell_endpoints(device);
 		return;
 	}
 	endpoints_release(&device->endpoints, index);
+	if (reason) {
+		device_log(device, LOG_WARNING, "host program refused: %s", reason);
+		return;
+	}
 	if (error != SPAWNER_E_PEER) {
 		device_log(device, LOG_WARNING, "host program refused: its user: %s",
 			   strerror(error));
@@ -866,7 +870,8 @@ static void take_host(struct device *device, const struct host_listener *listene
 {
 	const char *reason = device_refuses_host(device, listener->type);
 
-	if (!reason)
+	/* Who may not come at all takes no place of those who may: judged first. */
+	if (!reason && !peers_are_limited(&device->configuration->peers))
 		reason = admission_refuses(device);
 	if (!reason && device_take_host(device, listener, fd))
 		return;

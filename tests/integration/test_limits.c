@@ -295,6 +295,27 @@ static void test_a_program_talks_with_the_guest_if_its_user_may(void **state)
 	close(listener);
 }
 
+static void test_who_may_not_come_costs_those_who_may_nothing(void **state)
+{
+	struct setup *setup = *state;
+	char options[64];
+	struct guest *guest;
+
+	setup_choose_file(setup);
+	(void)snprintf(options, sizeof(options), "deny-uid=%u,max-connection-rate=1", geteuid());
+	setup_start(setup, 1, options, NULL);
+	guest = setup_guest(setup, 0, (struct guest_options){0});
+	assert_int_equal(guest_listen(guest, 22), 0);
+	for (int i = 0; i < 20; i++)
+		assert_true(is_turned_away(setup->uds_paths[0]));
+	assert_int_equal(
+		daemon_wait_log_times(&setup->daemon, "may not talk with the guest", 20, LIMIT), 0);
+	assert_false(daemon_log_has(&setup->daemon, "more connections in a second"));
+	(void)snprintf(options, sizeof(options), "allow-uid=%u,max-connection-rate=1", geteuid());
+	reload(setup, options);
+	expect_entry(setup, guest);
+}
+
 /* As that user, who may be there: exits with 0 when the guest's port was not reached. */
 static pid_t refused_child(const char *path, uid_t user)
 {
@@ -383,6 +404,7 @@ int main(void)
 		OWN(test_a_changed_limit_holds_for_the_vm_that_runs),
 		OWN(test_buffers_are_bounded_and_who_has_one_keeps_it),
 		OWN(test_a_program_talks_with_the_guest_if_its_user_may),
+		OWN(test_who_may_not_come_costs_those_who_may_nothing),
 		OWN(test_users_that_vsockd_does_not_run_as_are_told_apart),
 	};
 
