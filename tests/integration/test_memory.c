@@ -320,7 +320,8 @@ static void test_bytes_in_slots_that_come_and_go_arrive_over_replacements(void *
 		pattern_fill(bytes, len, 5, n_sent);
 		send_from(connection, slot, bytes, len);
 		n_sent += len;
-		if (round % 5 == 0)
+		/* Somebody may be doing it already. */
+		if (round % 5 == 0 && !setup->replacer)
 			assert_int_equal(replace_worker(setup, guest, setup_cid(0)), 0);
 		while (stream.n_received < n_sent)
 			transfer_step(&transfer, LIMIT);
