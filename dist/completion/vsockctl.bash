@@ -46,11 +46,20 @@ _vsockctl() {
 	log-level:1)
 		mapfile -t COMPREPLY < <(compgen -W 'error warning notice info debug' -- "$current")
 		;;
+	add:1) ;;
 	add:*)
-		mapfile -t COMPREPLY < <(compgen -W 'socket= socket-mode= socket-owner= socket-group=
-			uds-path= uds-mode= uds-owner= uds-group= forward-cid= forward-listen=
-			connect= listen= ok= wait= tx-buffer-size= queue-size= groups=
-			max-connections= max-handshakes= offer=' -- "$current")
+		# A value, mostly a path: words are broken at the sign.
+		if [ "${COMP_WORDS[COMP_CWORD - 1]}" = '=' ]; then
+			mapfile -t COMPREPLY < <(compgen -f -- "$current")
+			return
+		fi
+		mapfile -t COMPREPLY < <(compgen -W 'socket= socket-mode= socket-owner=
+			socket-group= uds-path= uds-mode= uds-owner= uds-group= forward-cid=
+			forward-listen= connect= listen= ok= wait= tx-buffer-size= queue-size=
+			groups= poll-us= max-connections= max-handshakes= max-connection-rate=
+			max-bandwidth= max-buffer-memory= allow-outgoing= deny-outgoing=
+			allow-incoming= deny-incoming= allow-uid= deny-uid= allow-gid=
+			deny-gid= offer=' -- "$current")
 		compopt -o nospace
 		;;
 	capture:2)

@@ -45,7 +45,7 @@ complete -c vsockctl -n "$none" -a remove -d 'a VM, out of the configuration fil
 complete -c vsockctl -n "$none" -a replace -d 'a fresh worker, nothing lost'
 complete -c vsockctl -n '__fish_seen_subcommand_from show connections connect listen capture remove' -a '(__vsockctl_cids)'
 complete -c vsockctl -n '__fish_seen_subcommand_from capture' -F
-complete -c vsockctl -n '__fish_seen_subcommand_from add' -a 'socket= socket-mode= socket-owner= socket-group= uds-path= uds-mode= uds-owner= uds-group= forward-cid= forward-listen= connect= listen= ok= wait= tx-buffer-size= queue-size= groups= max-connections= max-handshakes= offer='
+complete -c vsockctl -n '__fish_seen_subcommand_from add' -a 'socket= socket-mode= socket-owner= socket-group= uds-path= uds-mode= uds-owner= uds-group= forward-cid= forward-listen= connect= listen= ok= wait= tx-buffer-size= queue-size= groups= poll-us= max-connections= max-handshakes= max-connection-rate= max-bandwidth= max-buffer-memory= allow-outgoing= deny-outgoing= allow-incoming= deny-incoming= allow-uid= deny-uid= allow-gid= deny-gid= offer='
 complete -c vsockctl -n '__fish_seen_subcommand_from suspend resume' -a '(__vsockctl_cids) all'
 complete -c vsockctl -n '__fish_seen_subcommand_from replace' -a 'all (__vsockctl_cids)'
 complete -c vsockctl -n '__fish_seen_subcommand_from kill' -a '(__vsockctl_connections)'

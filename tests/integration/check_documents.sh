@@ -80,6 +80,13 @@ check_keys() { # FILE-WITH-A-WRONG-KEY TITLE-IN-THE-PAGE
 check_keys 'xxxxxxxxxxxx: 1' 'Keys for all VMs'
 check_keys 'vms: [{xxxxxxxxxxxx: 1}]' 'Keys of a VM'
 
+# vsockctl add takes them all.
+for completion in "$root"/dist/completion/*; do
+	for key in $(grep -vx guest-cid "$work/known"); do
+		grep -q -e "[ '	]$key=" "$completion" || complain "$completion does not complete add's $key="
+	done
+done
+
 # Its examples, with a directory that is there.
 mkdir "$work/vm"
 awk -v work="$work" '/^\.Ed/ { n++; is_in = 0 } is_in { print > (work "/example" n ".yaml") }
