@@ -227,7 +227,7 @@ awk '/^	/ { n++ } !/^[	#]/ { if (line && !n) print line; line = $0; n = 0 }
 	END { if (!n) print line }' "$features" >"$work/difference"
 [ -s "$work/difference" ] && complain "$features has no test behind: $(cat "$work/difference")"
 sed -n 's/^	//p' "$features" | while read -r file test; do
-	grep -q "^static void $test(" "$root/$file" && grep -q "[(	 ]$test[,)]" "$root/$file" ||
+	grep -q "^static void $test(" "$root/$file" && grep -q "[(	 ]${test}[,)]" "$root/$file" ||
 		echo "$file: $test"
 done >"$work/difference"
 [ -s "$work/difference" ] &&

@@ -70,8 +70,9 @@ command -v strace >"$work/found" || skip 'strace is not installed: what vsockd c
 expand() {
 	for call in "$@"; do
 		case $call in
-		@*) expand $(systemd-analyze syscall-filter "$call" |
-			sed -n 's/^ *\([@a-z_][a-z0-9_-]*\)$/\1/p' | grep -vx "$call") ;;
+		@*) systemd-analyze syscall-filter "$call" |
+			sed -n 's/^ *\([@a-z_][a-z0-9_-]*\)$/\1/p' | grep -vx "$call" |
+			while read -r inner; do expand "$inner"; done ;;
 		*) echo "$call" ;;
 		esac
 	done
