@@ -297,14 +297,21 @@ void device_assign(struct device *device, struct worker *worker)
 
 /* ---- the end of things ---- */
 
+/* What it was told last nobody answers any more; another one will be told everything. */
+static void forget_worker(struct device *device)
+{
+	device->worker = NULL;
+	device->sync.is_sent = false;
+	device->told_quarantine = false;
+	device->told_suspended = false;
+	device->told_capture = 0;
+}
+
 void device_replace_worker(struct device *device)
 {
 	handover_cancel(device);
 	worker_dismiss(device->worker, device->front);
-	device->worker = NULL;
-	device->told_quarantine = false;
-	device->told_suspended = false;
-	device->told_capture = 0;
+	forget_worker(device);
 	memset(device->was_running, 0, sizeof(device->was_running));
 }
 
@@ -380,11 +387,8 @@ void device_worker_died(struct device *device)
 	handover_worker_died(device);
 	siblings_lose(device);
 	n_open = endpoints_lose(&device->endpoints);
-	device->worker = NULL;
+	forget_worker(device);
 	device->n_lost++;
-	device->told_quarantine = false;
-	device->told_suspended = false;
-	device->told_capture = 0;
 	if (!device->has_frontend || device->has_failed)
 		return;
 	restore_worker_died(device);
