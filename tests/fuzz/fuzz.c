@@ -12,8 +12,6 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
-#define FDS_MAX 256
-
 void input_copy(struct input *input, void *ret_bytes, size_t len)
 {
 	size_t n = len < input->len ? len : input->len;
@@ -142,16 +140,35 @@ int fuzz_open_any(struct input *input)
 }
 
 /* One system call: what is no fd is said to be none. */
+void fuzz_note_fds(struct fuzz_fds *ret)
+{
+	struct pollfd fds[FUZZ_FDS_MAX];
+
+	for (int i = 0; i < FUZZ_FDS_MAX; i++)
+		fds[i] = (struct pollfd){.fd = i};
+	if (poll(fds, FUZZ_FDS_MAX, 0) < 0)
+		abort();
+	for (size_t i = 0; i < FUZZ_FDS_MAX; i++)
+		ret->is_open[i] = !(fds[i].revents & POLLNVAL);
+}
+
 size_t fuzz_count_fds(void)
 {
-	struct pollfd fds[FDS_MAX];
+	struct fuzz_fds fds;
 	size_t n = 0;
 
-	for (int i = 0; i < FDS_MAX; i++)
-		fds[i] = (struct pollfd){.fd = i};
-	if (poll(fds, FDS_MAX, 0) < 0)
-		abort();
-	for (size_t i = 0; i < FDS_MAX; i++)
-		n += !(fds[i].revents & POLLNVAL);
+	fuzz_note_fds(&fds);
+	for (size_t i = 0; i < FUZZ_FDS_MAX; i++)
+		n += fds.is_open[i];
 	return n;
+}
+
+void fuzz_close_later_fds(const struct fuzz_fds *fds)
+{
+	struct fuzz_fds now;
+
+	fuzz_note_fds(&now);
+	for (int i = 0; i < FUZZ_FDS_MAX; i++)
+		if (now.is_open[i] && !fds->is_open[i])
+			close(i);
 }

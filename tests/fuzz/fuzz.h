@@ -62,4 +62,12 @@ int fuzz_open_any(struct input *input);
 #define FUZZ_MEMORY_SIZE 65536 /* of what FUZZ_FD_MEMORY and FUZZ_FD_SEALED make */
 
 /* The fds of this process, below 256. */
+#define FUZZ_FDS_MAX 256
 size_t fuzz_count_fds(void);
+
+/* Where a process would end, and its fds with it: close those that were opened since. */
+struct fuzz_fds {
+	bool is_open[FUZZ_FDS_MAX];
+};
+void fuzz_note_fds(struct fuzz_fds *ret);
+void fuzz_close_later_fds(const struct fuzz_fds *fds);

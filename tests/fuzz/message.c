@@ -11,7 +11,8 @@
 #include "ipc/message.h"
 #include "tests/fuzz/fuzz.h"
 
-static const enum message_state states[] = {MESSAGE_BEFORE_READY, MESSAGE_SPARE, MESSAGE_ASSIGNED};
+static const enum message_state states[] = {MESSAGE_BEFORE_READY, MESSAGE_SPARE, MESSAGE_ASSIGNED,
+					    MESSAGE_FROZEN, MESSAGE_TAKING};
 
 /* Decoding is into one place in memory: what is compared is what it packs into. */
 static void check_again(const Vsockd__Envelope *envelope, enum message_direction direction,
@@ -41,8 +42,11 @@ static void check(const struct channel_packet *packet, enum message_direction di
 		return;
 	}
 	rule = message_rule(envelope->body_case);
-	CLAIM(rule && rule->direction == direction && (rule->states & (uint32_t)state));
+	CLAIM(rule && (rule->direction == direction || rule->direction == MESSAGE_RELAYED));
+	CLAIM(rule->states & (uint32_t)state);
 	CLAIM((packet->fd >= 0) >= rule->fds_min && (packet->fd >= 0) <= rule->fds_max);
+	/* No worker ever sends an fd. */
+	CLAIM(direction == MESSAGE_TO_WORKER || packet->fd < 0);
 	check_again(envelope, direction, state, packet->fd);
 }
 

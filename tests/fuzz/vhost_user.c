@@ -18,21 +18,11 @@
 
 #include "broker/frontend.h"
 #include "broker/session.h"
-#include "tests/fuzz/fuzz.h"
+#include "tests/fuzz/drafts.h"
 
 #define GUEST_CID    UINT64_C(0x1122334455667788)
 #define MESSAGES_MAX 200
-#define FDS_MAX	     40 /* more than a message may have */
-#define HEADER_SIZE  sizeof(struct vhost_user_header)
-#define FUTURE_BITS  (UINT64_C(1) << 60) /* offered by nobody */
-
-/* A message to be sent. */
-struct draft {
-	struct vhost_user_message message;
-	enum fuzz_fd kinds[FDS_MAX];
-	int fds[FDS_MAX];
-	size_t n_fds;
-};
+#define HEADER_SIZE  DRAFT_HEADER_SIZE
 
 /* What is true once a message was acknowledged. */
 struct truth {
@@ -52,7 +42,10 @@ static struct {
 	struct truth told; /* the device, by what it was asked to do */
 	bool has_failed;   /* it failed once: what it knows is not compared any more */
 	uint32_t n_config_reads;
+	int backend_fd; /* owned by the device; -1: none */
 } f;
+
+#define PROTOCOL_FEATURES (SESSION_PROTOCOL_FEATURES | SESSION_PROTOCOL_FEATURES_IN_BAND)
 
 /* ---- the device ---- */
 
@@ -166,6 +159,22 @@ static int on_state_transfer(void *context, bool is_load)
 	return outcome();
 }
 
+static int on_ring_kicked(void *context, uint32_t ring)
+{
+	(void)context;
+	CLAIM(f.session.rings[ring].is_started);
+	CLAIM(f.session.protocol_features & VHOST_USER_PROTOCOL_F_INBAND_NOTIFICATIONS);
+	return outcome();
+}
+
+static void on_backend_fd_set(void *context, int fd)
+{
+	(void)context;
+	if (f.backend_fd >= 0)
+		close(f.backend_fd);
+	f.backend_fd = fd;
+}
+
 static void on_config_read(void *context)
 {
 	(void)context;
@@ -187,6 +196,8 @@ static const struct session_operations operations = {
 	.log_fd_set = on_plain,
 	.state_transfer = on_state_transfer,
 	.state_check = on_plain,
+	.ring_kicked = on_ring_kicked,
+	.backend_fd_set = on_backend_fd_set,
 	.config_read = on_config_read,
 };
 
@@ -216,13 +227,29 @@ static void check_regions(void)
 	}
 }
 
+/* In a packed ring the device is at most one round behind the driver, and never before it. */
+static bool is_place(const struct session_ring *ring, bool is_packed)
+{
+	uint32_t avail = ring->base & 0x7fff, used = ring->base >> 16 & 0x7fff;
+
+	if (!is_packed)
+		return ring->base <= UINT16_MAX;
+	if (avail >= ring->num || used >= ring->num)
+		return false;
+	return (ring->base >> 31 == (ring->base >> 15 & 1)) ? used <= avail : avail <= used;
+}
+
 static void check_rings(void)
 {
+	bool is_packed = f.session.features & VIRTIO_F_RING_PACKED;
+
 	for (size_t i = 0; i < SESSION_RINGS; i++) {
 		const struct session_ring *ring = &f.session.rings[i];
 
-		CLAIM(ring->num <= SESSION_RING_SIZE_MAX && (ring->num & (ring->num - 1)) == 0);
-		CLAIM(!ring->is_started || (ring->num > 0 && ring->has_addresses));
+		CLAIM(ring->num <= SESSION_RING_SIZE_MAX);
+		CLAIM(!ring->is_started || (ring->num > 0 && ring->has_addresses &&
+					    (is_packed || (ring->num & (ring->num - 1)) == 0)));
+		CLAIM(!ring->is_started || is_place(ring, is_packed));
 		CLAIM(!ring->has_addresses ||
 		      (ring->desc % 16 == 0 && ring->avail % 2 == 0 && ring->used % 4 == 0));
 		CLAIM(ring->is_started || ring->fds[SESSION_KICK] < 0);
@@ -246,7 +273,7 @@ static void check_session(void)
 	const struct session *session = &f.session;
 
 	CLAIM(!(session->features & ~(SESSION_FEATURES | VHOST_USER_F_PROTOCOL_FEATURES)));
-	CLAIM(!(session->protocol_features & ~SESSION_PROTOCOL_FEATURES));
+	CLAIM(!(session->protocol_features & ~PROTOCOL_FEATURES));
 	CLAIM(session->state_fd < 0);
 	CLAIM(session->features == f.truth.features);
 	CLAIM(session->protocol_features == f.truth.protocol_features);
@@ -261,7 +288,7 @@ static void check_session(void)
 	}
 	check_regions();
 	check_rings();
-	CLAIM(fuzz_count_fds() == f.n_fds + 2 + count_session_fds());
+	CLAIM(fuzz_count_fds() == f.n_fds + 2 + (f.backend_fd >= 0) + count_session_fds());
 }
 
 /* A ring that goes on running stays where it is. */
@@ -321,6 +348,14 @@ static void claim_kinds(enum fuzz_fd a, enum fuzz_fd b)
 		CLAIM(f.draft.kinds[i] == a || f.draft.kinds[i] == b);
 }
 
+/* Without SET_VRING_ENABLE, a ring that starts is enabled. */
+static void start_in_truth(uint64_t ring)
+{
+	f.truth.is_started[ring] = true;
+	if (f.session.has_features && !(f.truth.features & VHOST_USER_F_PROTOCOL_FEATURES))
+		f.truth.is_enabled[ring] = true;
+}
+
 /* The message in hand was acknowledged. */
 static void become_true(void)
 {
@@ -349,8 +384,14 @@ static void become_true(void)
 	case VHOST_USER_SET_LOG_BASE:
 		claim_kinds(FUZZ_FD_MEMORY, FUZZ_FD_SEALED);
 		break;
+	case VHOST_USER_SET_BACKEND_REQ_FD:
+		claim_kinds(FUZZ_FD_UNIX, FUZZ_FD_PACKET);
+		break;
+	case VHOST_USER_VRING_KICK:
+		start_in_truth(payload_state().index);
+		break;
 	case VHOST_USER_SET_VRING_KICK:
-		truth->is_started[payload_u64() & 0xff] = true;
+		start_in_truth(payload_u64() & 0xff);
 		claim_kinds(FUZZ_FD_EVENT, FUZZ_FD_EPOLL); /* of no file type either */
 		break;
 	case VHOST_USER_SET_VRING_CALL:
@@ -407,7 +448,7 @@ static void check_answer(void)
 		CLAIM(reply_u64() == SESSION_FEATURES);
 		return;
 	case VHOST_USER_GET_PROTOCOL_FEATURES:
-		CLAIM(reply_u64() == SESSION_PROTOCOL_FEATURES);
+		CLAIM(reply_u64() == PROTOCOL_FEATURES);
 		return;
 	case VHOST_USER_GET_QUEUE_NUM:
 		CLAIM(reply_u64() == SESSION_RINGS);
@@ -518,333 +559,29 @@ static bool receive(void)
 	return r == 0;
 }
 
-static void send_part(size_t from, size_t to, const int *fds, size_t n_fds)
-{
-	union {
-		char bytes[CMSG_SPACE(sizeof(int) * FDS_MAX)];
-		struct cmsghdr alignment;
-	} control = {.bytes = {0}};
-	uint8_t bytes[HEADER_SIZE + VHOST_USER_PAYLOAD_MAX];
-	struct iovec iov = {bytes + from, to - from};
-	struct msghdr msg = {.msg_iov = &iov, .msg_iovlen = 1};
-
-	memcpy(bytes, &f.draft.message.header, HEADER_SIZE);
-	memcpy(bytes + HEADER_SIZE, f.draft.message.payload, VHOST_USER_PAYLOAD_MAX);
-	if (n_fds > 0) {
-		struct cmsghdr *cmsg;
-
-		msg.msg_control = control.bytes;
-		msg.msg_controllen = CMSG_SPACE(sizeof(int) * n_fds);
-		cmsg = CMSG_FIRSTHDR(&msg);
-		cmsg->cmsg_level = SOL_SOCKET;
-		cmsg->cmsg_type = SCM_RIGHTS;
-		cmsg->cmsg_len = CMSG_LEN(sizeof(int) * n_fds);
-		memcpy(CMSG_DATA(cmsg), fds, sizeof(int) * n_fds);
-	}
-	CLAIM(sendmsg(f.peer, &msg, MSG_DONTWAIT | MSG_NOSIGNAL) == (ssize_t)(to - from));
-}
-
-static void drop_draft(void)
-{
-	for (size_t i = 0; i < f.draft.n_fds; i++)
-		close(f.draft.fds[i]);
-}
-
 /* In one piece or in two; the fds with the first byte, or where they don't belong. */
 static bool send_draft(size_t len)
 {
-	size_t at = input_u8(f.input);
+	size_t promised = HEADER_SIZE + f.draft.message.header.size, at = input_u8(f.input);
 	bool has_late_fds = at & 0x80 && at & 0x40, goes_on = true;
 
 	at = at & 0x80 ? at & 0x3f : 0;
-	if (at == 0 || at >= len) {
-		send_part(0, len, f.draft.fds, f.draft.n_fds);
+	if (at == 0 || at >= len || at >= promised) {
+		draft_send(&f.draft, f.peer, 0, len, true);
 	} else {
-		send_part(0, at, f.draft.fds, has_late_fds ? 0 : f.draft.n_fds);
+		draft_send(&f.draft, f.peer, 0, at, !has_late_fds);
 		goes_on = receive();
-		send_part(at, len, f.draft.fds, has_late_fds ? f.draft.n_fds : 0);
+		draft_send(&f.draft, f.peer, at, len, has_late_fds);
 	}
-	drop_draft();
+	draft_drop(&f.draft);
 	return goes_on && receive();
-}
-
-/* ---- drafts ---- */
-
-static const uint32_t requests[] = {
-	VHOST_USER_GET_FEATURES,
-	VHOST_USER_SET_FEATURES,
-	VHOST_USER_SET_OWNER,
-	VHOST_USER_RESET_OWNER,
-	VHOST_USER_SET_MEM_TABLE,
-	VHOST_USER_SET_LOG_BASE,
-	VHOST_USER_SET_LOG_FD,
-	VHOST_USER_SET_VRING_NUM,
-	VHOST_USER_SET_VRING_ADDR,
-	VHOST_USER_SET_VRING_BASE,
-	VHOST_USER_GET_VRING_BASE,
-	VHOST_USER_SET_VRING_KICK,
-	VHOST_USER_SET_VRING_CALL,
-	VHOST_USER_SET_VRING_ERR,
-	VHOST_USER_GET_PROTOCOL_FEATURES,
-	VHOST_USER_SET_PROTOCOL_FEATURES,
-	VHOST_USER_GET_QUEUE_NUM,
-	VHOST_USER_SET_VRING_ENABLE,
-	VHOST_USER_GET_CONFIG,
-	VHOST_USER_SET_CONFIG,
-	VHOST_USER_RESET_DEVICE,
-	VHOST_USER_GET_MAX_MEM_SLOTS,
-	VHOST_USER_ADD_MEM_REG,
-	VHOST_USER_REM_MEM_REG,
-	VHOST_USER_SET_DEVICE_STATE_FD,
-	VHOST_USER_CHECK_DEVICE_STATE,
-};
-
-static void put(const void *bytes, size_t len)
-{
-	memcpy(f.draft.message.payload + f.draft.message.header.size, bytes, len);
-	f.draft.message.header.size += (uint32_t)len;
-}
-
-static void put_u64(uint64_t value)
-{
-	put(&value, sizeof(value));
-}
-
-static void add_fd(enum fuzz_fd expected)
-{
-	uint8_t choice = input_u8(f.input);
-	enum fuzz_fd kind = choice < 0xe0 ? expected : (enum fuzz_fd)(choice % FUZZ_FD_KINDS);
-
-	f.draft.kinds[f.draft.n_fds] = kind;
-	f.draft.fds[f.draft.n_fds++] = fuzz_open(kind);
-}
-
-static void put_features(uint64_t offered)
-{
-	uint8_t choice = input_u8(f.input);
-
-	if (choice & 0x80)
-		put_u64(input_u64(f.input));
-	else
-		put_u64((choice & 0x40 ? input_u64(f.input) : UINT64_MAX) & offered);
-}
-
-/* Small numbers of pages: they touch, overlap and end where a file does. */
-static struct vhost_user_region make_region(void)
-{
-	const struct session *session = &f.session;
-	uint8_t choice = input_u8(f.input);
-	struct vhost_user_region region = {
-		.guest_address = (uint64_t)input_u8(f.input) << 12,
-		.size = (uint64_t)(input_u8(f.input) % 18) << 12,
-		.user_address = (uint64_t)input_u8(f.input) << 12,
-		.mmap_offset = (uint64_t)(input_u8(f.input) % 17) << 12,
-	};
-
-	if (choice & 0x80 && session->n_regions > 0) {
-		const struct session_region *known = &session->regions[choice % session->n_regions];
-
-		region = (struct vhost_user_region){known->guest_address, known->size,
-						    known->user_address, known->mmap_offset};
-	}
-	if (choice & 0x40)
-		((uint64_t *)&region)[choice % 4] += input_u64(f.input);
-	return region;
-}
-
-static void put_mem_table(void)
-{
-	struct vhost_user_memory memory = {.n_regions = input_u8(f.input)};
-
-	if (memory.n_regions < 0xf0)
-		memory.n_regions %= 5;
-	else
-		memory.n_regions -= 0xf0 - (VHOST_USER_REGIONS_MAX - 8);
-	put(&memory, sizeof(memory));
-	for (uint32_t i = 0; i < memory.n_regions && i < FDS_MAX - 1; i++) {
-		struct vhost_user_region region = make_region();
-
-		put(&region, sizeof(region));
-		add_fd(FUZZ_FD_MEMORY);
-	}
-}
-
-static uint32_t ring_index(void)
-{
-	uint8_t choice = input_u8(f.input);
-
-	return choice < 0xf0 ? choice % SESSION_RINGS : choice - 0xf0u;
-}
-
-static void put_state(uint32_t num)
-{
-	struct vhost_user_vring_state state = {ring_index(), num};
-
-	put(&state, sizeof(state));
-}
-
-static void put_addr(void)
-{
-	struct vhost_user_vring_addr addr = {
-		.index = ring_index(),
-		.flags = input_u8(f.input) % 3,
-		.desc = (uint64_t)input_u16(f.input) << 4,
-		.used = (uint64_t)input_u16(f.input) << 2,
-		.avail = (uint64_t)input_u16(f.input) << 1,
-		.log_guest_addr = input_u64(f.input),
-	};
-
-	if (addr.flags == 2)
-		addr.desc |= input_u8(f.input), addr.flags = input_u32(f.input);
-	put(&addr, sizeof(addr));
-}
-
-static void put_ring_fd(void)
-{
-	uint8_t choice = input_u8(f.input);
-
-	put_u64(ring_index() | (choice & 1 ? VHOST_USER_VRING_NOFD : 0) |
-		(choice & 0x80 ? FUTURE_BITS : 0));
-	if (!(choice & 1) || choice & 0x40)
-		add_fd(FUZZ_FD_EVENT);
-}
-
-static void put_config(void)
-{
-	struct vhost_user_config config = {input_u8(f.input) % 12, input_u8(f.input) % 12,
-					   input_u8(f.input)};
-	uint8_t bytes[VHOST_USER_CONFIG_MAX] = {0};
-
-	if (config.flags & 0x80)
-		config.offset = input_u32(f.input);
-	put(&config, sizeof(config));
-	put(bytes, config.size);
-}
-
-static void put_region(bool has_fd)
-{
-	struct vhost_user_single_region single = {.region = make_region()};
-
-	put(&single, sizeof(single));
-	if (has_fd)
-		add_fd(FUZZ_FD_MEMORY);
-}
-
-static void put_log(void)
-{
-	struct vhost_user_log log = {(uint64_t)input_u8(f.input) << 8, (uint64_t)input_u8(f.input)
-									       << 8};
-
-	put(&log, sizeof(log));
-	add_fd(FUZZ_FD_MEMORY);
-}
-
-static void put_device_state(void)
-{
-	struct vhost_user_device_state state = {input_u8(f.input) % 3, 0};
-
-	put(&state, sizeof(state));
-	add_fd(input_u8(f.input) & 1 ? FUZZ_FD_PIPE_READ : FUZZ_FD_UNIX);
-}
-
-static void put_payload(uint32_t request)
-{
-	switch (request) {
-	case VHOST_USER_SET_FEATURES:
-		put_features(SESSION_FEATURES);
-		return;
-	case VHOST_USER_SET_PROTOCOL_FEATURES:
-		put_features(SESSION_PROTOCOL_FEATURES);
-		return;
-	case VHOST_USER_SET_MEM_TABLE:
-		put_mem_table();
-		return;
-	case VHOST_USER_SET_LOG_BASE:
-		put_log();
-		return;
-	case VHOST_USER_SET_LOG_FD:
-		add_fd(FUZZ_FD_EVENT);
-		return;
-	case VHOST_USER_SET_VRING_NUM:
-		put_state(input_u8(f.input) & 0x80 ? input_u32(f.input)
-						   : UINT32_C(1) << input_u8(f.input) % 17);
-		return;
-	case VHOST_USER_SET_VRING_ENABLE:
-		put_state(input_u8(f.input) % 3);
-		return;
-	case VHOST_USER_SET_VRING_BASE:
-	case VHOST_USER_GET_VRING_BASE:
-		put_state(input_u32(f.input));
-		return;
-	case VHOST_USER_SET_VRING_ADDR:
-		put_addr();
-		return;
-	case VHOST_USER_SET_VRING_KICK:
-	case VHOST_USER_SET_VRING_CALL:
-	case VHOST_USER_SET_VRING_ERR:
-		put_ring_fd();
-		return;
-	case VHOST_USER_GET_CONFIG:
-	case VHOST_USER_SET_CONFIG:
-		put_config();
-		return;
-	case VHOST_USER_ADD_MEM_REG:
-	case VHOST_USER_REM_MEM_REG:
-		put_region(request == VHOST_USER_ADD_MEM_REG);
-		return;
-	case VHOST_USER_SET_DEVICE_STATE_FD:
-		put_device_state();
-		return;
-	}
-}
-
-/* Anything: what the header says need not be what follows. */
-static size_t make_anything(void)
-{
-	struct vhost_user_header *header = &f.draft.message.header;
-	size_t len = HEADER_SIZE + input_u8(f.input);
-
-	header->request = input_u8(f.input);
-	header->flags = input_u8(f.input);
-	header->size = input_u16(f.input);
-	input_copy(f.input, f.draft.message.payload, len - HEADER_SIZE);
-	for (uint8_t n = input_u8(f.input) % 4; n > 0; n--)
-		add_fd(FUZZ_FD_EVENT);
-	return len;
-}
-
-static size_t make_message(uint8_t choice)
-{
-	struct vhost_user_header *header = &f.draft.message.header;
-
-	header->request = requests[choice % (sizeof(requests) / sizeof(requests[0]))];
-	header->flags = VHOST_USER_VERSION | (choice & 0x80 ? VHOST_USER_NEED_REPLY : 0);
-	put_payload(header->request);
-	choice = input_u8(f.input);
-	if (choice == 1)
-		header->size -= header->size > 0;
-	if (choice == 2)
-		put(&choice, sizeof(choice));
-	if (choice == 3 || choice == 4)
-		add_fd(FUZZ_FD_EVENT);
-	for (uint8_t n = choice == 4 ? FDS_MAX - 1 : 0; f.draft.n_fds < n;)
-		add_fd(FUZZ_FD_EVENT);
-	return HEADER_SIZE + header->size;
 }
 
 /* What the header promises beyond what was sent, and what was sent beyond it, ends the session. */
 static bool say_something(void)
 {
-	uint8_t choice = input_u8(f.input);
-	size_t len, promised;
-	bool goes_on;
-
-	memset(&f.draft.message.header, 0, HEADER_SIZE);
-	f.draft.n_fds = 0;
-	len = choice == 0xff ? make_anything() : make_message(choice);
-	promised = HEADER_SIZE + f.draft.message.header.size;
-	goes_on = send_draft(len);
-	return goes_on && promised == len;
+	draft_make(&f.draft, f.input, &f.session);
+	return send_draft(f.draft.len) && f.draft.len == HEADER_SIZE + f.draft.message.header.size;
 }
 
 int LLVMFuzzerTestOneInput(const uint8_t *bytes, size_t len)
@@ -855,14 +592,14 @@ int LLVMFuzzerTestOneInput(const uint8_t *bytes, size_t len)
 	f.input = &input;
 	f.n_fds = fuzz_count_fds();
 	f.has_failed = false;
+	f.backend_fd = -1;
 	memset(&f.truth, 0, sizeof(f.truth));
 	memset(&f.told, 0, sizeof(f.told));
 	if (socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, pair) < 0)
 		abort();
 	f.peer = pair[0];
 	frontend_init(&f.frontend, pair[1]);
-	session_init(&f.session, GUEST_CID, SESSION_FEATURES, SESSION_PROTOCOL_FEATURES,
-		     &operations, NULL);
+	session_init(&f.session, GUEST_CID, SESSION_FEATURES, PROTOCOL_FEATURES, &operations, NULL);
 	check_session();
 	for (int i = 0; i < MESSAGES_MAX && input.len > 0 && say_something(); i++)
 		;
@@ -870,6 +607,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *bytes, size_t len)
 	frontend_end(&f.frontend);
 	session_end(&f.session);
 	session_end(&f.session);
+	on_backend_fd_set(NULL, -1);
 	CLAIM(fuzz_count_fds() == f.n_fds);
 	return 0;
 }
