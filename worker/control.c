@@ -714,6 +714,11 @@ static bool is_ring(uint32_t index)
 	return index < RINGS;
 }
 
+static bool is_type(uint32_t type)
+{
+	return type == PACKET_TYPE_STREAM || type == PACKET_TYPE_SEQPACKET;
+}
+
 static bool dispatch_handover(struct device *device, const Vsockd__Envelope *envelope, int fd)
 {
 	int r;
@@ -857,6 +862,8 @@ static bool dispatch(struct device *device, const Vsockd__Envelope *envelope, in
 		done(device, envelope->fail->sequence, on_fail(device), 0);
 		return true;
 	case VSOCKD__ENVELOPE__BODY_ACCEPTED:
+		if (!is_type(envelope->accepted->type))
+			return false;
 		if (envelope->accepted->cid == PACKET_HOST_CID)
 			host_accepted(device, envelope->accepted, fd);
 		else
@@ -866,6 +873,8 @@ static bool dispatch(struct device *device, const Vsockd__Envelope *envelope, in
 		host_peer_reset(device, envelope->peer_reset);
 		return true;
 	case VSOCKD__ENVELOPE__BODY_LOST:
+		if (!is_type(envelope->lost->type))
+			return false;
 		on_lost(device, envelope->lost);
 		return true;
 	case VSOCKD__ENVELOPE__BODY_CONNECTED:
