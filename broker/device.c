@@ -643,6 +643,18 @@ static int send_connected(struct device *device, uint32_t index)
 	return worker_send(device->front, device->worker, &envelope, endpoint->fd);
 }
 
+static int send_refusal(struct device *device, uint32_t request)
+{
+	Vsockd__Connected connected = VSOCKD__CONNECTED__INIT;
+	Vsockd__Envelope envelope = VSOCKD__ENVELOPE__INIT;
+
+	connected.request = request;
+	connected.status = -EMFILE;
+	envelope.body_case = VSOCKD__ENVELOPE__BODY_CONNECTED;
+	envelope.connected = &connected;
+	return worker_send(device->front, device->worker, &envelope, -1);
+}
+
 static int send_lost(struct device *device, uint32_t index)
 {
 	const struct endpoint *endpoint = &device->endpoints.all[index];
@@ -709,6 +721,11 @@ void device_tell_endpoints(struct device *device)
 
 	if (!device_is_settled(device) || restore_is_transferring(device) || is_quiet(device))
 		return;
+	while ((index = endpoints_refusal(&device->endpoints)) != ENDPOINT_NONE) {
+		if (send_refusal(device, index) != 0)
+			return;
+		endpoints_refusal_told(&device->endpoints, index);
+	}
 	while ((index = endpoints_untold(&device->endpoints)) != ENDPOINT_NONE) {
 		if (send_endpoint(device, index) != 0)
 			return; /* there will be room, or the worker is gone */
@@ -927,8 +944,10 @@ static const char *on_connect(struct device *device, const Vsockd__Connect *conn
 		return "Connect of a type that was not offered";
 	index = endpoints_take(endpoints, ENDPOINT_CONNECTING);
 	if (index == ENDPOINT_NONE) {
-		/* Its own count is lower than ours for a moment only; it may ask again. */
-		return "Connect beyond the number of connections";
+		/* It may have asked before it was told of host programs that came first. */
+		endpoints_refuse(endpoints, connect->request);
+		device_tell_endpoints(device);
+		return NULL;
 	}
 	endpoints->requests[connect->request] = index;
 	endpoint = &endpoints->all[index];

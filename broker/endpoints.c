@@ -9,6 +9,7 @@ static void forget_queues(struct endpoints *endpoints)
 {
 	for (size_t i = 0; i < 2 * (size_t)endpoints->n_max; i++)
 		endpoints->requests[i] = ENDPOINT_NONE;
+	endpoints->n_refusals = 0;
 	endpoints->first_untold = ENDPOINT_NONE;
 	endpoints->last_untold = ENDPOINT_NONE;
 }
@@ -162,6 +163,28 @@ bool endpoints_closed(struct endpoints *endpoints, uint32_t index)
 	default:
 		return false;
 	}
+}
+
+void endpoints_refuse(struct endpoints *endpoints, uint32_t request)
+{
+	endpoints->requests[request] = ENDPOINT_REFUSAL;
+	endpoints->n_refusals++;
+}
+
+uint32_t endpoints_refusal(const struct endpoints *endpoints)
+{
+	if (endpoints->n_refusals == 0)
+		return ENDPOINT_NONE;
+	for (uint32_t i = 0; i < 2 * endpoints->n_max; i++)
+		if (endpoints->requests[i] == ENDPOINT_REFUSAL)
+			return i;
+	return ENDPOINT_NONE;
+}
+
+void endpoints_refusal_told(struct endpoints *endpoints, uint32_t request)
+{
+	endpoints->requests[request] = ENDPOINT_NONE;
+	endpoints->n_refusals--;
 }
 
 static void refuse(struct endpoint *endpoint, int status)

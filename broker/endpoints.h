@@ -26,6 +26,7 @@ enum endpoint_state {
 };
 
 #define ENDPOINT_NONE	  UINT32_MAX
+#define ENDPOINT_REFUSAL  (UINT32_MAX - 1)
 #define ENDPOINT_HOST_CID 2u
 
 /* VIRTIO_VSOCK_TYPE_... */
@@ -65,7 +66,9 @@ struct endpoints {
 	uint32_t n_max, n_used;
 	uint32_t first_free;
 	uint32_t first_untold, last_untold;
-	uint32_t *requests; /* by the worker's number, 2 * n_max of them; ENDPOINT_NONE: free */
+	/* By the worker's number, 2 * n_max of them; ENDPOINT_NONE: free, or ENDPOINT_REFUSAL. */
+	uint32_t *requests;
+	uint32_t n_refusals;
 };
 
 /* Allocates the table. false when there is no memory. */
@@ -99,6 +102,15 @@ struct endpoint *endpoints_find(struct endpoints *endpoints, uint32_t index,
 
 /* The worker says that it has closed it. false when it had nothing to close. */
 bool endpoints_closed(struct endpoints *endpoints, uint32_t index);
+
+/*
+ * A worker may ask while the last entries go to host programs of which it does not
+ * know yet: such a request is refused without an entry. The number of one whose
+ * worker is still to be told, ENDPOINT_NONE when there is none; and that it was told.
+ */
+void endpoints_refuse(struct endpoints *endpoints, uint32_t request);
+uint32_t endpoints_refusal(const struct endpoints *endpoints);
+void endpoints_refusal_told(struct endpoints *endpoints, uint32_t request);
 
 /*
  * The other end of the pair was reset, or refused it: the fd is closed where the

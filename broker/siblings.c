@@ -272,7 +272,7 @@ const char *siblings_cancel(struct device *device, uint32_t request)
 	if (request >= 2 * device->endpoints.n_max)
 		return "Cancel with a number out of range";
 	index = device->endpoints.requests[request];
-	if (index == ENDPOINT_NONE)
+	if (index == ENDPOINT_NONE || index == ENDPOINT_REFUSAL)
 		return NULL; /* the answer is on its way */
 	endpoint = &device->endpoints.all[index];
 	if (endpoint->state != ENDPOINT_CONNECTING)

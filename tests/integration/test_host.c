@@ -10,6 +10,7 @@
 #include <linux/sockios.h>
 #include <poll.h>
 #include <setjmp.h>
+#include <signal.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -496,6 +497,37 @@ static void test_connections_beyond_the_limit_are_refused_and_the_others_go_on(v
 	wait_fds(setup, n_fds - 2);
 	begin(setup, &streams[1], LINE, strlen(LINE));
 	connections[1] = accept_at(setup, PORT, &streams[1]);
+	for (size_t i = 0; i < 8; i++) {
+		check_lives(setup, connections[i], &streams[i]);
+		finish(setup, connections[i], &streams[i]);
+	}
+}
+
+/* The worker asks before it has heard of the programs that were first. */
+static void test_a_guest_that_asks_as_the_last_place_goes_is_refused(void **state)
+{
+	struct setup *setup = *state;
+	struct guest *guest = start_guest(setup);
+	struct guest_connection *connections[8], *late;
+	struct host_stream streams[8];
+	pid_t pids[DAEMON_PIDS_MAX];
+
+	for (size_t i = 0; i < 7; i++) {
+		begin(setup, &streams[i], LINE, strlen(LINE));
+		connections[i] = accept_at(setup, PORT, &streams[i]);
+	}
+	assert_true(daemon_pids(&setup->daemon, pids) >= 3);
+	assert_int_equal(kill(pids[1], SIGSTOP), 0);
+	begin(setup, &streams[7], LINE, strlen(LINE));
+	late = guest_connect(guest, PACKET_HOST_CID, 3000);
+	assert_non_null(late);
+	while (guest->rings[GUEST_TX].n_in_flight > 0)
+		assert_true(guest_poll(guest, LIMIT) > 0);
+	assert_int_equal(guest_poll_for(guest, QUIET), 0);
+	assert_int_equal(kill(pids[1], SIGCONT), 0);
+	connections[7] = accept_at(setup, PORT, &streams[7]);
+	assert_int_equal(guest_wait_state(late, GUEST_CLOSED, LIMIT), 0);
+	guest_forget(late);
 	for (size_t i = 0; i < 8; i++) {
 		check_lives(setup, connections[i], &streams[i]);
 		finish(setup, connections[i], &streams[i]);
@@ -1028,6 +1060,9 @@ int main(void)
 			start_with_8_handshakes, end),
 		cmocka_unit_test_setup_teardown(
 			test_connections_beyond_the_limit_are_refused_and_the_others_go_on,
+			start_with_8_connections, end),
+		cmocka_unit_test_setup_teardown(
+			test_a_guest_that_asks_as_the_last_place_goes_is_refused,
 			start_with_8_connections, end),
 		WITH_SETUP(test_a_connection_that_the_guest_refuses_is_closed_at_once),
 		WITH_SETUP(test_a_guest_has_two_seconds_to_answer),

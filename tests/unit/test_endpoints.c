@@ -252,6 +252,24 @@ static void test_what_a_dead_worker_held_is_lost_if_the_guest_knows_of_it(void *
 		take(ENDPOINT_OPEN);
 }
 
+static void test_a_request_may_be_refused_without_an_entry(void **state)
+{
+	(void)state;
+	for (uint32_t i = 0; i < N; i++)
+		take(ENDPOINT_OPEN);
+	assert_int_equal(endpoints_refusal(&table), ENDPOINT_NONE);
+	endpoints_refuse(&table, 2 * N - 1);
+	endpoints_refuse(&table, 0);
+	assert_int_equal(endpoints_refusal(&table), 0);
+	endpoints_refusal_told(&table, 0);
+	assert_int_equal(endpoints_refusal(&table), 2 * N - 1);
+	assert_int_equal(table.requests[0], ENDPOINT_NONE);
+	/* Nobody waits for it any more. */
+	endpoints_lose(&table);
+	assert_int_equal(endpoints_refusal(&table), ENDPOINT_NONE);
+	endpoints_clear(&table);
+}
+
 static void test_a_reset_is_owed_until_a_worker_lived_to_send_it(void **state)
 {
 	uint32_t index;
@@ -419,6 +437,7 @@ int main(void)
 		TEST(test_an_accepted_entry_clears_no_request),
 		TEST(test_only_an_entry_in_that_state_is_found),
 		TEST(test_what_a_dead_worker_held_is_lost_if_the_guest_knows_of_it),
+		TEST(test_a_request_may_be_refused_without_an_entry),
 		TEST(test_a_reset_is_owed_until_a_worker_lived_to_send_it),
 		TEST(test_the_worker_is_told_that_the_other_end_was_reset),
 		TEST(test_what_the_worker_closed_meanwhile_it_is_not_told_of),
