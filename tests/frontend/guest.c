@@ -237,6 +237,12 @@ int guest_set_features(struct guest *guest, bool is_forced)
 {
 	uint64_t features = wanted_features(guest);
 
+	/* Also a driver that was there before the front-end knows by what it goes. */
+	for (size_t i = 0; i < guest->n_rings; i++) {
+		guest->rings[i].has_event_idx = features & BIT64(VIRTIO_EVENT_IDX);
+		ring_set_layout(&guest->rings[i], features & BIT64(VIRTIO_RING_PACKED),
+				features & BIT64(VIRTIO_IN_ORDER));
+	}
 	if (!is_forced && features == guest->vhost.features)
 		return 0;
 	return vhost_set_u64(&guest->vhost, VHOST_SET_FEATURES, features);
@@ -392,11 +398,6 @@ int guest_resume(struct guest *guest)
 	int error;
 
 	error = guest_set_features(guest, !is_like(guest, GUEST_LIKE_CROSVM));
-	for (size_t i = 0; i < guest->n_rings; i++) {
-		guest->rings[i].has_event_idx = vhost->features & BIT64(VIRTIO_EVENT_IDX);
-		ring_set_layout(&guest->rings[i], vhost->features & BIT64(VIRTIO_RING_PACKED),
-				vhost->features & BIT64(VIRTIO_IN_ORDER));
-	}
 	if (!error)
 		error = guest_tell_memory(guest);
 	if (guest->options.is_prefilled)

@@ -167,13 +167,10 @@ static int on_get(struct player *player, const struct step *step)
 static int set_features(struct guest *guest, bool is_logged)
 {
 	struct vhost *vhost = &guest->vhost;
-	int error = is_logged ? vhost_set_u64(vhost, VHOST_SET_FEATURES,
-					      vhost->features | BIT64(VIRTIO_LOG_ALL))
-			      : guest_set_features(guest, true);
 
-	for (size_t i = 0; i < guest->n_rings; i++)
-		guest->rings[i].has_event_idx = vhost->features & BIT64(VIRTIO_EVENT_IDX);
-	return error;
+	return is_logged ? vhost_set_u64(vhost, VHOST_SET_FEATURES,
+					 vhost->features | BIT64(VIRTIO_LOG_ALL))
+			 : guest_set_features(guest, true);
 }
 
 static int on_set(struct player *player, const struct step *step)
