@@ -383,6 +383,8 @@ static int on_assign(struct device *device, const Vsockd__Assign *assign)
 
 static int on_limits(struct device *device, const Vsockd__Limits *limits)
 {
+	if (limits->bytes_per_second > RATE_MAX)
+		return -ERANGE;
 	rate_limit(&device->rate, limits->bytes_per_second, device->now);
 	device->connections.budget.limit = limits->buffer_memory;
 	return filter_begin(&device->filter, limits->n_ranges) ? 0 : -ENOSPC;

@@ -11,6 +11,8 @@
 #include <stdbool.h>
 #include <stdint.h>
 
+#define RATE_MAX (UINT64_C(1) << 40)
+
 /* All zero: no limit. */
 struct rate {
 	uint64_t per_second; /* 0: no limit */
@@ -20,7 +22,7 @@ struct rate {
 };
 
 /*
- * Another limit from that time on, at most 2^40, or 0. The first one finds the bucket
+ * Another limit from that time on, at most RATE_MAX, or 0. The first one finds the bucket
  * full; with each other what was in it stays, as far as there is room.
  */
 void rate_limit(struct rate *rate, uint64_t per_second, uint64_t now);
