@@ -214,6 +214,33 @@ static void test_an_empty_event_ring_gets_its_reset_when_a_buffer_comes(void **s
 	migration_assert_no_more_resets(guest, 1);
 }
 
+/* There are as many buffers as the ring holds: one comes back, and the driver's is news. */
+static void test_a_full_event_ring_ends_a_quarantine_as_well(void **state)
+{
+	struct setup *setup = *state;
+	struct guest *guest = migration_start_guest(setup);
+	struct ring *ring = &guest->rings[GUEST_EVENT];
+	struct ring_buffer buffer = {.len = 4, .is_writable = true};
+	struct program program;
+	size_t len = migration_snapshot(guest);
+
+	buffer.guest_address = guest->event_address;
+	while (ring_add(ring, &buffer, 1, 0, 0) == 0)
+		;
+	assert_int_equal(ring->n_in_flight, ring->size);
+	ring_submit(ring);
+	migration_restore(setup, guest, migration_state, len);
+	migration_resume(guest);
+	migration_wait_reset(guest);
+	program_call(setup, guest, &program, 100);
+	assert_int_equal(guest_poll_for(guest, QUIET), 0);
+	program_assert_held(guest, &program);
+	migration_answer_reset(guest);
+	assert_int_equal(ring->n_in_flight, ring->size);
+	program_assert_served(guest, &program);
+	migration_assert_no_more_resets(guest, 1);
+}
+
 static void assert_comes_back(struct ring *ring, uint32_t cookie, uint32_t len)
 {
 	int64_t deadline = deadline_in(LIMIT);
@@ -636,6 +663,7 @@ int main(void)
 		ONE(test_packets_from_before_the_snapshot_are_answered_with_rst),
 		ONE(test_the_configuration_ends_a_quarantine_only_behind_the_event),
 		ONE(test_an_empty_event_ring_gets_its_reset_when_a_buffer_comes),
+		ONE(test_a_full_event_ring_ends_a_quarantine_as_well),
 		ONE(test_useless_event_buffers_are_passed_over),
 		ONE(test_a_polled_event_ring_ends_a_quarantine_as_well),
 		ONE(test_each_load_is_followed_by_one_reset),
