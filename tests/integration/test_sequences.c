@@ -8,6 +8,7 @@
 
 #include <errno.h>
 #include <setjmp.h>
+#include <signal.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -23,6 +24,9 @@
 #define STANDING_PORT 2000
 #define PUSHED_LEN    3000
 
+/* Three deaths in a row are followed by pauses, eight by the end of the device. */
+#define DEATH_STEPS 41
+
 static struct life {
 	struct setup *setup;
 	struct guest *guest;
@@ -33,6 +37,8 @@ static struct life {
 	struct program caller;
 	bool has_caller; /* it waits for the guest to run */
 	uint64_t n_resets;
+	unsigned int n_steps, dies_at; /* of each DEATH_STEPS, the step before which workers die */
+	bool has_died;		       /* and the turns have not seen to it yet */
 } life;
 
 /* ---- turns ---- */
@@ -49,9 +55,53 @@ static void take_pushed(void)
 	life.n_pushed = 0;
 }
 
+static void end_standing(void)
+{
+	assert_int_equal(guest_wait_state(life.standing, GUEST_CLOSED, LIMIT), 0);
+	assert_int_equal(life.standing->error, ECONNRESET);
+	assert_int_equal(guest_wait_until(life.guest, program_has_ended, &life.stream, LIMIT), 0);
+	guest_forget(life.standing);
+	setup_end_stream(life.setup, 0, &life.stream);
+	life.standing = NULL;
+	life.n_pushed = 0;
+}
+
+/* It may have been connected before its worker died, or not. */
+static void drop_caller(void)
+{
+	struct guest_connection *connection;
+
+	if (!life.has_caller)
+		return;
+	life.has_caller = false;
+	program_end(life.guest, &life.caller);
+	assert_int_equal(guest_poll_for(life.guest, QUIET), 0);
+	while ((connection = guest_accept(life.guest, life.caller.port)))
+		guest_abort(connection);
+}
+
+/* Whoever comes before the front knows of a death goes down with the worker. */
+static void see_to_death(void)
+{
+	int64_t deadline = deadline_in(LIMIT);
+
+	if (!life.has_died)
+		return;
+	life.has_died = false;
+	while (replace_worker(life.setup, life.guest, setup_cid(0)) != 0) {
+		if (deadline_left(deadline) == 0)
+			fail_msg("%s: no worker: %s", life.sequence.where, replacer_failure);
+		assert_int_equal(guest_poll_for(life.guest, 10), 0);
+	}
+	if (life.standing)
+		end_standing();
+	drop_caller();
+}
+
 /* What stood goes on, what waited is served, and what is new works. */
 static void on_traffic(void)
 {
+	see_to_death();
 	if (!life.standing)
 		life.standing = setup_connect(life.setup, 0, STANDING_PORT, &life.stream);
 	take_pushed();
@@ -106,17 +156,6 @@ static void on_hold(void)
 	program_assert_held(life.guest, &life.caller);
 }
 
-static void end_standing(void)
-{
-	assert_int_equal(life.standing->state, GUEST_CLOSED);
-	assert_int_equal(life.standing->error, ECONNRESET);
-	assert_int_equal(guest_wait_until(life.guest, program_has_ended, &life.stream, LIMIT), 0);
-	guest_forget(life.standing);
-	setup_end_stream(life.setup, 0, &life.stream);
-	life.standing = NULL;
-	life.n_pushed = 0;
-}
-
 static bool has_next_reset(void *context)
 {
 	const struct life *one = context;
@@ -142,7 +181,6 @@ static void on_stale(void)
 {
 	if (life.standing->state != GUEST_CLOSED)
 		assert_int_equal(guest_send_all(life.standing, "x", 1, LIMIT), 0);
-	assert_int_equal(guest_wait_state(life.standing, GUEST_CLOSED, LIMIT), 0);
 	end_standing();
 }
 
@@ -204,7 +242,23 @@ static void replace_often(void *context)
 		fail_msg("%s: %s", life.sequence.where, replacer_failure);
 }
 
-static void play(struct setup *setup, const char *name, void (*before)(void *context))
+/* All of them: so the spare as well. */
+static void die_before(void *context)
+{
+	pid_t pids[DAEMON_PIDS_MAX];
+	size_t n;
+
+	(void)context;
+	if (life.guest->vhost.fd < 0 || life.n_steps++ % DEATH_STEPS != life.dies_at)
+		return;
+	n = daemon_find(&life.setup->daemon, "vsockd-worker", pids);
+	for (size_t i = 0; i < n; i++)
+		kill(pids[i], SIGKILL);
+	life.has_died = true;
+}
+
+static void play(struct setup *setup, const char *name, unsigned int dies_at,
+		 void (*before)(void *context))
 {
 	const char *directory = getenv("SEQUENCES");
 	struct guest *guest = &setup->guests[0];
@@ -215,7 +269,7 @@ static void play(struct setup *setup, const char *name, void (*before)(void *con
 	if (!directory)
 		fail_msg("SEQUENCES is to name the directory");
 	snprintf(path, sizeof(path), "%s/%s.txt", directory, name);
-	life = (struct life){.setup = setup, .guest = guest};
+	life = (struct life){.setup = setup, .guest = guest, .dies_at = dies_at};
 	assert_int_equal(sequence_open(path, &life.sequence), 0);
 	options.style = life.sequence.style;
 	life.sequence.before = before;
@@ -233,22 +287,22 @@ static void play(struct setup *setup, const char *name, void (*before)(void *con
 
 static void test_qemu_starts_stops_plugs_reboots_and_quits(void **state)
 {
-	play(*state, "qemu", NULL);
+	play(*state, "qemu", 0, NULL);
 }
 
 static void test_qemu_logs_moves_fails_to_move_and_arrives(void **state)
 {
-	play(*state, "qemu-migration", NULL);
+	play(*state, "qemu-migration", 0, NULL);
 }
 
 static void test_crosvm_sleeps_wakes_is_saved_and_restored(void **state)
 {
-	play(*state, "crosvm", NULL);
+	play(*state, "crosvm", 0, NULL);
 }
 
 static void test_cloud_hypervisor_pauses_is_saved_resumed_and_restored(void **state)
 {
-	play(*state, "cloud-hypervisor", NULL);
+	play(*state, "cloud-hypervisor", 0, NULL);
 }
 
 static void test_nobody_notices_a_successor_between_two_messages(void **state)
@@ -256,9 +310,21 @@ static void test_nobody_notices_a_successor_between_two_messages(void **state)
 	static const char *const names[] = {"qemu", "qemu-migration", "crosvm", "cloud-hypervisor"};
 
 	for (size_t i = 0; i < sizeof(names) / sizeof(names[0]); i++) {
-		play(*state, names[i], replace_often);
+		play(*state, names[i], 0, replace_often);
 		setup_end_guest(*state, 0);
 	}
+}
+
+/* Connections end, at both ends; nothing else does. */
+static void test_a_life_goes_on_whichever_workers_die(void **state)
+{
+	static const char *const names[] = {"qemu", "qemu-migration", "crosvm", "cloud-hypervisor"};
+
+	for (unsigned int at = 0; at < DEATH_STEPS; at += 7)
+		for (size_t i = 0; i < sizeof(names) / sizeof(names[0]); i++) {
+			play(*state, names[i], at, die_before);
+			setup_end_guest(*state, 0);
+		}
 }
 
 #define LIFE(name) cmocka_unit_test_setup_teardown(name, start, migration_end)
@@ -271,6 +337,8 @@ int main(void)
 		LIFE(test_crosvm_sleeps_wakes_is_saved_and_restored),
 		LIFE(test_cloud_hypervisor_pauses_is_saved_resumed_and_restored),
 		LIFE(test_nobody_notices_a_successor_between_two_messages),
+		cmocka_unit_test_setup_teardown(test_a_life_goes_on_whichever_workers_die, start,
+						setup_end),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);
