@@ -573,7 +573,8 @@ static void start_event_ring(struct guest *guest)
 
 	assert_int_equal(vhost_set_ring(vhost, VHOST_SET_VRING_NUM, GUEST_EVENT, ring->size), 0);
 	assert_int_equal(vhost_set_ring_address(vhost, &address), 0);
-	assert_int_equal(vhost_set_ring(vhost, VHOST_SET_VRING_BASE, GUEST_EVENT, 0), 0);
+	assert_int_equal(
+		vhost_set_ring(vhost, VHOST_SET_VRING_BASE, GUEST_EVENT, ring_first_base(ring)), 0);
 	assert_int_equal(vhost_set_ring_fd(vhost, VHOST_SET_VRING_KICK, GUEST_EVENT, ring->kick),
 			 0);
 	assert_int_equal(vhost_set_ring(vhost, VHOST_SET_VRING_ENABLE, GUEST_EVENT, 1), 0);
