@@ -9,8 +9,11 @@
  *
  *   front.c    the loop, the spawner's answers, time
  *   workers.c  the workers: starting, spare, messages, the end
- *   device.c   one VM: front-end, session, host programs
+ *   device.c   one VM: front-end, session, worker
+ *   device_programs.c its connections: of host programs, and those that the guest asks for
+ *   device_messages.c what its worker says
  *   sync.c     what a device tells its worker, step by step
+ *   commands.c the messages that these steps are
  *   restore.c  device states, the transport reset, the quarantine after a load
  *   query.c    what workers are asked (query.h)
  *   handover.c the replacement of a worker that loses nothing
@@ -453,6 +456,10 @@ bool device_rings_run(const struct device *device);
 void device_accept_frontend(struct device *device);
 void device_frontend_event(struct device *device, uint32_t events);
 void device_accept_host(struct device *device, size_t listener);
+/* -1 when there is none, or no room for it: that was logged. */
+int device_accept_socket(struct device *device, int listener);
+/* As device_message(). */
+const char *device_guest_connects(struct device *device, const Vsockd__Connect *connect);
 /* Does it need a worker that it does not have? */
 bool device_wants_worker(const struct device *device);
 void device_assign(struct device *device, struct worker *worker);
@@ -605,6 +612,13 @@ uint64_t handover_deadline(const struct device *device);
 const char *handover_reason(int status);
 /* Who is to blame when the answer to a step does not come in time. */
 struct worker *handover_late(const struct device *device);
+
+/* commands.c */
+/* Of how many STEP_PORT_RANGE the worker is to be told. */
+uint32_t command_port_ranges(const struct device *device);
+/* Send a step to a worker of this device; as worker_send(). */
+int command_send(struct device *device, struct worker *worker, const struct step *step,
+		 uint32_t sequence);
 
 /* sync.c */
 /* Tell the successor all that the session holds. */

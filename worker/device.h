@@ -12,6 +12,7 @@
  *   event.c       ring 2: the transport reset
  *   state.c       a device state, to a pipe or out of one
  *   control.c     messages of the front
+ *   control_tell.c those to it
  *   handover*.c   the way into another worker, see handover.h
  *   statistics.c  what the front may ask about
  *
@@ -209,6 +210,10 @@ void device_arm(struct device *device, struct connection *connection, enum conne
 /* control.c */
 bool control_receive(struct device *device);
 void control_detach(struct device *device);
+
+/* control_tell.c */
+/* The answer to a command, said at the next control_flush(). */
+void control_done(struct device *device, uint32_t sequence, int status, uint32_t value);
 /* Say what is due to the front; false when it is gone. */
 bool control_flush(struct device *device);
 int control_send(struct device *device, const Vsockd__Envelope *envelope);
