@@ -236,12 +236,14 @@ static void print_sample(const struct device *device, const struct family *famil
 			 const struct sample *sample, char line[static METRICS_LINE_MAX])
 {
 	uint64_t value = sample->value(device, sample->argument);
-	uint64_t second = sample->digits == 3 ? 1000 : 1000000;
 	char number[48];
 
-	if (sample->digits > 0)
-		snprintf(number, sizeof(number), "%" PRIu64 ".%0*" PRIu64, value / second,
-			 sample->digits, value % second);
+	if (sample->digits == 3)
+		snprintf(number, sizeof(number), "%" PRIu64 ".%03" PRIu64, value / 1000,
+			 value % 1000);
+	else if (sample->digits == 6)
+		snprintf(number, sizeof(number), "%" PRIu64 ".%06" PRIu64, value / 1000000,
+			 value % 1000000);
 	else
 		snprintf(number, sizeof(number), "%" PRIu64, value);
 	snprintf(line, METRICS_LINE_MAX, "%s%s{vm=\"%" PRIu64 "\"%s} %s\n", family->name,

@@ -542,7 +542,7 @@ static void test_rings_of_any_size_go_round(void **state)
 						 WRITE | (k + 1u < len ? NEXT : 0),
 						 (uint16_t)(k + 1));
 				lens[given % num] = (uint8_t)len;
-				offer(mode.is_packed ? 0 : (uint16_t)(given * 5 % num));
+				offer((uint16_t)(mode.is_packed ? 0 : given * 5 % num));
 				n_free -= len;
 				given++;
 			}
@@ -554,7 +554,7 @@ static void test_rings_of_any_size_go_round(void **state)
 				assert_int_equal(chain.writable_len, len * (1 + taken % 7));
 				ring_push(&ring, &chain.ticket, taken % 7);
 				ring_publish(&ring);
-				expect_used(mode.is_packed ? 0 : (uint16_t)(taken * 5 % num),
+				expect_used((uint16_t)(mode.is_packed ? 0 : taken * 5 % num),
 					    taken % 7);
 				n_free += len;
 			}
