@@ -4,6 +4,7 @@
 #include <stdarg.h>
 #include <stddef.h>
 #include <stdint.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/socket.h>
@@ -209,8 +210,14 @@ static void test_memory_that_is_gone_ends_nothing(void **state)
 	char place[PACKET_HEADER_LEN];
 	struct iovec parts[] = {{place, sizeof(place)}, {page, 100}};
 	struct packet_header header = make_header(100);
+	const char *preload = getenv("LD_PRELOAD");
 
 	(void)state;
+	/* Valgrind looks at what a system call is given, before the kernel can say no. */
+	if (preload && strstr(preload, "vgpreload")) {
+		print_message("skipped: valgrind takes memory that is gone for a mistake\n");
+		skip();
+	}
 	start(100);
 	capture_packet(&capture, &header, parts, 2, 100);
 	assert_true(capture.fd >= 0);
