@@ -600,6 +600,120 @@ static void write_config(struct daemon *home, const char *text)
 	assert_int_equal(fclose(file), 0);
 }
 
+/* ---- as vhost-device-vsock is documented ---- */
+
+static bool is_established(void *context)
+{
+	const struct guest_connection *connection = context;
+
+	return connection->state == GUEST_ESTABLISHED;
+}
+
+struct awaited {
+	struct guest *guest;
+	struct guest_connection *connection;
+};
+
+static bool has_come(void *context)
+{
+	struct awaited *awaited = context;
+
+	awaited->connection = guest_accept(awaited->guest, 52);
+	return awaited->connection != NULL;
+}
+
+/* A guest there, a connection each way, and its CID. */
+static void check_served(struct daemon *home, uint64_t cid)
+{
+	static struct guest guest;
+	struct awaited awaited = {.guest = &guest};
+	struct guest_connection *connection;
+	char socket[128], uds_path[128], name[32];
+	int listener, accepted, program;
+
+	snprintf(name, sizeof(name), "vhost%u.socket", (unsigned int)cid);
+	snprintf(socket, sizeof(socket), "%s", daemon_path(home, name));
+	snprintf(name, sizeof(name), "vm%u.vsock", (unsigned int)cid);
+	snprintf(uds_path, sizeof(uds_path), "%s", daemon_path(home, name));
+	assert_int_equal(guest_start(&guest, &(struct guest_options){.socket = socket, .cid = cid}),
+			 0);
+
+	listener = host_listen(uds_path, 1234);
+	assert_true(listener >= 0);
+	connection = guest_connect(&guest, PACKET_HOST_CID, 1234);
+	assert_int_equal(guest_wait_until(&guest, is_established, connection, LIMIT), 0);
+	accepted = host_accept(listener, LIMIT);
+	assert_true(accepted >= 0);
+
+	assert_int_equal(guest_listen(&guest, 52), 0);
+	program = host_connect(uds_path, 52, LIMIT);
+	assert_true(program >= 0);
+	assert_int_equal(guest_wait_until(&guest, has_come, &awaited, LIMIT), 0);
+
+	close(program);
+	close(accepted);
+	close(listener);
+	guest_end(&guest);
+	snprintf(uds_path + strlen(uds_path), 8, "_1234");
+	unlink(uds_path);
+}
+
+/*
+ * What README.md of vhost-device-vsock shows, but for the directory /tmp; what leads to the
+ * host's AF_VSOCK is tested where that is.
+ */
+static void test_what_vhost_device_vsock_documents_starts_and_serves(void **state)
+{
+	static const char *const file = "vms:\n"
+					"    - guest_cid: 3\n"
+					"      socket: @/vhost3.socket\n"
+					"      uds_path: @/vm3.vsock\n"
+					"      tx_buffer_size: 65536\n"
+					"      queue_size: 1024\n"
+					"      groups: group1+groupA\n"
+					"    - guest_cid: 4\n"
+					"      socket: @/vhost4.socket\n"
+					"      uds_path: @/vm4.vsock\n"
+					"      tx_buffer_size: 32768\n"
+					"      queue_size: 256\n"
+					"      groups: group2+groupB\n";
+	static const struct {
+		const char *arguments[12];
+		uint64_t first_cid;
+	} uses[] = {
+		{{"", "--guest-cid=4", "--socket=@/vhost4.socket", "--uds-path=@/vm4.vsock"}, 4},
+		{{"", "--guest-cid=4", "--socket=@/vhost4.socket", "--uds-path=@/vm4.vsock",
+		  "--tx-buffer-size=65536", "--queue-size=1024", "--groups=group1+groupA"},
+		 4},
+		{{"", "--vm",
+		  "guest-cid=3,socket=@/vhost3.socket,uds-path=@/vm3.vsock,groups=group1+groupA",
+		  "--vm",
+		  "guest-cid=4,socket=@/vhost4.socket,uds-path=@/vm4.vsock,tx-buffer-size=32768,"
+		  "queue-size=256"},
+		 3},
+		{{"", "--config", "@/vsockd.yaml"}, 3},
+	};
+	struct daemon *home = *state;
+	const char *worker = getenv("VSOCKD_WORKER");
+
+	write_config(home, file);
+	for (size_t i = 0; i < sizeof(uses) / sizeof(uses[0]); i++) {
+		const char *arguments[15] = {0};
+		size_t n = 0;
+
+		for (; uses[i].arguments[n]; n++)
+			arguments[n] = uses[i].arguments[n];
+		if (worker) {
+			arguments[n] = "--worker";
+			arguments[n + 1] = worker;
+		}
+		assert_int_equal(daemon_start(home, arguments, "vhost4.socket", LIMIT), 0);
+		for (uint64_t cid = uses[i].first_cid; cid <= 4; cid++)
+			check_served(home, cid);
+		assert_int_equal(daemon_end(home, LIMIT), 0);
+	}
+}
+
 static void test_check_config_says_what_would_be_served_and_makes_nothing(void **state)
 {
 	struct daemon *home = *state;
@@ -754,6 +868,7 @@ int main(void)
 		cmocka_unit_test(test_capabilities_help_and_version_are_printed),
 		IN_HOME(test_the_log_level_chooses_what_is_said),
 		cmocka_unit_test(test_a_file_starts_the_vms_that_stand_in_it),
+		IN_HOME(test_what_vhost_device_vsock_documents_starts_and_serves),
 		IN_HOME(test_check_config_says_what_would_be_served_and_makes_nothing),
 		IN_HOME(test_check_config_finds_what_a_start_would_find),
 		cmocka_unit_test(test_several_vms_work_side_by_side),
