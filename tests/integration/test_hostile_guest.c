@@ -467,6 +467,8 @@ static void test_a_pair_of_ports_may_be_used_again_at_once(void **state)
 		/* Nobody reads: what is left over of it must not reach the next one. */
 		assert_int_equal(i % 2 ? guest_abort(connection) : guest_finish(connection, LIMIT),
 				 0);
+		/* Or the end of the program is told, as that of a connection of this name. */
+		assert_int_equal(socket_wait(fd, POLLRDHUP, deadline_in(LIMIT)), 0);
 		if (i % 2)
 			guest_forget(connection);
 		guest->next_port = 50000;
