@@ -271,7 +271,7 @@ bool ports_pass(const struct port_filter *filter, uint32_t port)
 bool ports_parse_range(const char *text, size_t len, struct port_range *ret)
 {
 	char copy[sizeof("4294967295-4294967295")];
-	struct port_range range;
+	struct port_range range = {0};
 	const char *rest;
 
 	if (len >= sizeof(copy))

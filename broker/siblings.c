@@ -160,7 +160,7 @@ void siblings_connect(struct device *device, uint32_t index)
 
 	if (to)
 		reason = admission_refuses_port(to, endpoint->port);
-	if (reason) {
+	if (!to || reason) {
 		refuse(device, index, ECONNREFUSED, reason);
 		return;
 	}

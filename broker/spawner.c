@@ -538,6 +538,7 @@ static int on_request(struct spawner *spawner)
 	ssize_t len =
 		recvmsg(spawner->setup->front_channel, &message, MSG_DONTWAIT | MSG_CMSG_CLOEXEC);
 	struct pollfd front = {.fd = spawner->setup->front_pidfd, .events = POLLIN};
+	const struct cmsghdr *received;
 	AUTO_CLOSE int fd = -1;
 
 	if (len < 0 && (errno == EAGAIN || errno == EINTR))
@@ -552,8 +553,9 @@ static int on_request(struct spawner *spawner)
 		close_received(&message);
 		return break_off("a request of a wrong size, or with wrong fds");
 	}
-	if (message.msg_controllen)
-		memcpy(&fd, CMSG_DATA(CMSG_FIRSTHDR(&message)), sizeof(fd));
+	received = CMSG_FIRSTHDR(&message);
+	if (received)
+		memcpy(&fd, CMSG_DATA(received), sizeof(fd));
 	return answer(spawner, &request, fd);
 }
 
@@ -676,7 +678,8 @@ static int loop(struct spawner *spawner)
 			return EX_OSERR;
 		}
 		step = on_events(spawner, events, n_events);
-		if (step == GO_ON && spawner->wants_reload && !spawner->setup->reload->is_pending)
+		if (step == GO_ON && spawner->wants_reload && spawner->setup->reload &&
+		    !spawner->setup->reload->is_pending)
 			step = run_reload(spawner);
 	}
 	return step;

@@ -174,22 +174,22 @@ static void print_cell(const struct output *output, size_t column, const char *t
 static void print_table(const struct output *output)
 {
 	size_t widths[OUTPUT_COLUMNS_MAX] = {0};
+	size_t n_columns = output->n_columns > 0 ? output->n_columns : 1;
 
 	for (size_t i = 0; i < output->n_columns; i++)
 		widths[i] = output->columns[i].title ? strlen(output->columns[i].title) : 0;
 	for (size_t i = 0; i < output->n_cells; i++) {
 		size_t len = strlen(output->cells[i]);
 
-		if (len > widths[i % output->n_columns])
-			widths[i % output->n_columns] = len;
+		if (len > widths[i % n_columns])
+			widths[i % n_columns] = len;
 	}
 	for (size_t i = 0; i < output->n_columns; i++)
 		if (output->columns[i].title)
 			print_cell(output, i, output->columns[i].title, widths[i]);
 	for (size_t i = 0; i < output->n_cells; i++)
-		if (output->columns[i % output->n_columns].title)
-			print_cell(output, i % output->n_columns, output->cells[i],
-				   widths[i % output->n_columns]);
+		if (output->columns[i % n_columns].title)
+			print_cell(output, i % n_columns, output->cells[i], widths[i % n_columns]);
 }
 
 static void forget(struct output *output)

@@ -222,13 +222,14 @@ int listen_run(const struct context *context)
 	uint64_t cid, port;
 	int r = read_target(context, &cid, &port);
 
-	if (r == 0 && strcmp(argv[0], "--") == 0)
+	if (r != 0)
+		return r;
+	if (argv[0] && strcmp(argv[0], "--") == 0)
 		argv++;
-	if (r == 0 && !argv[0])
-		r = complain(EX_USAGE, "no command was given; usage: vsockctl listen CID PORT -- "
-				       "COMMAND [ARGUMENT]...");
-	if (r == 0)
-		r = client_open(context->path, &client);
+	if (!argv[0])
+		return complain(EX_USAGE, "no command was given; usage: vsockctl listen CID PORT "
+					  "-- COMMAND [ARGUMENT]...");
+	r = client_open(context->path, &client);
 	if (r != 0)
 		return r;
 	/* Nobody waits for the commands, which end with their connections. */

@@ -75,7 +75,7 @@ int guest_memory_add(struct guest_memory *memory, const struct guest_region *reg
 {
 	struct guest_table *table = is_staged ? &memory->staged : &memory->table;
 	struct guest_region added = *region;
-	struct guest_mapping mapping;
+	struct guest_mapping mapping = {0};
 	int r;
 
 	r = check_region(table, region);
