@@ -159,10 +159,18 @@ static void replace_at_last(struct setup *setup)
 /* All of it, or the end of both ends; and the guest is served by the next worker. */
 static void finish_or_lose(struct transfer *transfer)
 {
+	int64_t deadline = deadline_in(LIMIT);
+
 	while (transfer->connection->state == GUEST_ESTABLISHED &&
 	       (transfer->n_to_guest < transfer->len ||
-		transfer->stream.n_received < transfer->len))
+		transfer->stream.n_received < transfer->len)) {
+		if (deadline_left(deadline) == 0)
+			fail_msg("stuck: %zu of %zu to the guest, %zu to the host program, ended "
+				 "%d, error %d",
+				 transfer->n_to_guest, transfer->len, transfer->stream.n_received,
+				 transfer->stream.is_ended, transfer->stream.error);
 		transfer_step(transfer, 10);
+	}
 	if (transfer->connection->state == GUEST_ESTABLISHED)
 		transfer_finish(transfer);
 	else
