@@ -37,10 +37,14 @@ bool device_init(struct device *device, int channel, int epoll)
 	return epoll_ctl(epoll, EPOLL_CTL_ADD, channel, &event) == 0;
 }
 
-/* Which lists a connection stands in is not for an event to say while it is being taken over. */
+/*
+ * Which lists a connection stands in is not for an event to say while it is being taken
+ * over: they come with their order. Once all was told and checked there is nobody else to
+ * say it, and no second edge.
+ */
 static void append(const struct device *device, struct link *list, struct link *link)
 {
-	if (device->handover.phase != HANDOVER_TAKING)
+	if (device->handover.phase != HANDOVER_TAKING || device->handover.is_checked)
 		link_append(list, link);
 }
 

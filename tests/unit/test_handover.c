@@ -119,6 +119,34 @@ static void test_a_worker_may_be_told_to_go_on_at_any_point(void **state)
 	rig_close_host(&peer);
 }
 
+/* Whoever reads meanwhile: it is not told again that its socket has room. */
+static void test_room_that_comes_between_check_and_commit_is_used(void **state)
+{
+	Vsockd__HandoverCommit body = VSOCKD__HANDOVER_COMMIT__INIT;
+	Vsockd__Envelope envelope = VSOCKD__ENVELOPE__INIT;
+	struct rig_peer peer;
+	uint8_t bytes[4096];
+
+	(void)state;
+	rig_offer(60, 4096);
+	peer = rig_guest_connects(1000, 80);
+	rig_narrow(&peer);
+	rig_choke(&peer, 1, 40000);
+	rig_make_other();
+	rig_relay(NULL, UINT32_MAX);
+	assert_int_equal(rig_check_other(), 0);
+	while (recv(peer.host, bytes, sizeof(bytes), MSG_DONTWAIT) > 0)
+		;
+	rig_run_worker(&rig_other);
+	rig_host_reads_nothing(&peer);
+
+	envelope.body_case = VSOCKD__ENVELOPE__BODY_HANDOVER_COMMIT;
+	envelope.handover_commit = &body;
+	assert_int_equal(rig_command_to(&rig_other, &envelope, -1), 0);
+	assert_true(recv(peer.host, bytes, sizeof(bytes), MSG_DONTWAIT) > 0);
+	rig_end_other();
+}
+
 static void test_a_worker_whose_successor_is_not_to_be_delivers_what_it_has(void **state)
 {
 	static uint8_t bytes[200000];
@@ -985,6 +1013,7 @@ int main(void)
 	const struct CMUnitTest tests[] = {
 		TEST(test_a_frozen_worker_touches_nothing_and_forgets_nothing),
 		TEST(test_a_worker_may_be_told_to_go_on_at_any_point),
+		TEST(test_room_that_comes_between_check_and_commit_is_used),
 		TEST(test_a_worker_whose_successor_is_not_to_be_delivers_what_it_has),
 		TEST(test_a_device_state_on_its_way_keeps_its_worker),
 		TEST(test_counters_that_wrap_go_on),
