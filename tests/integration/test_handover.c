@@ -489,8 +489,10 @@ static void test_an_upgrade_takes_effect(void **state)
 	int64_t deadline = deadline_in(LIMIT);
 	int fd;
 
-	if (geteuid() != 0)
-		skip(); /* nobody else may see what a confined process runs */
+	if (geteuid() != 0) {
+		print_message("skipped: only root may see what a confined process runs\n");
+		skip();
+	}
 	setup_guest(setup, 0, (struct guest_options){0});
 	transfer_start(&transfer, setup, 0, 1000, 900 * KIB);
 	transfer_run_to(&transfer, 100 * KIB);

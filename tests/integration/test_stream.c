@@ -574,8 +574,10 @@ static void test_host_programs_that_do_not_read_hold_up_nobody_and_are_bounded(v
 	pid_t worker = setup_worker(setup, 0);
 	int64_t before, full;
 
-	if (setup->replacer)
-		skip(); /* one process is looked at */
+	if (setup->replacer) {
+		print_message("skipped: the times of one worker are read, and others follow it\n");
+		skip();
+	}
 	move(setup, MIB, MIB, PACKET_PAYLOAD_MAX);
 	before = resident(worker);
 	for (uint32_t i = 0; i < STALLED; i++) {

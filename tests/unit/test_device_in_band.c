@@ -175,8 +175,10 @@ static void test_what_is_discarded_is_kept_until_the_next(void **state)
 	int first, second;
 
 	(void)state;
-	if (getenv("RIG_HANDS_OVER"))
-		skip(); /* each worker keeps its own */
+	if (getenv("RIG_HANDS_OVER")) {
+		print_message("skipped: each worker keeps its own, and others follow it\n");
+		skip();
+	}
 	first = discard();
 	assert_false(is_closed_there(first));
 	second = discard();
