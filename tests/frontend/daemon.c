@@ -315,6 +315,32 @@ size_t daemon_pids(const struct daemon *daemon, pid_t *ret_pids)
 	return n;
 }
 
+char daemon_process_state(pid_t pid)
+{
+	char path[64], state = 0;
+	FILE *file;
+
+	snprintf(path, sizeof(path), "/proc/%d/stat", pid);
+	file = fopen(path, "r");
+	if (!file)
+		return 0;
+	if (fscanf(file, "%*d (%*[^)]) %c", &state) != 1)
+		state = 0; /* it ended meanwhile */
+	fclose(file);
+	return state;
+}
+
+bool daemon_is_asleep(const struct daemon *daemon)
+{
+	pid_t pids[DAEMON_PIDS_MAX];
+	size_t n = daemon_pids(daemon, pids);
+
+	for (size_t i = 0; i < n; i++)
+		if (daemon_process_state(pids[i]) != 'S')
+			return false;
+	return true;
+}
+
 size_t daemon_find(const struct daemon *daemon, const char *name, pid_t *ret_pids)
 {
 	pid_t pids[DAEMON_PIDS_MAX];

@@ -72,6 +72,12 @@ int daemon_wait_log_times(struct daemon *daemon, const char *text, size_t n, int
 /* The daemon and all its descendants, it first. Their number, at most DAEMON_PIDS_MAX. */
 size_t daemon_pids(const struct daemon *daemon, pid_t *ret_pids);
 
+/* As /proc says it: 'R' runs, 'S' waits for an event, 'T' is stopped, 'Z' has ended; 0: gone. */
+char daemon_process_state(pid_t pid);
+
+/* All of them wait for an event: nothing is under way. */
+bool daemon_is_asleep(const struct daemon *daemon);
+
 /* The descendants whose name (/proc/PID/comm) starts so, as "vsockd-worker". */
 size_t daemon_find(const struct daemon *daemon, const char *name, pid_t *ret_pids);
 

@@ -36,17 +36,9 @@ static void wait_a_moment(int64_t deadline, const char *what)
 
 static bool is_zombie(pid_t pid)
 {
-	char path[64], state = 0;
-	FILE *file;
+	char state = daemon_process_state(pid);
 
-	snprintf(path, sizeof(path), "/proc/%d/stat", pid);
-	file = fopen(path, "r");
-	if (!file)
-		return true;
-	if (fscanf(file, "%*d (%*[^)]) %c", &state) != 1)
-		state = 'Z';
-	fclose(file);
-	return state == 'Z';
+	return state == 'Z' || state == 0;
 }
 
 /* In the order in which they were started; those that only wait to be buried do not count. */
@@ -104,17 +96,21 @@ static int count_fds_of(pid_t pid)
 	return n;
 }
 
-/* A spare is there before it has opened everything: until twice the same is seen. */
-static int count_fds_at_rest(const struct setup *setup)
+/* A spare is there before it has opened everything; then it sleeps, as all do. */
+int setup_count_fds(const struct setup *setup)
 {
 	int64_t deadline = deadline_in(SETUP_LIMIT);
 	int n, before = -1;
+	bool is_asleep;
 
-	while ((n = daemon_count_fds(&setup->daemon)) >= 0 && n != before) {
+	for (;;) {
+		is_asleep = daemon_is_asleep(&setup->daemon);
+		n = daemon_count_fds(&setup->daemon);
+		if (n < 0 || (is_asleep && n == before))
+			return n;
 		before = n;
 		wait_a_moment(deadline, "the number of fds never rests");
 	}
-	return n;
 }
 
 void setup_choose_user(struct setup *setup, uid_t user)
@@ -255,7 +251,7 @@ void setup_start(struct setup *setup, size_t n_vms, const char *vm_options,
 	/* In the tests that choose their arguments themselves nobody replaces anything. */
 	if (replaces && access(daemon_path(&setup->daemon, TOOL_CONTROL), F_OK) == 0)
 		setup->replacer = replacer_fork(setup, atoi(replaces));
-	setup->n_fds = count_fds_at_rest(setup);
+	setup->n_fds = setup_count_fds(setup);
 	assert_int_equal(find_workers(setup, spare), 1);
 	setup->n_spare_fds = count_fds_of(spare[0]);
 }

@@ -96,6 +96,10 @@ void setup_end_guest(struct setup *setup, size_t vm);
 /* Wait until nobody is connected any more and nothing was left behind. */
 void setup_wait_idle(struct setup *setup);
 
+/* Open fds of all processes of vsockd while all of them sleep; negative: an ordinary user can't
+ * see. */
+int setup_count_fds(const struct setup *setup);
+
 /*
  * The worker that serves the VM's guest, awaited if it is being replaced. An ordinary
  * user has to ask for each VM's before the first of them is replaced.

@@ -953,24 +953,6 @@ static int64_t resident(pid_t pid)
 	return n_pages * sysconf(_SC_PAGESIZE);
 }
 
-/* The open files of all processes once they do not change any more. */
-static int count_fds(struct setup *setup)
-{
-	int64_t deadline = deadline_in(LIMIT);
-	int n_fds = -1;
-
-	setup_worker(setup, 0);
-	for (int n_same = 0; n_same < 5; n_same++) {
-		int n = daemon_count_fds(&setup->daemon);
-
-		assert_true(deadline_left(deadline) > 0);
-		n_same = n == n_fds ? n_same : 0;
-		n_fds = n;
-		poll(NULL, 0, QUIET / 5);
-	}
-	return n_fds;
-}
-
 static void wait_fds(struct setup *setup, int n_fds)
 {
 	int64_t deadline = deadline_in(LIMIT);
@@ -1191,7 +1173,7 @@ static void test_requests_that_are_given_up_at_once_leave_nothing_behind(void **
 	assert_true(listener >= 0);
 	assert_int_equal(listen(listener, 0), 0);
 	flood_begin(&flood, setup);
-	n_fds = count_fds(setup);
+	n_fds = setup_count_fds(setup);
 	for (uint32_t i = 0; i < 3000; i++) {
 		struct packet packet = odd_packet(flood.guest, PACKET_REQUEST);
 
@@ -1249,7 +1231,7 @@ static void test_five_thousand_connections_leave_nothing_behind(void **state)
 	assert_int_equal(guest_listen(guest, PORT), 0);
 	for (int i = 0; i < 500; i++)
 		come_and_go(setup, listener, i % 2);
-	n_fds = count_fds(setup);
+	n_fds = setup_count_fds(setup);
 	before = daemon_resident(&setup->daemon);
 	for (int i = 0; i < 5000; i++)
 		come_and_go(setup, listener, i % 2);
