@@ -283,6 +283,7 @@ static void on_rw(struct model_peer *peer, const struct rig_packet *packet)
 		if (packet->payload[i] != rig_byte(peer->stream + 1, peer->n_received + i))
 			fail_msg("byte %u of %u is wrong", i, len);
 	peer->n_received += len;
+	peer->asked_at = model.guest_now; /* until now it might be sent packets */
 	assert_in_range(peer->n_received - peer->n_told, 1, peer->told_buf_alloc);
 	if (peer->n_ends == MODEL_PACKETS)
 		memmove(peer->ends, peer->ends + 1, --peer->n_ends * sizeof(peer->ends[0]));
