@@ -348,6 +348,14 @@ static void say(const struct fake_worker *worker, const Vsockd__Envelope *envelo
 	send_packet(worker, &packet);
 }
 
+/* What is no Ready ends the worker, so to the fake it may as well have been one. */
+static void say_anything(struct fake_worker *worker, const struct channel_packet *packet)
+{
+	send_packet(worker, packet);
+	if (worker->state == MESSAGE_BEFORE_READY)
+		worker->state = MESSAGE_SPARE;
+}
+
 static void say_done(const struct fake_worker *worker, int status, uint32_t value)
 {
 	Vsockd__Done done = VSOCKD__DONE__INIT;
@@ -517,11 +525,14 @@ static void lie(struct fake_worker *worker)
 {
 	const struct ipc_hints hints = {.sequence = worker->sequence, .name = "type", .value = 1};
 	Vsockd__Envelope__BodyCase type;
+	struct channel_packet packet;
 
 	while (worker->channel >= 0 && hear(worker, &type))
 		;
-	if (worker->channel >= 0)
-		say(worker, ipc_make(f.input, MESSAGE_TO_FRONT, &hints));
+	if (worker->channel < 0)
+		return;
+	message_encode(ipc_make(f.input, MESSAGE_TO_FRONT, &hints), -1, &packet);
+	say_anything(worker, &packet);
 }
 
 static void babble(struct fake_worker *worker)
@@ -533,7 +544,7 @@ static void babble(struct fake_worker *worker)
 	input_copy(f.input, packet.bytes, packet.len);
 	if (choice & 0x80)
 		packet.fd = fuzz_open_any(f.input);
-	send_packet(worker, &packet);
+	say_anything(worker, &packet);
 	if (packet.fd >= 0)
 		close(packet.fd);
 }
