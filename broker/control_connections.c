@@ -133,12 +133,9 @@ void control_forget_query(struct front *front, struct control_client *client)
 static int send_abort(struct front *front, const struct device *device, uint32_t index)
 {
 	Vsockd__Abort abort = VSOCKD__ABORT__INIT;
-	Vsockd__Envelope envelope = VSOCKD__ENVELOPE__INIT;
 
 	abort.endpoint = index;
-	envelope.body_case = VSOCKD__ENVELOPE__BODY_ABORT;
-	envelope.abort = &abort;
-	return worker_send(front, device->worker, &envelope, -1);
+	return worker_send(front, device->worker, 0, &abort.base, -1);
 }
 
 bool control_kill(struct front *front, struct control_client *client)

@@ -37,7 +37,6 @@ static int send_accepted(struct device *device, uint32_t index)
 {
 	const struct endpoint *endpoint = &device->endpoints.all[index];
 	Vsockd__Accepted accepted = VSOCKD__ACCEPTED__INIT;
-	Vsockd__Envelope envelope = VSOCKD__ENVELOPE__INIT;
 
 	accepted.endpoint = index;
 	accepted.cid = endpoint->cid;
@@ -45,68 +44,54 @@ static int send_accepted(struct device *device, uint32_t index)
 	accepted.guest_port = endpoint->guest_port;
 	accepted.type = endpoint->type;
 	accepted.is_direct = endpoint->is_direct;
-	envelope.body_case = VSOCKD__ENVELOPE__BODY_ACCEPTED;
-	envelope.accepted = &accepted;
-	return worker_send(device->front, device->worker, &envelope, endpoint->fd);
+	return worker_send(device->front, device->worker, 0, &accepted.base, endpoint->fd);
 }
 
 static int send_connected(struct device *device, uint32_t index)
 {
 	const struct endpoint *endpoint = &device->endpoints.all[index];
 	Vsockd__Connected connected = VSOCKD__CONNECTED__INIT;
-	Vsockd__Envelope envelope = VSOCKD__ENVELOPE__INIT;
 
 	connected.request = endpoint->request;
 	connected.endpoint = index;
 	connected.status = endpoint->status;
 	connected.is_pending = endpoint->is_pending;
-	envelope.body_case = VSOCKD__ENVELOPE__BODY_CONNECTED;
-	envelope.connected = &connected;
-	return worker_send(device->front, device->worker, &envelope, endpoint->fd);
+	return worker_send(device->front, device->worker, 0, &connected.base, endpoint->fd);
 }
 
 static int send_refusal(struct device *device, uint32_t request)
 {
 	Vsockd__Connected connected = VSOCKD__CONNECTED__INIT;
-	Vsockd__Envelope envelope = VSOCKD__ENVELOPE__INIT;
 
 	connected.request = request;
 	connected.status = -EMFILE;
-	envelope.body_case = VSOCKD__ENVELOPE__BODY_CONNECTED;
-	envelope.connected = &connected;
-	return worker_send(device->front, device->worker, &envelope, -1);
+	return worker_send(device->front, device->worker, 0, &connected.base, -1);
 }
 
 static int send_lost(struct device *device, uint32_t index)
 {
 	const struct endpoint *endpoint = &device->endpoints.all[index];
 	Vsockd__Lost lost = VSOCKD__LOST__INIT;
-	Vsockd__Envelope envelope = VSOCKD__ENVELOPE__INIT;
 
 	lost.guest_port = endpoint->guest_port;
 	lost.host_port = endpoint->port;
 	lost.type = endpoint->type;
 	lost.endpoint = index;
 	lost.cid = endpoint->cid;
-	envelope.body_case = VSOCKD__ENVELOPE__BODY_LOST;
-	envelope.lost = &lost;
-	return worker_send(device->front, device->worker, &envelope, -1);
+	return worker_send(device->front, device->worker, 0, &lost.base, -1);
 }
 
 static int send_peer_reset(struct device *device, uint32_t index)
 {
 	const struct endpoint *endpoint = &device->endpoints.all[index];
 	Vsockd__PeerReset reset = VSOCKD__PEER_RESET__INIT;
-	Vsockd__Envelope envelope = VSOCKD__ENVELOPE__INIT;
 
 	reset.endpoint = index;
 	reset.cid = endpoint->cid;
 	reset.port = endpoint->port;
 	reset.guest_port = endpoint->guest_port;
 	reset.type = endpoint->type;
-	envelope.body_case = VSOCKD__ENVELOPE__BODY_PEER_RESET;
-	envelope.peer_reset = &reset;
-	return worker_send(device->front, device->worker, &envelope, -1);
+	return worker_send(device->front, device->worker, 0, &reset.base, -1);
 }
 
 static int send_endpoint(struct device *device, uint32_t index)

@@ -416,9 +416,12 @@ void worker_release(struct worker *worker, struct front *front);
 void workers_renew_program(struct front *front, uint32_t program);
 /* Hear no more of it for now, or hear it again. */
 void worker_pause(struct front *front, struct worker *worker, bool is_paused);
-/* 0, CHANNEL_E_AGAIN (told when there is room), or the worker is of no more use. */
-int worker_send(struct front *front, struct worker *worker, const Vsockd__Envelope *envelope,
-		int fd);
+/*
+ * A command has a sequence, what is not answered has 0; the fd, or -1, stays the caller's.
+ * 0, CHANNEL_E_AGAIN (told when there is room), or the worker is of no more use.
+ */
+int worker_send(struct front *front, struct worker *worker, uint32_t sequence,
+		ProtobufCMessage *body, int fd);
 int worker_send_packet(struct front *front, struct worker *worker,
 		       const struct channel_packet *packet);
 
@@ -616,9 +619,8 @@ struct worker *handover_late(const struct device *device);
 /* commands.c */
 /* Of how many STEP_PORT_RANGE the worker is to be told. */
 uint32_t command_port_ranges(const struct device *device);
-/* Send a step to a worker of this device; as worker_send(). */
-int command_send(struct device *device, struct worker *worker, const struct step *step,
-		 uint32_t sequence);
+/* Send the next step to a worker of this device; as worker_send(). */
+int command_send(struct device *device, struct worker *worker, const struct step *step);
 
 /* sync.c */
 /* Tell the successor all that the session holds. */

@@ -35,12 +35,9 @@ void notify_begin(struct device *device)
 static bool hand_to_worker(struct device *device, int fd)
 {
 	Vsockd__Discard message = VSOCKD__DISCARD__INIT;
-	Vsockd__Envelope envelope = VSOCKD__ENVELOPE__INIT;
 
-	envelope.body_case = VSOCKD__ENVELOPE__BODY_DISCARD;
-	envelope.discard = &message;
 	return device->worker && !handover_is_busy(device) &&
-	       worker_send(device->front, device->worker, &envelope, fd) == 0;
+	       worker_send(device->front, device->worker, 0, &message.base, fd) == 0;
 }
 
 static void discard(struct device *device, int fd)

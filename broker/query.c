@@ -30,20 +30,13 @@ static bool send_question(struct device *device, bool is_for_counters, uint32_t 
 {
 	Vsockd__CountersQuery counters = VSOCKD__COUNTERS_QUERY__INIT;
 	Vsockd__ConnectionsQuery connections = VSOCKD__CONNECTIONS_QUERY__INIT;
-	Vsockd__Envelope envelope = VSOCKD__ENVELOPE__INIT;
 	struct query *query = &device->query;
 
 	counters.query = query->number + 1;
 	connections.query = query->number + 1;
 	connections.first = first;
-	if (is_for_counters) {
-		envelope.body_case = VSOCKD__ENVELOPE__BODY_COUNTERS_QUERY;
-		envelope.counters_query = &counters;
-	} else {
-		envelope.body_case = VSOCKD__ENVELOPE__BODY_CONNECTIONS_QUERY;
-		envelope.connections_query = &connections;
-	}
-	if (worker_send(device->front, device->worker, &envelope, -1) != 0)
+	if (worker_send(device->front, device->worker, 0,
+			is_for_counters ? &counters.base : &connections.base, -1) != 0)
 		return false;
 	query->number++;
 	query->worker = device->worker;

@@ -174,8 +174,7 @@ void sync_run(struct device *device)
 
 	if (!target(device) || sync->is_sent || sync_is_idle(device))
 		return;
-	if (command_send(device, target(device), &sync->steps[sync->next_step],
-			 sync->sequence + 1) != 0)
+	if (command_send(device, target(device), &sync->steps[sync->next_step]) != 0)
 		return;
 	sync->sequence++;
 	sync->is_sent = true;

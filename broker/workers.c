@@ -538,12 +538,15 @@ int worker_send_packet(struct front *front, struct worker *worker,
 	return r;
 }
 
-int worker_send(struct front *front, struct worker *worker, const Vsockd__Envelope *envelope,
-		int fd)
+int worker_send(struct front *front, struct worker *worker, uint32_t sequence,
+		ProtobufCMessage *body, int fd)
 {
 	struct channel_packet packet;
+	Vsockd__Envelope envelope;
 
-	message_encode(envelope, fd, &packet);
+	message_wrap(body, &envelope);
+	envelope.sequence = sequence;
+	message_encode(&envelope, fd, &packet);
 	return worker_send_packet(front, worker, &packet);
 }
 

@@ -5,7 +5,12 @@
 
 #define RULE(upper, lower, direction, states, fds_min, fds_max)                                    \
 	{                                                                                          \
-		VSOCKD__ENVELOPE__BODY_##upper, lower, direction, states, fds_min, fds_max         \
+		VSOCKD__ENVELOPE__BODY_##upper, lower, direction, states, fds_min, fds_max, false  \
+	}
+#define COMMAND(upper, lower, states, fds_min, fds_max)                                            \
+	{                                                                                          \
+		VSOCKD__ENVELOPE__BODY_##upper, lower, MESSAGE_TO_WORKER, states, fds_min,         \
+			fds_max, true                                                              \
 	}
 
 #define CONFIGURED (MESSAGE_ASSIGNED | MESSAGE_TAKING)
@@ -31,29 +36,29 @@ const struct message_rule message_rules[] = {
 	RULE(CONNECTION_INFO, "ConnectionInfo", MESSAGE_TO_FRONT, MESSAGE_ASSIGNED, 0, 0),
 	RULE(CONNECTIONS_END, "ConnectionsEnd", MESSAGE_TO_FRONT, MESSAGE_ASSIGNED, 0, 0),
 
-	RULE(ASSIGN, "Assign", MESSAGE_TO_WORKER, MESSAGE_SPARE, 0, 0),
-	RULE(RING_JOURNAL, "RingJournal", MESSAGE_TO_WORKER, CONFIGURED, 1, 1),
-	RULE(FEATURES, "Features", MESSAGE_TO_WORKER, CONFIGURED, 0, 0),
-	RULE(LIMITS, "Limits", MESSAGE_TO_WORKER, CONFIGURED, 0, 0),
-	RULE(PORT_RANGE, "PortRange", MESSAGE_TO_WORKER, CONFIGURED, 0, 0),
-	RULE(MEMORY_ADD, "MemoryAdd", MESSAGE_TO_WORKER, CONFIGURED, 1, 1),
-	RULE(MEMORY_REMOVE, "MemoryRemove", MESSAGE_TO_WORKER, MESSAGE_ASSIGNED, 0, 0),
-	RULE(MEMORY_COMMIT, "MemoryCommit", MESSAGE_TO_WORKER, CONFIGURED, 0, 0),
-	RULE(RING_START, "RingStart", MESSAGE_TO_WORKER, CONFIGURED, 0, 1),
-	RULE(RING_ENABLE, "RingEnable", MESSAGE_TO_WORKER, CONFIGURED, 0, 0),
-	RULE(RING_STOP, "RingStop", MESSAGE_TO_WORKER, MESSAGE_ASSIGNED, 0, 0),
-	RULE(SUSPEND, "Suspend", MESSAGE_TO_WORKER, CONFIGURED, 0, 0),
-	RULE(RING_KICK, "RingKick", MESSAGE_TO_WORKER, MESSAGE_ASSIGNED, 0, 0),
-	RULE(RING_CALL, "RingCall", MESSAGE_TO_WORKER, CONFIGURED, 0, 1),
-	RULE(RING_ERROR, "RingError", MESSAGE_TO_WORKER, CONFIGURED, 0, 1),
-	RULE(RING_LOG, "RingLog", MESSAGE_TO_WORKER, MESSAGE_ASSIGNED, 0, 0),
-	RULE(LOG_SET, "LogSet", MESSAGE_TO_WORKER, CONFIGURED, 1, 1),
-	RULE(LOG_FD, "LogFd", MESSAGE_TO_WORKER, CONFIGURED, 0, 1),
-	RULE(QUARANTINE, "Quarantine", MESSAGE_TO_WORKER, MESSAGE_ASSIGNED, 0, 0),
-	RULE(STATE_SAVE, "StateSave", MESSAGE_TO_WORKER, MESSAGE_ASSIGNED, 1, 1),
-	RULE(STATE_LOAD, "StateLoad", MESSAGE_TO_WORKER, MESSAGE_ASSIGNED, 1, 1),
-	RULE(RESET, "Reset", MESSAGE_TO_WORKER, MESSAGE_ASSIGNED, 0, 0),
-	RULE(FAIL, "Fail", MESSAGE_TO_WORKER, MESSAGE_ASSIGNED, 0, 0),
+	COMMAND(ASSIGN, "Assign", MESSAGE_SPARE, 0, 0),
+	COMMAND(RING_JOURNAL, "RingJournal", CONFIGURED, 1, 1),
+	COMMAND(FEATURES, "Features", CONFIGURED, 0, 0),
+	COMMAND(LIMITS, "Limits", CONFIGURED, 0, 0),
+	COMMAND(PORT_RANGE, "PortRange", CONFIGURED, 0, 0),
+	COMMAND(MEMORY_ADD, "MemoryAdd", CONFIGURED, 1, 1),
+	COMMAND(MEMORY_REMOVE, "MemoryRemove", MESSAGE_ASSIGNED, 0, 0),
+	COMMAND(MEMORY_COMMIT, "MemoryCommit", CONFIGURED, 0, 0),
+	COMMAND(RING_START, "RingStart", CONFIGURED, 0, 1),
+	COMMAND(RING_ENABLE, "RingEnable", CONFIGURED, 0, 0),
+	COMMAND(RING_STOP, "RingStop", MESSAGE_ASSIGNED, 0, 0),
+	COMMAND(SUSPEND, "Suspend", CONFIGURED, 0, 0),
+	COMMAND(RING_KICK, "RingKick", MESSAGE_ASSIGNED, 0, 0),
+	COMMAND(RING_CALL, "RingCall", CONFIGURED, 0, 1),
+	COMMAND(RING_ERROR, "RingError", CONFIGURED, 0, 1),
+	COMMAND(RING_LOG, "RingLog", MESSAGE_ASSIGNED, 0, 0),
+	COMMAND(LOG_SET, "LogSet", CONFIGURED, 1, 1),
+	COMMAND(LOG_FD, "LogFd", CONFIGURED, 0, 1),
+	COMMAND(QUARANTINE, "Quarantine", MESSAGE_ASSIGNED, 0, 0),
+	COMMAND(STATE_SAVE, "StateSave", MESSAGE_ASSIGNED, 1, 1),
+	COMMAND(STATE_LOAD, "StateLoad", MESSAGE_ASSIGNED, 1, 1),
+	COMMAND(RESET, "Reset", MESSAGE_ASSIGNED, 0, 0),
+	COMMAND(FAIL, "Fail", MESSAGE_ASSIGNED, 0, 0),
 	RULE(ACCEPTED, "Accepted", MESSAGE_TO_WORKER, MESSAGE_ASSIGNED, 1, 1),
 	RULE(CONNECTED, "Connected", MESSAGE_TO_WORKER, MESSAGE_ASSIGNED, 0, 1),
 	RULE(DISCARD, "Discard", MESSAGE_TO_WORKER, MESSAGE_SPARE | ANSWERING, 1, 1),
@@ -67,16 +72,15 @@ const struct message_rule message_rules[] = {
 	RULE(HANDOVER_LIST, "HandoverList", MESSAGE_RELAYED, HANDING, 0, 0),
 	RULE(HANDOVER_ORPHAN, "HandoverOrphan", MESSAGE_RELAYED, HANDING, 0, 0),
 	RULE(RESET_ANNOUNCED, "ResetAnnounced", MESSAGE_TO_FRONT, MESSAGE_ASSIGNED, 0, 0),
-	RULE(HANDOVER, "Handover", MESSAGE_TO_WORKER, MESSAGE_ASSIGNED, 0, 0),
-	RULE(HANDOVER_RESUME, "HandoverResume", MESSAGE_TO_WORKER,
-	     MESSAGE_ASSIGNED | MESSAGE_FROZEN, 0, 0),
-	RULE(HANDOVER_POOL, "HandoverPool", MESSAGE_TO_WORKER, MESSAGE_ASSIGNED, 1, 1),
-	RULE(HANDOVER_CHECK, "HandoverCheck", MESSAGE_TO_WORKER, MESSAGE_TAKING, 0, 0),
-	RULE(HANDOVER_COMMIT, "HandoverCommit", MESSAGE_TO_WORKER, MESSAGE_TAKING, 0, 0),
+	COMMAND(HANDOVER, "Handover", MESSAGE_ASSIGNED, 0, 0),
+	COMMAND(HANDOVER_RESUME, "HandoverResume", MESSAGE_ASSIGNED | MESSAGE_FROZEN, 0, 0),
+	COMMAND(HANDOVER_POOL, "HandoverPool", MESSAGE_ASSIGNED, 1, 1),
+	COMMAND(HANDOVER_CHECK, "HandoverCheck", MESSAGE_TAKING, 0, 0),
+	COMMAND(HANDOVER_COMMIT, "HandoverCommit", MESSAGE_TAKING, 0, 0),
 	RULE(COUNTERS_QUERY, "CountersQuery", MESSAGE_TO_WORKER, MESSAGE_ASSIGNED, 0, 0),
 	RULE(CONNECTIONS_QUERY, "ConnectionsQuery", MESSAGE_TO_WORKER, MESSAGE_ASSIGNED, 0, 0),
 	RULE(ABORT, "Abort", MESSAGE_TO_WORKER, MESSAGE_ASSIGNED, 0, 0),
-	RULE(CAPTURE, "Capture", MESSAGE_TO_WORKER, CONFIGURED, 0, 1),
+	COMMAND(CAPTURE, "Capture", CONFIGURED, 0, 1),
 };
 const size_t n_message_rules = sizeof(message_rules) / sizeof(message_rules[0]);
 
@@ -93,6 +97,19 @@ const char *message_name(Vsockd__Envelope__BodyCase type)
 	const struct message_rule *rule = message_rule(type);
 
 	return rule ? rule->name : "unknown message";
+}
+
+void message_wrap(ProtobufCMessage *body, Vsockd__Envelope *ret_envelope)
+{
+	const ProtobufCMessageDescriptor *envelope = &vsockd__envelope__descriptor;
+
+	vsockd__envelope__init(ret_envelope);
+	for (unsigned int i = 0; i < envelope->n_fields; i++)
+		if (envelope->fields[i].descriptor == body->descriptor)
+			ret_envelope->body_case =
+				(Vsockd__Envelope__BodyCase)envelope->fields[i].id;
+	/* The oneof's members share one pointer. */
+	ret_envelope->ready = (Vsockd__Ready *)(void *)body;
 }
 
 /* Every body is a message of its own; the oneof's members share one pointer. */
@@ -137,6 +154,10 @@ const Vsockd__Envelope *message_decode(const struct channel_packet *packet,
 	}
 	if (!leads_to(rule, direction)) {
 		*ret_reason = "message of the other direction";
+		return NULL;
+	}
+	if (envelope->sequence != 0 && !rule->is_command) {
+		*ret_reason = "a sequence of no command";
 		return NULL;
 	}
 	if (!(states_of(rule, direction) & (uint32_t)state)) {

@@ -44,6 +44,7 @@ struct message_rule {
 	enum message_direction direction;
 	uint32_t states; /* message_state bits in which it may be received */
 	uint8_t fds_min, fds_max;
+	bool is_command; /* it has a sequence, and Done is the answer */
 };
 
 /* The whole table, for tests and documents. */
@@ -64,6 +65,12 @@ const char *message_name(Vsockd__Envelope__BodyCase type);
 const Vsockd__Envelope *message_decode(const struct channel_packet *packet,
 				       enum message_direction direction, enum message_state state,
 				       const char **ret_reason);
+
+/*
+ * An envelope around a body, which says itself of what type it is; one without a
+ * sequence. The body stays the caller's and has to outlive it.
+ */
+void message_wrap(ProtobufCMessage *body, Vsockd__Envelope *ret_envelope);
 
 /* Pack an envelope; fd -1 for none, stays the caller's. */
 void message_encode(const Vsockd__Envelope *envelope, int fd, struct channel_packet *ret_packet);

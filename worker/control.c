@@ -371,10 +371,27 @@ static void on_abort(struct device *device, uint32_t endpoint)
 	}
 }
 
-/* Commands that name a ring name one that exists. */
-static bool is_ring(uint32_t index)
+/* The ring that a command names; 0 where it names none. */
+static uint32_t named_ring(const Vsockd__Envelope *envelope)
 {
-	return index < RINGS;
+	switch (envelope->body_case) {
+	case VSOCKD__ENVELOPE__BODY_RING_START:
+		return envelope->ring_start->ring;
+	case VSOCKD__ENVELOPE__BODY_RING_ENABLE:
+		return envelope->ring_enable->ring;
+	case VSOCKD__ENVELOPE__BODY_RING_STOP:
+		return envelope->ring_stop->ring;
+	case VSOCKD__ENVELOPE__BODY_RING_CALL:
+		return envelope->ring_call->ring;
+	case VSOCKD__ENVELOPE__BODY_RING_ERROR:
+		return envelope->ring_error->ring;
+	case VSOCKD__ENVELOPE__BODY_RING_KICK:
+		return envelope->ring_kick->ring;
+	case VSOCKD__ENVELOPE__BODY_RING_LOG:
+		return envelope->ring_log->ring;
+	default:
+		return 0;
+	}
 }
 
 static bool is_type(uint32_t type)
@@ -382,151 +399,13 @@ static bool is_type(uint32_t type)
 	return type == PACKET_TYPE_STREAM || type == PACKET_TYPE_SEQPACKET;
 }
 
-static bool dispatch_handover(struct device *device, const Vsockd__Envelope *envelope, int fd)
-{
-	int r;
-
-	switch (envelope->body_case) {
-	case VSOCKD__ENVELOPE__BODY_HANDOVER:
-		r = handover_freeze(device, envelope->handover->sequence);
-		if (r < 0)
-			control_done(device, envelope->handover->sequence, r, 0);
-		return true;
-	case VSOCKD__ENVELOPE__BODY_HANDOVER_RESUME:
-		handover_resume(device);
-		control_done(device, envelope->handover_resume->sequence, 0, 0);
-		return true;
-	case VSOCKD__ENVELOPE__BODY_HANDOVER_POOL:
-		control_done(device, envelope->handover_pool->sequence,
-			     handover_begin_taking(device, envelope->handover_pool->size, fd), 0);
-		return true;
-	case VSOCKD__ENVELOPE__BODY_HANDOVER_CHECK:
-		control_done(device, envelope->handover_check->sequence, handover_check(device), 0);
-		return true;
-	case VSOCKD__ENVELOPE__BODY_HANDOVER_COMMIT:
-		control_done(device, envelope->handover_commit->sequence, 0, 0);
-		return handover_commit(device);
-	default:
-		/* The table of messages lets nothing else through. */
-		handover_take(device, envelope, fd);
-		return true;
-	}
-}
-
-/* false: the front does not keep to the protocol. Owns fd. */
-static bool dispatch(struct device *device, const Vsockd__Envelope *envelope, int fd)
+/* What is answered by more than its Done, or is not answered. false as for dispatch(). */
+static bool hear(struct device *device, const Vsockd__Envelope *envelope, int fd)
 {
 	switch (envelope->body_case) {
-	case VSOCKD__ENVELOPE__BODY_ASSIGN:
-		control_done(device, envelope->assign->sequence,
-			     on_assign(device, envelope->assign), 0);
-		return true;
-	case VSOCKD__ENVELOPE__BODY_LIMITS:
-		control_done(device, envelope->limits->sequence,
-			     on_limits(device, envelope->limits), 0);
-		return true;
-	case VSOCKD__ENVELOPE__BODY_PORT_RANGE:
-		control_done(device, envelope->port_range->sequence,
-			     on_port_range(device, envelope->port_range), 0);
-		return true;
-	case VSOCKD__ENVELOPE__BODY_RING_JOURNAL:
-		control_done(device, envelope->ring_journal->sequence, on_ring_journal(device, fd),
-			     0);
-		return true;
-	case VSOCKD__ENVELOPE__BODY_FEATURES:
-		control_done(device, envelope->features->sequence,
-			     on_features(device, envelope->features->features), 0);
-		return true;
-	case VSOCKD__ENVELOPE__BODY_MEMORY_ADD:
-		control_done(device, envelope->memory_add->sequence,
-			     on_memory_add(device, envelope->memory_add, fd), 0);
-		return true;
-	case VSOCKD__ENVELOPE__BODY_MEMORY_REMOVE:
-		control_done(device, envelope->memory_remove->sequence,
-			     on_memory_remove(device, envelope->memory_remove), 0);
-		return true;
-	case VSOCKD__ENVELOPE__BODY_MEMORY_COMMIT:
-		control_done(device, envelope->memory_commit->sequence, on_memory_commit(device),
-			     0);
-		return true;
-	case VSOCKD__ENVELOPE__BODY_RING_START:
-		if (!is_ring(envelope->ring_start->ring))
-			return false;
-		control_done(device, envelope->ring_start->sequence,
-			     on_ring_start(device, envelope->ring_start, fd), 0);
-		return true;
-	case VSOCKD__ENVELOPE__BODY_RING_ENABLE:
-		if (!is_ring(envelope->ring_enable->ring))
-			return false;
-		control_done(device, envelope->ring_enable->sequence,
-			     on_ring_enable(device, envelope->ring_enable), 0);
-		return true;
-	case VSOCKD__ENVELOPE__BODY_RING_STOP:
-		if (!is_ring(envelope->ring_stop->ring))
-			return false;
-		control_done(device, envelope->ring_stop->sequence, 0,
-			     ring_stop(&device->rings[envelope->ring_stop->ring]));
-		return true;
-	case VSOCKD__ENVELOPE__BODY_RING_CALL:
-		if (!is_ring(envelope->ring_call->ring))
-			return false;
-		control_done(device, envelope->ring_call->sequence,
-			     on_ring_call(device, envelope->ring_call, fd), 0);
-		return true;
-	case VSOCKD__ENVELOPE__BODY_RING_ERROR:
-		if (!is_ring(envelope->ring_error->ring))
-			return false;
-		control_done(device, envelope->ring_error->sequence,
-			     on_ring_error(device, envelope->ring_error, fd), 0);
-		return true;
-	case VSOCKD__ENVELOPE__BODY_SUSPEND:
-		control_done(device, envelope->suspend->sequence,
-			     on_suspend(device, envelope->suspend->is_on), 0);
-		return true;
-	case VSOCKD__ENVELOPE__BODY_RING_KICK:
-		/* Rings that run are looked at in each round, kicked or not. */
-		if (!is_ring(envelope->ring_kick->ring))
-			return false;
-		control_done(device, envelope->ring_kick->sequence, 0, 0);
-		return true;
 	case VSOCKD__ENVELOPE__BODY_DISCARD:
 		/* The front has closed its own of the one before, and so is not the last. */
 		replace_fd(&device->discarded, fd);
-		return true;
-	case VSOCKD__ENVELOPE__BODY_RING_LOG:
-		if (!is_ring(envelope->ring_log->ring))
-			return false;
-		control_done(device, envelope->ring_log->sequence,
-			     on_ring_log(device, envelope->ring_log), 0);
-		return true;
-	case VSOCKD__ENVELOPE__BODY_LOG_SET:
-		control_done(device, envelope->log_set->sequence,
-			     dirty_log_set(&device->log, envelope->log_set->size,
-					   envelope->log_set->mmap_offset,
-					   envelope->log_set->alignment, fd),
-			     0);
-		return true;
-	case VSOCKD__ENVELOPE__BODY_LOG_FD:
-		replace_fd(&device->log.fd, fd);
-		control_done(device, envelope->log_fd->sequence, 0, 0);
-		return true;
-	case VSOCKD__ENVELOPE__BODY_QUARANTINE:
-		control_done(device, envelope->quarantine->sequence,
-			     on_quarantine(device, envelope->quarantine), 0);
-		return true;
-	case VSOCKD__ENVELOPE__BODY_STATE_SAVE:
-		control_done(device, envelope->state_save->sequence,
-			     on_state_save(device, envelope->state_save->flags, fd), 0);
-		return true;
-	case VSOCKD__ENVELOPE__BODY_STATE_LOAD:
-		control_done(device, envelope->state_load->sequence, on_state_load(device, fd), 0);
-		return true;
-	case VSOCKD__ENVELOPE__BODY_RESET:
-		forget_all(device);
-		control_done(device, envelope->reset->sequence, 0, 0);
-		return true;
-	case VSOCKD__ENVELOPE__BODY_FAIL:
-		control_done(device, envelope->fail->sequence, on_fail(device), 0);
 		return true;
 	case VSOCKD__ENVELOPE__BODY_ACCEPTED:
 		if (!is_type(envelope->accepted->type))
@@ -553,16 +432,115 @@ static bool dispatch(struct device *device, const Vsockd__Envelope *envelope, in
 		statistics_ask(device, ANSWER_CONNECTIONS, envelope->connections_query->query,
 			       envelope->connections_query->first);
 		return true;
-	case VSOCKD__ENVELOPE__BODY_CAPTURE:
-		capture_set(&device->capture, fd, envelope->capture->number,
-			    envelope->capture->payload_max);
-		control_done(device, envelope->capture->sequence, 0, 0);
-		return true;
 	case VSOCKD__ENVELOPE__BODY_ABORT:
 		on_abort(device, envelope->abort->endpoint);
 		return true;
 	default:
-		return dispatch_handover(device, envelope, fd);
+		/* The table of messages lets nothing else through. */
+		handover_take(device, envelope, fd);
+		return true;
+	}
+}
+
+/* No status, nor an errno. */
+#define IS_NO_COMMAND 1
+
+/* The status of a command, for its Done; IS_NO_COMMAND: it is none. Owns fd, unless it is none. */
+static int obey(struct device *device, const Vsockd__Envelope *envelope, int fd)
+{
+	switch (envelope->body_case) {
+	case VSOCKD__ENVELOPE__BODY_ASSIGN:
+		return on_assign(device, envelope->assign);
+	case VSOCKD__ENVELOPE__BODY_LIMITS:
+		return on_limits(device, envelope->limits);
+	case VSOCKD__ENVELOPE__BODY_PORT_RANGE:
+		return on_port_range(device, envelope->port_range);
+	case VSOCKD__ENVELOPE__BODY_RING_JOURNAL:
+		return on_ring_journal(device, fd);
+	case VSOCKD__ENVELOPE__BODY_FEATURES:
+		return on_features(device, envelope->features->features);
+	case VSOCKD__ENVELOPE__BODY_MEMORY_ADD:
+		return on_memory_add(device, envelope->memory_add, fd);
+	case VSOCKD__ENVELOPE__BODY_MEMORY_REMOVE:
+		return on_memory_remove(device, envelope->memory_remove);
+	case VSOCKD__ENVELOPE__BODY_MEMORY_COMMIT:
+		return on_memory_commit(device);
+	case VSOCKD__ENVELOPE__BODY_RING_START:
+		return on_ring_start(device, envelope->ring_start, fd);
+	case VSOCKD__ENVELOPE__BODY_RING_ENABLE:
+		return on_ring_enable(device, envelope->ring_enable);
+	case VSOCKD__ENVELOPE__BODY_RING_CALL:
+		return on_ring_call(device, envelope->ring_call, fd);
+	case VSOCKD__ENVELOPE__BODY_RING_ERROR:
+		return on_ring_error(device, envelope->ring_error, fd);
+	case VSOCKD__ENVELOPE__BODY_RING_KICK:
+		/* Rings that run are looked at in each round, kicked or not. */
+		return 0;
+	case VSOCKD__ENVELOPE__BODY_RING_LOG:
+		return on_ring_log(device, envelope->ring_log);
+	case VSOCKD__ENVELOPE__BODY_SUSPEND:
+		return on_suspend(device, envelope->suspend->is_on);
+	case VSOCKD__ENVELOPE__BODY_LOG_SET:
+		return dirty_log_set(&device->log, envelope->log_set->size,
+				     envelope->log_set->mmap_offset, envelope->log_set->alignment,
+				     fd);
+	case VSOCKD__ENVELOPE__BODY_LOG_FD:
+		replace_fd(&device->log.fd, fd);
+		return 0;
+	case VSOCKD__ENVELOPE__BODY_QUARANTINE:
+		return on_quarantine(device, envelope->quarantine);
+	case VSOCKD__ENVELOPE__BODY_STATE_SAVE:
+		return on_state_save(device, envelope->state_save->flags, fd);
+	case VSOCKD__ENVELOPE__BODY_STATE_LOAD:
+		return on_state_load(device, fd);
+	case VSOCKD__ENVELOPE__BODY_RESET:
+		forget_all(device);
+		return 0;
+	case VSOCKD__ENVELOPE__BODY_FAIL:
+		return on_fail(device);
+	case VSOCKD__ENVELOPE__BODY_CAPTURE:
+		capture_set(&device->capture, fd, envelope->capture->number,
+			    envelope->capture->payload_max);
+		return 0;
+	case VSOCKD__ENVELOPE__BODY_HANDOVER_RESUME:
+		handover_resume(device);
+		return 0;
+	case VSOCKD__ENVELOPE__BODY_HANDOVER_POOL:
+		return handover_begin_taking(device, envelope->handover_pool->size, fd);
+	case VSOCKD__ENVELOPE__BODY_HANDOVER_CHECK:
+		return handover_check(device);
+	default:
+		return IS_NO_COMMAND;
+	}
+}
+
+/* false: the front does not keep to the protocol. Owns fd. */
+static bool dispatch(struct device *device, const Vsockd__Envelope *envelope, int fd)
+{
+	uint32_t ring = named_ring(envelope);
+	int status;
+
+	if (ring >= RINGS)
+		return false;
+	switch (envelope->body_case) {
+	case VSOCKD__ENVELOPE__BODY_RING_STOP:
+		control_done(device, envelope->sequence, 0, ring_stop(&device->rings[ring]));
+		return true;
+	case VSOCKD__ENVELOPE__BODY_HANDOVER:
+		/* Done is said behind all that a successor has to know. */
+		status = handover_freeze(device, envelope->sequence);
+		if (status < 0)
+			control_done(device, envelope->sequence, status, 0);
+		return true;
+	case VSOCKD__ENVELOPE__BODY_HANDOVER_COMMIT:
+		control_done(device, envelope->sequence, 0, 0);
+		return handover_commit(device);
+	default:
+		status = obey(device, envelope, fd);
+		if (status == IS_NO_COMMAND)
+			return hear(device, envelope, fd);
+		control_done(device, envelope->sequence, status, 0);
+		return true;
 	}
 }
 

@@ -13,11 +13,13 @@ static bool set_wants_write(struct device *device, bool wants_write)
 	return epoll_ctl(device->epoll, EPOLL_CTL_MOD, device->channel, &event) == 0;
 }
 
-int control_send(struct device *device, const Vsockd__Envelope *envelope)
+int control_send(struct device *device, ProtobufCMessage *body)
 {
 	struct channel_packet packet;
+	Vsockd__Envelope envelope;
 
-	message_encode(envelope, -1, &packet);
+	message_wrap(body, &envelope);
+	message_encode(&envelope, -1, &packet);
 	return channel_send(device->channel, &packet);
 }
 
@@ -26,86 +28,59 @@ void control_report(struct device *device, enum report_event event, uint64_t fir
 		    uint64_t third)
 {
 	Vsockd__Report report = VSOCKD__REPORT__INIT;
-	Vsockd__Envelope envelope = VSOCKD__ENVELOPE__INIT;
 
 	report.event = (uint32_t)event;
 	report.first = first;
 	report.second = second;
 	report.third = third;
-	envelope.body_case = VSOCKD__ENVELOPE__BODY_REPORT;
-	envelope.report = &report;
-	(void)control_send(device, &envelope);
+	(void)control_send(device, &report.base);
 }
 
 static int send_connect(struct device *device, const struct connection *connection)
 {
 	Vsockd__Connect connect = VSOCKD__CONNECT__INIT;
-	Vsockd__Envelope envelope = VSOCKD__ENVELOPE__INIT;
 
 	connect.request = connection_index(&device->connections, connection);
 	connect.port = connection->host_port;
 	connect.type = connection->type;
 	connect.guest_port = connection->guest_port;
 	connect.cid = connection->peer_cid;
-	envelope.body_case = VSOCKD__ENVELOPE__BODY_CONNECT;
-	envelope.connect = &connect;
-	return control_send(device, &envelope);
+	return control_send(device, &connect.base);
 }
 
 static int send_cancel(struct device *device, const struct connection *connection)
 {
 	Vsockd__Cancel cancel = VSOCKD__CANCEL__INIT;
-	Vsockd__Envelope envelope = VSOCKD__ENVELOPE__INIT;
 
 	cancel.request = connection_index(&device->connections, connection);
-	envelope.body_case = VSOCKD__ENVELOPE__BODY_CANCEL;
-	envelope.cancel = &cancel;
-	return control_send(device, &envelope);
+	return control_send(device, &cancel.base);
 }
 
 static int send_answered(struct device *device, const struct connection *connection)
 {
 	Vsockd__Answered answered = VSOCKD__ANSWERED__INIT;
-	Vsockd__Envelope envelope = VSOCKD__ENVELOPE__INIT;
 
 	answered.endpoint = connection->endpoint;
-	envelope.body_case = VSOCKD__ENVELOPE__BODY_ANSWERED;
-	envelope.answered = &answered;
-	return control_send(device, &envelope);
+	return control_send(device, &answered.base);
 }
 
 static int send_opened(struct device *device, const struct connection *connection)
 {
 	Vsockd__Opened opened = VSOCKD__OPENED__INIT;
-	Vsockd__Envelope envelope = VSOCKD__ENVELOPE__INIT;
 
 	opened.endpoint = connection->endpoint;
 	opened.guest_port = connection->guest_port;
 	opened.host_port = connection->host_port;
-	envelope.body_case = VSOCKD__ENVELOPE__BODY_OPENED;
-	envelope.opened = &opened;
-	return control_send(device, &envelope);
+	return control_send(device, &opened.base);
 }
 
 static int send_closed(struct device *device, const struct connection *connection)
 {
 	Vsockd__Closed closed = VSOCKD__CLOSED__INIT;
-	Vsockd__Envelope envelope = VSOCKD__ENVELOPE__INIT;
 
 	closed.endpoint = connection->endpoint;
 	closed.is_reset = connection->is_reset;
-	envelope.body_case = VSOCKD__ENVELOPE__BODY_CLOSED;
-	envelope.closed = &closed;
-	return control_send(device, &envelope);
-}
-
-static int send_done(struct device *device)
-{
-	Vsockd__Envelope envelope = VSOCKD__ENVELOPE__INIT;
-
-	envelope.body_case = VSOCKD__ENVELOPE__BODY_DONE;
-	envelope.done = &device->done;
-	return control_send(device, &envelope);
+	return control_send(device, &closed.base);
 }
 
 /* In the order in which things happened to the connection. */
@@ -135,30 +110,18 @@ static int tell_front(struct device *device, struct connection *connection)
 	return 0;
 }
 
-static int send_bare(struct device *device, Vsockd__Envelope__BodyCase type)
+static int tell_reset(struct device *device)
 {
 	Vsockd__ResetSent sent = VSOCKD__RESET_SENT__INIT;
 	Vsockd__ResetHandled handled = VSOCKD__RESET_HANDLED__INIT;
-	Vsockd__Envelope envelope = VSOCKD__ENVELOPE__INIT;
-
-	envelope.body_case = type;
-	if (type == VSOCKD__ENVELOPE__BODY_RESET_SENT)
-		envelope.reset_sent = &sent;
-	else
-		envelope.reset_handled = &handled;
-	return control_send(device, &envelope);
-}
-
-static int tell_reset(struct device *device)
-{
 	int r = 0;
 
 	if (device->tells_reset_sent) {
-		r = send_bare(device, VSOCKD__ENVELOPE__BODY_RESET_SENT);
+		r = control_send(device, &sent.base);
 		device->tells_reset_sent = r != 0;
 	}
 	if (r == 0 && device->tells_reset_handled) {
-		r = send_bare(device, VSOCKD__ENVELOPE__BODY_RESET_HANDLED);
+		r = control_send(device, &handled.base);
 		device->tells_reset_handled = r != 0;
 	}
 	return r;
@@ -167,25 +130,19 @@ static int tell_reset(struct device *device)
 bool control_announce_reset(struct device *device, uint32_t used)
 {
 	Vsockd__ResetAnnounced announced = VSOCKD__RESET_ANNOUNCED__INIT;
-	Vsockd__Envelope envelope = VSOCKD__ENVELOPE__INIT;
 
 	announced.used = used;
-	envelope.body_case = VSOCKD__ENVELOPE__BODY_RESET_ANNOUNCED;
-	envelope.reset_announced = &announced;
-	device->waits_to_announce = control_send(device, &envelope) != 0;
+	device->waits_to_announce = control_send(device, &announced.base) != 0;
 	return !device->waits_to_announce;
 }
 
 static int send_notify(struct device *device, uint32_t ring, bool is_error)
 {
 	Vsockd__Notify notify = VSOCKD__NOTIFY__INIT;
-	Vsockd__Envelope envelope = VSOCKD__ENVELOPE__INIT;
 
 	notify.ring = ring;
 	notify.is_error = is_error;
-	envelope.body_case = VSOCKD__ENVELOPE__BODY_NOTIFY;
-	envelope.notify = &notify;
-	return control_send(device, &envelope);
+	return control_send(device, &notify.base);
 }
 
 /* One message a ring, for however much was used since the last one. */
@@ -211,7 +168,6 @@ static int tell_notifications(struct device *device)
 static int send_state_connection(struct device *device, uint32_t index)
 {
 	Vsockd__StateConnection connection = VSOCKD__STATE_CONNECTION__INIT;
-	Vsockd__Envelope envelope = VSOCKD__ENVELOPE__INIT;
 	struct transfer_connection saved;
 
 	transfer_get_connection(device->state.bytes, index, &saved);
@@ -219,34 +175,26 @@ static int send_state_connection(struct device *device, uint32_t index)
 	connection.host_port = saved.host_port;
 	connection.type = saved.type;
 	connection.cid = saved.peer_cid;
-	envelope.body_case = VSOCKD__ENVELOPE__BODY_STATE_CONNECTION;
-	envelope.state_connection = &connection;
-	return control_send(device, &envelope);
+	return control_send(device, &connection.base);
 }
 
 static int send_state_info(struct device *device)
 {
 	Vsockd__StateInfo info = VSOCKD__STATE_INFO__INIT;
-	Vsockd__Envelope envelope = VSOCKD__ENVELOPE__INIT;
 
 	info.guest_cid = device->state.header.guest_cid;
 	info.features = device->state.header.features;
 	info.flags = device->state.header.flags;
-	envelope.body_case = VSOCKD__ENVELOPE__BODY_STATE_INFO;
-	envelope.state_info = &info;
-	return control_send(device, &envelope);
+	return control_send(device, &info.base);
 }
 
 static int send_state_done(struct device *device)
 {
 	Vsockd__StateDone done = VSOCKD__STATE_DONE__INIT;
-	Vsockd__Envelope envelope = VSOCKD__ENVELOPE__INIT;
 
 	done.is_good = device->state.reason == STATE_GOOD;
 	done.reason = (uint32_t)device->state.reason;
-	envelope.body_case = VSOCKD__ENVELOPE__BODY_STATE_DONE;
-	envelope.state_done = &done;
-	return control_send(device, &envelope);
+	return control_send(device, &done.base);
 }
 
 /* Connections, then what else was read, then the end; goes on where there was no room. */
@@ -287,7 +235,7 @@ static int flush_done(struct device *device)
 
 	/* Behind what was used: a front-end knows of all of it when its message is answered. */
 	if (r == 0 && device->has_done) {
-		r = send_done(device);
+		r = control_send(device, &device->done.base);
 		device->has_done = r == CHANNEL_E_AGAIN;
 	}
 	return r;

@@ -216,7 +216,7 @@ void control_detach(struct device *device);
 void control_done(struct device *device, uint32_t sequence, int status, uint32_t value);
 /* Say what is due to the front; false when it is gone. */
 bool control_flush(struct device *device);
-int control_send(struct device *device, const Vsockd__Envelope *envelope);
+int control_send(struct device *device, ProtobufCMessage *body);
 /* false: not now, there will be another pump. */
 bool control_announce_reset(struct device *device, uint32_t used);
 void control_report(struct device *device, enum report_event event, uint64_t first, uint64_t second,

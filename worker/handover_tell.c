@@ -32,7 +32,6 @@ static void next_stage(struct handover *handover)
 static int tell_device(struct device *device)
 {
 	Vsockd__HandoverDevice told = VSOCKD__HANDOVER_DEVICE__INIT;
-	Vsockd__Envelope envelope = VSOCKD__ENVELOPE__INIT;
 	int r;
 
 	told.next_port = device->connections.next_port;
@@ -49,9 +48,7 @@ static int tell_device(struct device *device)
 	told.rate_tokens = (uint64_t)device->rate.tokens;
 	/* Lists are told next: what is held back is only ready. */
 	to_guest_release(device);
-	envelope.body_case = VSOCKD__ENVELOPE__BODY_HANDOVER_DEVICE;
-	envelope.handover_device = &told;
-	r = control_send(device, &envelope);
+	r = control_send(device, &told.base);
 	if (r == 0)
 		next_stage(&device->handover);
 	return r;
@@ -64,12 +61,9 @@ static int tell_device(struct device *device)
 static int send_more(struct device *device, const uint8_t *bytes)
 {
 	Vsockd__HandoverMore told = VSOCKD__HANDOVER_MORE__INIT;
-	Vsockd__Envelope envelope = VSOCKD__ENVELOPE__INIT;
 
 	memcpy(WORDS(&told, Vsockd__HandoverMore), bytes, HANDOVER_PIECE);
-	envelope.body_case = VSOCKD__ENVELOPE__BODY_HANDOVER_MORE;
-	envelope.handover_more = &told;
-	return control_send(device, &envelope);
+	return control_send(device, &told.base);
 }
 
 static int tell_counters(struct device *device)
@@ -94,7 +88,6 @@ static int tell_ring(struct device *device)
 {
 	struct handover *handover = &device->handover;
 	Vsockd__HandoverRing told = VSOCKD__HANDOVER_RING__INIT;
-	Vsockd__Envelope envelope = VSOCKD__ENVELOPE__INIT;
 	const struct ring *ring = &device->rings[handover->at];
 	struct ring_state state = ring_state(ring);
 	int r;
@@ -107,9 +100,7 @@ static int tell_ring(struct device *device)
 	told.is_broken = ring->is_broken;
 	told.broken_reason = ring->broken_reason;
 	told.broken_value = ring->broken_value;
-	envelope.body_case = VSOCKD__ENVELOPE__BODY_HANDOVER_RING;
-	envelope.handover_ring = &told;
-	r = control_send(device, &envelope);
+	r = control_send(device, &told.base);
 	if (r == 0 && ++handover->at == RINGS)
 		next_stage(handover);
 	return r;
@@ -119,7 +110,6 @@ static int send_connection(struct device *device, const struct connection *conne
 			   const uint8_t *bytes)
 {
 	Vsockd__HandoverConnection told = VSOCKD__HANDOVER_CONNECTION__INIT;
-	Vsockd__Envelope envelope = VSOCKD__ENVELOPE__INIT;
 
 	told.index = connection_index(&device->connections, connection);
 	told.has_endpoint = handover_has_endpoint(connection);
@@ -127,22 +117,17 @@ static int send_connection(struct device *device, const struct connection *conne
 	told.has_socket = handover_has_socket(connection);
 	told.awaits_answer = handover_awaits_answer(connection);
 	memcpy(WORDS(&told, Vsockd__HandoverConnection), bytes, HANDOVER_PIECE);
-	envelope.body_case = VSOCKD__ENVELOPE__BODY_HANDOVER_CONNECTION;
-	envelope.handover_connection = &told;
-	return control_send(device, &envelope);
+	return control_send(device, &told.base);
 }
 
 static int send_list(struct device *device, uint32_t list, const uint32_t *items, uint32_t n)
 {
 	Vsockd__HandoverList told = VSOCKD__HANDOVER_LIST__INIT;
-	Vsockd__Envelope envelope = VSOCKD__ENVELOPE__INIT;
 
 	told.list = list;
 	told.n = n;
 	memcpy(ITEMS(&told), items, n * sizeof(items[0]));
-	envelope.body_case = VSOCKD__ENVELOPE__BODY_HANDOVER_LIST;
-	envelope.handover_list = &told;
-	return control_send(device, &envelope);
+	return control_send(device, &told.base);
 }
 
 static int tell_record(struct device *device, const struct connection *connection)
@@ -267,7 +252,6 @@ static int tell_orphan(struct device *device)
 {
 	struct handover *handover = &device->handover;
 	Vsockd__HandoverOrphan told = VSOCKD__HANDOVER_ORPHAN__INIT;
-	Vsockd__Envelope envelope = VSOCKD__ENVELOPE__INIT;
 	const struct orphan *orphan;
 	int r;
 
@@ -280,9 +264,7 @@ static int tell_orphan(struct device *device)
 	told.src_port = orphan->src_port;
 	told.dst_port = orphan->dst_port;
 	told.type = orphan->type;
-	envelope.body_case = VSOCKD__ENVELOPE__BODY_HANDOVER_ORPHAN;
-	envelope.handover_orphan = &told;
-	r = control_send(device, &envelope);
+	r = control_send(device, &told.base);
 	handover->at += r == 0;
 	return r;
 }

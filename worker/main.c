@@ -104,12 +104,11 @@ static int prepare(const struct arguments *arguments)
 static bool say_ready(void)
 {
 	Vsockd__Ready ready = VSOCKD__READY__INIT;
-	Vsockd__Envelope envelope = VSOCKD__ENVELOPE__INIT;
+	Vsockd__Envelope envelope;
 	struct channel_packet packet;
 
 	ready.version = MESSAGE_VERSION;
-	envelope.body_case = VSOCKD__ENVELOPE__BODY_READY;
-	envelope.ready = &ready;
+	message_wrap(&ready.base, &envelope);
 	message_encode(&envelope, -1, &packet);
 	return channel_send(POLICY_WORKER_CHANNEL_FD, &packet) == 0;
 }

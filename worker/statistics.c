@@ -36,7 +36,6 @@ static int tell_counters(struct device *device)
 {
 	const struct answer *answer = &device->answer;
 	Vsockd__Counters counters = VSOCKD__COUNTERS__INIT;
-	Vsockd__Envelope envelope = VSOCKD__ENVELOPE__INIT;
 	uint64_t *values[COUNTERS_PER_MESSAGE] = {
 		&counters.value0, &counters.value1, &counters.value2, &counters.value3,
 		&counters.value4, &counters.value5, &counters.value6,
@@ -46,9 +45,7 @@ static int tell_counters(struct device *device)
 	counters.first = answer->next;
 	for (uint32_t i = 0; i < COUNTERS_PER_MESSAGE && answer->next + i < COUNTER_MAX; i++)
 		*values[i] = device->counters[answer->next + i];
-	envelope.body_case = VSOCKD__ENVELOPE__BODY_COUNTERS;
-	envelope.counters = &counters;
-	return control_send(device, &envelope);
+	return control_send(device, &counters.base);
 }
 
 static int answer_counters(struct device *device)
@@ -91,7 +88,6 @@ static int tell_connection(struct device *device, const struct connection *conne
 {
 	const struct credit *credit = &connection->credit;
 	Vsockd__ConnectionInfo info = VSOCKD__CONNECTION_INFO__INIT;
-	Vsockd__Envelope envelope = VSOCKD__ENVELOPE__INIT;
 
 	info.query = device->answer.query;
 	info.endpoint = connection->endpoint;
@@ -106,22 +102,17 @@ static int tell_connection(struct device *device, const struct connection *conne
 	info.n_buffered = connection->buffer.len - seqpacket_heads(connection);
 	info.age = age(device, connection);
 	info.type = connection->type;
-	envelope.body_case = VSOCKD__ENVELOPE__BODY_CONNECTION_INFO;
-	envelope.connection_info = &info;
-	return control_send(device, &envelope);
+	return control_send(device, &info.base);
 }
 
 static int tell_end(struct device *device)
 {
 	const struct answer *answer = &device->answer;
 	Vsockd__ConnectionsEnd end = VSOCKD__CONNECTIONS_END__INIT;
-	Vsockd__Envelope envelope = VSOCKD__ENVELOPE__INIT;
 
 	end.query = answer->query;
 	end.next = answer->next < device->connections.n_touched ? answer->next : CONNECTIONS_END;
-	envelope.body_case = VSOCKD__ENVELOPE__BODY_CONNECTIONS_END;
-	envelope.connections_end = &end;
-	return control_send(device, &envelope);
+	return control_send(device, &end.base);
 }
 
 /* However large the table is, the guest waits no longer than for a part of it. */

@@ -132,15 +132,14 @@ static bool command(struct input *input)
 	const struct ipc_hints hints = {.sequence = rig.sequence + 1};
 	const Vsockd__Envelope *envelope = ipc_make(input, MESSAGE_TO_WORKER, &hints);
 	struct channel_packet packet;
-	uint64_t sequence;
 	int fd;
 
 	if (!may_send(envelope))
 		return true;
 	fd = choose_fd(input, envelope);
-	f.is_owed = ipc_get(envelope, "sequence", &sequence);
+	f.is_owed = message_rule(envelope->body_case)->is_command;
 	if (f.is_owed)
-		rig.sequence = (uint32_t)sequence;
+		rig.sequence = envelope->sequence;
 	if (envelope->body_case == VSOCKD__ENVELOPE__BODY_ACCEPTED ||
 	    envelope->body_case == VSOCKD__ENVELOPE__BODY_CONNECTED ||
 	    envelope->body_case == VSOCKD__ENVELOPE__BODY_LOST)

@@ -428,7 +428,6 @@ static bool hear(struct fake_worker *worker, Vsockd__Envelope__BodyCase *ret_typ
 	const Vsockd__Envelope *envelope;
 	struct channel_packet packet;
 	const char *reason;
-	uint64_t sequence;
 	int r = channel_receive(worker->channel, &packet);
 
 	if (r == CHANNEL_E_AGAIN)
@@ -445,8 +444,8 @@ static bool hear(struct fake_worker *worker, Vsockd__Envelope__BodyCase *ret_typ
 		close(packet.fd);
 	*ret_type = envelope->body_case;
 	note_command(worker, envelope);
-	if (ipc_get(envelope, "sequence", &sequence))
-		worker->sequence = (uint32_t)sequence;
+	if (message_rule(envelope->body_case)->is_command)
+		worker->sequence = envelope->sequence;
 	else
 		*ret_type = VSOCKD__ENVELOPE__BODY__NOT_SET; /* no answer */
 	return true;

@@ -100,8 +100,8 @@ const Vsockd__Envelope *ipc_make(struct input *input, enum message_direction dir
 			value = hints->value;
 		set_field(body, field, value);
 	}
-	vsockd__envelope__init(&envelope);
-	envelope.body_case = rule->type;
-	envelope.ready = (void *)body;
+	message_wrap((ProtobufCMessage *)(void *)body, &envelope);
+	if (rule->is_command)
+		envelope.sequence = hints->sequence;
 	return &envelope;
 }

@@ -10,7 +10,8 @@
 #include "ipc/message.h"
 #include "tests/fuzz/fuzz.h"
 
-/* What a field called "sequence" is set to, mostly; and others of that name. */
+/* What the sequence of a command and a field called "sequence" are set to; and others of that name.
+ */
 struct ipc_hints {
 	uint32_t sequence;
 	const char *name; /* NULL: none */

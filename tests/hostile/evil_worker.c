@@ -192,7 +192,6 @@ static bool look_at(const struct channel_packet *packet)
 	enum message_state state = n_commands > 0 ? (enum message_state)states : MESSAGE_SPARE;
 	const Vsockd__Envelope *envelope;
 	const char *reason;
-	bool is_command;
 
 	envelope = message_decode(packet, MESSAGE_TO_WORKER, state, &reason);
 	if (!envelope)
@@ -209,15 +208,11 @@ static bool look_at(const struct channel_packet *packet)
 	}
 	if (envelope->body_case == VSOCKD__ENVELOPE__BODY_HANDOVER &&
 	    orders->when == ORDERS_AT_HANDOVER && takes_order())
-		return carry_out(envelope->handover->sequence);
-	is_command = envelope->body_case < VSOCKD__ENVELOPE__BODY_ACCEPTED ||
-		     (envelope->body_case >= VSOCKD__ENVELOPE__BODY_HANDOVER &&
-		      envelope->body_case <= VSOCKD__ENVELOPE__BODY_HANDOVER_COMMIT);
-	if (!is_command || n_commands++ != orders->command || orders->when != ORDERS_AT_COMMAND ||
-	    !takes_order())
+		return carry_out(envelope->sequence);
+	if (!message_rule(envelope->body_case)->is_command || n_commands++ != orders->command ||
+	    orders->when != ORDERS_AT_COMMAND || !takes_order())
 		return true;
-	/* Each command begins with its sequence, as this one does. */
-	return carry_out(envelope->memory_commit->sequence);
+	return carry_out(envelope->sequence);
 }
 
 int __wrap_channel_receive(int socket, struct channel_packet *ret_packet)

@@ -186,7 +186,7 @@ done
 
 # Messages of a worker with the number of their fds, and requests to the spawner.
 ipc_page=$root/man/vsockd-ipc.7
-tr -d '\n' <"$root/ipc/message.c" | grep -o 'RULE([A-Z_]*,[^)]*)' |
+tr -d '\n' <"$root/ipc/message.c" | grep -oE '(RULE|COMMAND)\([A-Z_]*,[^)]*\)' |
 	sed -n 's/.*"\([A-Za-z]*\)".*,[ 	]*\([01]\), \([01]\))$/\1 \2 \3/p' |
 	sed 's/ 0 0$//; s/ 1 1$/ 1/; s/ 0 1$/ 0 or 1/' | LC_ALL=C sort >"$work/sent"
 awk '/^\.Sh / { section = substr($0, 5) }

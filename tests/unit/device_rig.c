@@ -301,15 +301,9 @@ void rig_post(const Vsockd__Envelope *envelope, int fd)
 	assert_int_equal(channel_send(rig.front, &packet), 0);
 }
 
-/* Every command begins with its sequence: a body's first field. */
-static void set_sequence(Vsockd__Envelope *envelope, uint32_t sequence)
-{
-	((Vsockd__MemoryCommit *)(void *)envelope->memory_commit)->sequence = sequence;
-}
-
 int rig_command(Vsockd__Envelope *envelope, int fd)
 {
-	set_sequence(envelope, ++rig.sequence);
+	envelope->sequence = ++rig.sequence;
 	rig.has_done = false;
 	rig_post(envelope, fd);
 	rig_run();

@@ -68,8 +68,7 @@ int rig_command_to(const struct rig_worker *worker, Vsockd__Envelope *envelope, 
 {
 	const Vsockd__Envelope *answer;
 
-	/* Every command begins with its sequence. */
-	envelope->memory_commit->sequence = ++rig.sequence;
+	envelope->sequence = ++rig.sequence;
 	post_to(worker, envelope, fd);
 	for (uint32_t i = 0; i < 100000; i++) {
 		rig_run_worker(worker);
@@ -205,7 +204,7 @@ static void relay(const struct rig_worker *to, const struct rig_worker *from, ri
 		setsockopt(from->device->channel, SOL_SOCKET, SO_SNDBUF, &small, sizeof(small)), 0);
 	command.body_case = VSOCKD__ENVELOPE__BODY_HANDOVER;
 	command.handover = &body;
-	body.sequence = ++rig.sequence;
+	command.sequence = ++rig.sequence;
 	post_to(from, &command, -1);
 	for (uint32_t n = 0; n < n_max;) {
 		rig_run_worker(from);

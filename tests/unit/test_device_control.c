@@ -928,7 +928,7 @@ static void test_commands_wait_while_an_answer_does(void **state)
 	envelope.ring_enable = &enable;
 	enable.ring = RING_EVENT;
 	for (uint32_t i = 0; i < 30; i++) {
-		enable.sequence = i + 1;
+		envelope.sequence = i + 1;
 		rig_post(&envelope, -1);
 	}
 	for (uint32_t i = 0; i < 1000 && n_done < 30; i++) {
