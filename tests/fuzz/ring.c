@@ -750,9 +750,12 @@ static bool start(struct input *input)
 	CLAIM(r == right);
 	CLAIM(ring_is_running(&f.ring) == (r == 0));
 	if (r == 0 && f.ring.has_packed) {
-		f.has_step = true;
-		f.step_from = f.step_to = f.used_idx;
 		f.offered = f.next_avail;
+		/* Who reads the journal leaves it as it is. */
+		if (!(features & 4)) {
+			f.has_step = true;
+			f.step_from = f.step_to = f.used_idx;
+		}
 	}
 	if (r < 0 || !is_followed())
 		return false;

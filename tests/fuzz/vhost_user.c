@@ -388,7 +388,9 @@ static void become_true(void)
 		claim_kinds(FUZZ_FD_UNIX, FUZZ_FD_PACKET);
 		break;
 	case VHOST_USER_VRING_KICK:
-		start_in_truth(payload_state().index);
+		/* A started one that a reset has disabled is not enabled by a kick. */
+		if (!truth->is_started[payload_state().index])
+			start_in_truth(payload_state().index);
 		break;
 	case VHOST_USER_SET_VRING_KICK:
 		start_in_truth(payload_u64() & 0xff);
