@@ -1014,7 +1014,7 @@ static void flood_begin(struct flood *flood, struct setup *setup)
 
 /*
  * Send packets with port after port, until there are enough of them or vsockd
- * takes no more. How many it may have taken.
+ * takes no more: it sleeps and has not called. How many it may have taken.
  */
 static uint32_t flood_send(struct flood *flood, struct packet packet, uint32_t n, bool has_ports)
 {
@@ -1026,7 +1026,10 @@ static uint32_t flood_send(struct flood *flood, struct packet packet, uint32_t n
 		if (i % 1000 == 0)
 			check_lives(flood->neighbour, &flood->neighbour_stream);
 		while (guest_send_packet(flood->guest, &packet, NULL, 0, NULL) == -EAGAIN) {
-			if (!ring_expect_call(ring) && ring_wait(ring, 2 * QUIET) == -ETIMEDOUT)
+			bool has_slept = daemon_is_asleep(&flood->setup->daemon);
+
+			if (!ring_expect_call(ring) && ring_wait(ring, 2 * QUIET) == -ETIMEDOUT &&
+			    has_slept)
 				return i;
 		}
 	}
