@@ -23,6 +23,8 @@
 /* Each may have an fd in hand. */
 #define FILES_OF_CONTROL (2 * CONTROL_CLIENTS_MAX)
 
+const bool configuration_has_exporter = CONFIGURATION_HAS_EXPORTER;
+
 const char *const configuration_keys[N_KEYS] = {
 	[KEY_GUEST_CID] = "guest-cid",
 	[KEY_SOCKET] = "socket",
@@ -69,6 +71,7 @@ const char *const configuration_keys[N_KEYS] = {
 	[KEY_METRICS_MODE] = "metrics-mode",
 	[KEY_METRICS_OWNER] = "metrics-owner",
 	[KEY_METRICS_GROUP] = "metrics-group",
+	[KEY_METRICS_HTTP] = "metrics-http",
 	[KEY_EXPERIMENTAL_SUSPEND] = "experimental-suspend",
 	[KEY_NO_NAMESPACES] = "insecure-no-namespaces",
 	[KEY_NO_SECCOMP] = "insecure-no-seccomp",
@@ -135,6 +138,7 @@ static const struct option options[] = {
 	{"metrics-mode", required_argument, NULL, OPTION_KEY + KEY_METRICS_MODE},
 	{"metrics-owner", required_argument, NULL, OPTION_KEY + KEY_METRICS_OWNER},
 	{"metrics-group", required_argument, NULL, OPTION_KEY + KEY_METRICS_GROUP},
+	{"metrics-http", required_argument, NULL, OPTION_KEY + KEY_METRICS_HTTP},
 	{"experimental-suspend", no_argument, NULL, OPTION_KEY + KEY_EXPERIMENTAL_SUSPEND},
 	{"insecure-no-namespaces", no_argument, NULL, OPTION_KEY + KEY_NO_NAMESPACES},
 	{"insecure-no-seccomp", no_argument, NULL, OPTION_KEY + KEY_NO_SECCOMP},
@@ -264,9 +268,9 @@ static int take_role(struct command_line *line, const char *name,
 		line->policy_role = (enum policy_role)role;
 		return 0;
 	}
-	return configuration_fail(ret_error, EX_USAGE,
-				  "print-policy " QUOTED ": unknown role; give front or worker",
-				  name);
+	return configuration_fail(
+		ret_error, EX_USAGE,
+		"print-policy " QUOTED ": unknown role; give front, worker or exporter", name);
 }
 
 static int take_option(struct command_line *line, int option, const char *value,
@@ -456,6 +460,26 @@ static int read_worker(const struct vm_arguments *arguments, char **ret,
 	return *ret ? 0 : configuration_fail_memory(ret_error);
 }
 
+static int read_metrics_http(const struct vm_arguments *arguments, struct port_address *ret,
+			     struct configuration_error *ret_error)
+{
+	const char *text = arguments->values[KEY_METRICS_HTTP], *reason;
+
+	if (!text)
+		return 0;
+	if (!configuration_has_exporter)
+		return configuration_fail_at(
+			ret_error, EX_USAGE, arguments, KEY_METRICS_HTTP,
+			"metrics-http " QUOTED
+			": this vsockd was built without libmicrohttpd; metrics "
+			"gives the same on a unix socket",
+			text);
+	reason = ports_parse_tcp(text, ret);
+	return reason ? configuration_fail_at(ret_error, EX_USAGE, arguments, KEY_METRICS_HTTP,
+					      "metrics-http " QUOTED ": %s", text, reason)
+		      : 0;
+}
+
 /* What holds for all VMs. */
 static int read_globals(const struct vm_arguments *arguments, struct configuration *configuration,
 			struct configuration_error *ret_error)
@@ -481,6 +505,8 @@ static int read_globals(const struct vm_arguments *arguments, struct configurati
 	if (!r)
 		r = configuration_read_service(arguments, KEY_METRICS, &configuration->metrics,
 					       ret_error);
+	if (!r)
+		r = read_metrics_http(arguments, &configuration->metrics_http, ret_error);
 	return r;
 }
 

@@ -103,7 +103,11 @@ struct configuration {
 	char *worker;	      /* --worker PATH, NULL: found beside vsockd */
 	char *file;	      /* --config PATH, NULL: everything was on the command line */
 	struct service_socket control, metrics;
+	struct port_address metrics_http; /* PORT_DENY: none, else PORT_TCP */
 };
+
+/* Is there an exporter in this build? */
+extern const bool configuration_has_exporter;
 
 struct configuration_error {
 	char text[1400]; /* one line: what was asked, what was found, what to do */

@@ -100,6 +100,8 @@ const char *const configuration_help[] = {
 	"  --metrics-mode OCTAL  the same three for that socket\n"
 	"  --metrics-owner USER\n"
 	"  --metrics-group GROUP\n"
+	"  --metrics-http IP:PORT\n"
+	"                        the same by TCP, on an address of loopback\n"
 	"  --worker PATH         the vsockd-worker program (default: the one installed\n"
 	"                        with vsockd)\n"
 	"  --experimental-suspend\n"
@@ -112,8 +114,8 @@ const char *const configuration_help[] = {
 	"Information:\n"
 	"  --check-config FILE   check that file, print what would be served, and exit\n"
 	"  --print-capabilities  print what this back-end is, as JSON, and exit\n"
-	"  --print-policy ROLE   print the system calls that the front or the worker may\n"
-	"                        make, with arguments and reasons, and exit\n"
+	"  --print-policy ROLE   print the system calls that the front, the worker or\n"
+	"                        the exporter may make, with reasons, and exit\n"
 	"  --help                print this text and exit\n"
 	"  --version             print the version and exit\n"
 	"\n"
@@ -195,6 +197,16 @@ static void print_limits(FILE *stream, const struct vm_configuration *vm)
 	fputc('\n', stream);
 }
 
+static void print_http(FILE *stream, const struct port_address *address)
+{
+	char text[PORT_TEXT_SIZE];
+
+	if (address->family != PORT_TCP)
+		return;
+	ports_print_address(address, 0, text);
+	fprintf(stream, "metrics-http %s\n", text + strlen("tcp:"));
+}
+
 void configuration_print(FILE *stream, const struct configuration *configuration)
 {
 	if (configuration->control.path)
@@ -203,6 +215,7 @@ void configuration_print(FILE *stream, const struct configuration *configuration
 	if (configuration->metrics.path)
 		print_socket(stream, "metrics", configuration->metrics.path,
 			     &configuration->metrics.access, "\n");
+	print_http(stream, &configuration->metrics_http);
 	for (size_t i = 0; i < configuration->n_vms; i++) {
 		const struct vm_configuration *vm = &configuration->vms[i];
 
@@ -231,6 +244,7 @@ void configuration_print(FILE *stream, const struct configuration *configuration
 const char *const configuration_roles[POLICY_ROLE_MAX] = {
 	[POLICY_FRONT] = "front",
 	[POLICY_WORKER] = "worker",
+	[POLICY_EXPORTER] = "exporter",
 };
 
 static void describe(const struct policy_comparison *comparison, char *ret, size_t size)

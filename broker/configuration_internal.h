@@ -76,6 +76,7 @@ enum key {
 	KEY_METRICS_MODE,
 	KEY_METRICS_OWNER,
 	KEY_METRICS_GROUP,
+	KEY_METRICS_HTTP,
 	KEY_EXPERIMENTAL_SUSPEND, /* from here on they are "true" or "false" in a file */
 	KEY_NO_NAMESPACES,
 	KEY_NO_SECCOMP,

@@ -723,9 +723,11 @@ static bool prepare(struct front *front, const struct front_setup *setup)
 			return false;
 	if (front->banks && banks_protect(front->banks) < 0)
 		return false;
-	return (setup->sockets->control.fd < 0 ||
-		control_init(front, setup->sockets->control.fd, setup->configuration->file)) &&
-	       (setup->sockets->metrics.fd < 0 || scrape_init(front, setup->sockets->metrics.fd));
+	if (setup->sockets->control.fd >= 0 &&
+	    !control_init(front, setup->sockets->control.fd, setup->configuration->file))
+		return false;
+	return (setup->sockets->metrics.fd < 0 && setup->exporter < 0) ||
+	       scrape_init(front, setup->sockets->metrics.fd, setup->exporter);
 }
 
 int front_run(const struct front_setup *setup)

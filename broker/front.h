@@ -18,7 +18,7 @@
  *   query.c    what workers are asked (query.h)
  *   handover.c the replacement of a worker that loses nothing
  *   control.c  the control socket (control.h)
- *   scrape.c   the metrics socket (scrape.h)
+ *   scrape.c   the metrics socket and the exporter (scrape.h)
  *   siblings.c connections between guests
  *   admission.c how many connections may begin in a second
  *   notify.c   in-band notifications to a front-end
@@ -317,6 +317,7 @@ struct front_setup {
 	const struct banks *banks;     /* NULL: the configuration does not change */
 	uint64_t n_files;	       /* fds that the front may have */
 	int spawner;		       /* the front's end of the pair */
+	int exporter;		       /* the same; -1: there is none */
 };
 
 struct front {
@@ -330,7 +331,7 @@ struct front {
 	struct worker *workers;
 	size_t n_workers, n_workers_max; /* in use so far; that there is room for */
 	struct control *control;	 /* NULL: no control socket */
-	struct scrape *scrape;		 /* NULL: no metrics socket */
+	struct scrape *scrape;		 /* NULL: nobody scrapes */
 	uint64_t seed;			 /* for the start of host-side ports */
 	uint32_t message_size;		 /* the longest that a unix socket of this host takes */
 	bool has_served;		 /* some worker was Ready once */

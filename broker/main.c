@@ -19,6 +19,7 @@
 #include <unistd.h>
 
 #include "broker/configuration.h"
+#include "broker/exporter.h"
 #include "broker/front.h"
 #include "broker/log.h"
 #include "broker/reload.h"
@@ -37,13 +38,19 @@ const char *__asan_default_options(void)
 	return "detect_leaks=0";
 }
 
-/* vsockd-worker: the file as it is now, and where another one may be later. */
-struct worker_program {
+static void close_if_open(int fd)
+{
+	if (fd >= 0)
+		close(fd);
+}
+
+/* A program to start: the file as it is now, and where another one may be later. */
+struct program {
 	int fd; /* -1: it was not found */
 	char path[4096];
 };
 
-static void open_worker_at(const char *directory, const char *below, struct worker_program *ret)
+static void open_at(const char *directory, const char *below, struct program *ret)
 {
 	const char *between = *directory ? "/" : "";
 
@@ -54,18 +61,12 @@ static void open_worker_at(const char *directory, const char *below, struct work
 }
 
 /* Installed: in libexecdir. Not installed: where meson builds it. */
-static bool open_worker(const struct configuration *configuration, struct worker_program *ret)
+static bool open_beside(const char *installed, const char *built, const char *advice,
+			struct program *ret)
 {
 	char program[4096];
 	ssize_t len;
 
-	if (configuration->worker) {
-		open_worker_at("", configuration->worker, ret);
-		if (ret->fd < 0)
-			log_event(LOG_ERR, LOG_NO_VM, "--worker %s: %s", configuration->worker,
-				  strerror(errno));
-		return ret->fd >= 0;
-	}
 	len = readlink("/proc/self/exe", program, sizeof(program) - 1);
 	if (len <= 0) {
 		log_event(LOG_ERR, LOG_NO_VM, "/proc/self/exe: %s: is /proc mounted?",
@@ -75,16 +76,36 @@ static bool open_worker(const struct configuration *configuration, struct worker
 	program[len] = '\0';
 	*strrchr(program, '/') = '\0';
 	if (strcmp(program, VSOCKD_SBINDIR) == 0)
-		open_worker_at(VSOCKD_LIBEXECDIR, "vsockd-worker", ret);
+		open_at(VSOCKD_LIBEXECDIR, strrchr(installed, '/') + 1, ret);
 	else
-		open_worker_at(program, "../worker/vsockd-worker", ret);
+		open_at(program, built, ret);
 	if (ret->fd < 0)
-		open_worker_at(program, "../libexec/vsockd-worker", ret);
+		open_at(program, installed, ret);
 	if (ret->fd < 0)
-		log_event(LOG_ERR, LOG_NO_VM,
-			  "vsockd-worker not found beside %s: install it, or name it with --worker",
-			  program);
+		log_event(LOG_ERR, LOG_NO_VM, "%s not found beside %s: %s",
+			  strrchr(installed, '/') + 1, program, advice);
 	return ret->fd >= 0;
+}
+
+static bool open_worker(const struct configuration *configuration, struct program *ret)
+{
+	if (!configuration->worker)
+		return open_beside("../libexec/vsockd-worker", "../worker/vsockd-worker",
+				   "install it, or name it with --worker", ret);
+	open_at("", configuration->worker, ret);
+	if (ret->fd < 0)
+		log_event(LOG_ERR, LOG_NO_VM, "--worker %s: %s", configuration->worker,
+			  strerror(errno));
+	return ret->fd >= 0;
+}
+
+/* true without a file if none is needed. */
+static bool open_exporter(const struct configuration *configuration, struct program *ret)
+{
+	ret->fd = -1;
+	return configuration->metrics_http.family != PORT_TCP ||
+	       open_beside("../libexec/vsockd-exporter", "../exporter/vsockd-exporter",
+			   "install it, or leave metrics-http out", ret);
 }
 
 /*
@@ -127,10 +148,24 @@ struct running {
 	struct sockets sockets;
 	struct reload *reload; /* NULL: there is no file to read again */
 	uint64_t n_files;      /* that the front may open */
-	struct worker_program worker;
+	struct program worker, exporter;
 };
 
-static int run_front(const struct running *running, int spawner)
+/* An exporter does not wait any longer for the front to say more. */
+#define EXPORTER_WAIT_S 5
+
+/* Both ends are -1 where no exporter asks for anything. */
+static bool make_export_pair(const struct configuration *configuration, int ret_pair[2])
+{
+	const struct timeval limit = {.tv_sec = EXPORTER_WAIT_S};
+
+	ret_pair[0] = ret_pair[1] = -1;
+	return configuration->metrics_http.family != PORT_TCP ||
+	       (socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, ret_pair) == 0 &&
+		setsockopt(ret_pair[0], SOL_SOCKET, SO_RCVTIMEO, &limit, sizeof(limit)) == 0);
+}
+
+static int run_front(const struct running *running, int spawner, int exporter)
 {
 	struct front_setup setup = {
 		.configuration = running->configuration,
@@ -138,6 +173,7 @@ static int run_front(const struct running *running, int spawner)
 		.banks = running->reload ? &running->reload->banks : NULL,
 		.n_files = running->n_files,
 		.spawner = spawner,
+		.exporter = exporter,
 	};
 
 	log_settle();
@@ -153,10 +189,12 @@ static int run_processes(struct running *running)
 		.reload = running->reload,
 	};
 	struct policy_failure failure;
+	struct exporter_setup exporter;
 	struct policy_process front;
-	int pair[2], r;
+	int pair[2], export_pair[2], r;
 
-	if (socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC | SOCK_NONBLOCK, 0, pair) < 0) {
+	if (socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC | SOCK_NONBLOCK, 0, pair) < 0 ||
+	    !make_export_pair(running->configuration, export_pair)) {
 		log_event(LOG_ERR, LOG_NO_VM, "socketpair: %s", strerror(errno));
 		return EX_OSERR;
 	}
@@ -168,10 +206,21 @@ static int run_processes(struct running *running)
 	if (r == POLICY_IS_FRONT) {
 		close(pair[0]);
 		close(running->worker.fd);
-		_exit(run_front(running, pair[1]));
+		close_if_open(running->exporter.fd);
+		close_if_open(export_pair[0]);
+		listener_close(&running->sockets.http);
+		_exit(run_front(running, pair[1], export_pair[1]));
 	}
 	close(pair[1]);
+	close_if_open(export_pair[1]);
 	sockets_close(&running->sockets);
+	exporter = (struct exporter_setup){
+		.program = running->exporter.fd,
+		.channel = export_pair[0],
+		.listener = running->sockets.http.fd,
+	};
+	if (exporter.program >= 0)
+		setup.exporter = &exporter;
 	setup.front_channel = pair[0];
 	setup.front_pidfd = front.pidfd;
 	return spawner_run(&setup);
@@ -199,14 +248,15 @@ static int check(const struct configuration *configuration)
 {
 	bool is_that_user = !configuration->has_user || configuration->user == geteuid();
 	struct configuration_error error;
-	struct worker_program worker;
+	struct program worker, exporter;
 	uint64_t buffer_size;
 	int r;
 
 	log_open(configuration->log_level);
-	if (!open_worker(configuration, &worker))
+	if (!open_worker(configuration, &worker) || !open_exporter(configuration, &exporter))
 		return EX_CONFIG;
 	close(worker.fd);
+	close_if_open(exporter.fd);
 	if (spawner_buffer_size(configuration, &buffer_size) < 0) {
 		fprintf(stderr, "vsockd: max-connections times tx-buffer-size is too large\n");
 		return EX_CONFIG;
@@ -238,7 +288,8 @@ static int run(int argc, char **argv, struct configuration *configuration)
 	log_open(configuration->log_level);
 	log_join_journal(LOG_JOURNAL_PATH);
 	/* Run by its fd, so only the file itself has to be executable for the user. */
-	if (!open_worker(configuration, &running.worker))
+	if (!open_worker(configuration, &running.worker) ||
+	    !open_exporter(configuration, &running.exporter))
 		return EX_UNAVAILABLE;
 	r = become_user(configuration);
 	if (r != 0)

@@ -73,6 +73,30 @@ static const char *read_tcp_port(const char *text, struct port_address *ret)
 	return NULL;
 }
 
+static size_t ip_len(const char *text)
+{
+	return *text == '[' ? strcspn(text, "]") + (strchr(text, ']') != NULL) : strcspn(text, ":");
+}
+
+static const char not_loopback[] =
+	"the address is not one of loopback; others are reached by any host";
+
+const char *ports_parse_tcp(const char *text, struct port_address *ret)
+{
+	struct port_address address = {.family = PORT_TCP};
+	size_t len = ip_len(text);
+	const char *reason;
+
+	if (!read_ip(text, len, &address.ip) || text[len] != ':')
+		return "give an address and a port, as 127.0.0.1:9100 or [::1]:9100";
+	if (!is_loopback(&address.ip))
+		return not_loopback;
+	reason = read_tcp_port(text + len + 1, &address);
+	if (!reason)
+		*ret = address;
+	return reason;
+}
+
 /* Behind "tcp": nothing, ":PORT", ":IP" or ":IP:PORT". */
 static const char *read_tcp(const char *text, struct port_address *ret)
 {
@@ -86,11 +110,11 @@ static const char *read_tcp(const char *text, struct port_address *ret)
 		return NULL;
 	if (read_number(++text, "", UINT32_MAX, &unused))
 		return read_tcp_port(text, ret);
-	len = *text == '[' ? strcspn(text, "]") + (strchr(text, ']') != NULL) : strcspn(text, ":");
+	len = ip_len(text);
 	if (!read_ip(text, len, &ret->ip) || (text[len] && text[len] != ':'))
 		return "tcp is followed by an address, a port, or both";
 	if (!is_loopback(&ret->ip))
-		return "the address is not one of loopback; others are reached by any host";
+		return not_loopback;
 	return text[len] ? read_tcp_port(text + len + 1, ret) : NULL;
 }
 

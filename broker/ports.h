@@ -70,6 +70,9 @@ bool ports_parse_range(const char *text, size_t len, struct port_range *ret);
 const char *ports_parse_connect(const char *text, struct port_rule *ret);
 const char *ports_parse_listen(const char *text, struct port_rule *ret);
 
+/* The same for IP:PORT alone, where neither can be left out. */
+const char *ports_parse_tcp(const char *text, struct port_address *ret);
+
 /* The first rule that has this port, or NULL. */
 const struct port_rule *ports_find(const struct port_rule *rules, size_t n_rules, uint32_t port);
 

@@ -67,6 +67,15 @@ static bool is_same_service(const struct service_socket *one, const struct servi
 	       (!one->path || is_same_access(&one->access, &other->access));
 }
 
+static bool is_same_address(const struct port_address *one, const struct port_address *other)
+{
+	char text[PORT_TEXT_SIZE], other_text[PORT_TEXT_SIZE];
+
+	ports_print_address(one, 0, text);
+	ports_print_address(other, 0, other_text);
+	return strcmp(text, other_text) == 0;
+}
+
 static void say_unchangeable(bool is_same, const char *what)
 {
 	if (!is_same)
@@ -82,6 +91,8 @@ static void say_globals(const struct configuration *running, const struct config
 	say_unchangeable(running->insecure == next->insecure, "insecure-...");
 	say_unchangeable(is_same_service(&running->control, &next->control), "control");
 	say_unchangeable(is_same_service(&running->metrics, &next->metrics), "metrics");
+	say_unchangeable(is_same_address(&running->metrics_http, &next->metrics_http),
+			 "metrics-http");
 }
 
 /* What was opened, or given up, at the start stays as it is. */
@@ -94,6 +105,7 @@ static void keep_globals(struct configuration *running, struct configuration *ne
 	running->control = control;
 	next->metrics = running->metrics;
 	running->metrics = metrics;
+	next->metrics_http = running->metrics_http;
 	next->worker = running->worker;
 	running->worker = worker;
 	next->has_user = running->has_user;

@@ -11,6 +11,7 @@
 
 #include "broker/front.h"
 #include "broker/metrics.h"
+#include "ipc/export.h"
 
 /* For the request, and then for each part of the answer. */
 #define CLIENT_MS 5000
@@ -20,7 +21,11 @@
 #define ACCEPT_AGAIN_MS 100
 
 #define REQUEST_MAX 4096
-#define OUTPUT_MAX  8192
+#define OUTPUT_MAX  EXPORT_TEXT_MAX
+
+/* Its place behind those of the clients. */
+#define EXPORTER SCRAPE_CLIENTS_MAX
+#define PLACES	 (SCRAPE_CLIENTS_MAX + 1)
 
 enum phase {
 	PHASE_REQUEST, /* is being read */
@@ -31,6 +36,8 @@ enum phase {
 struct scrape_client {
 	int socket; /* -1: this entry is free */
 	enum phase phase;
+	bool is_exporter; /* asks again and again, in packets, and has no time limit */
+	uint64_t serial;  /* of its question */
 	bool is_blocked, is_gone;
 	uint64_t since;	   /* ms: when the request was complete */
 	uint64_t deadline; /* ms: dropped then */
@@ -44,10 +51,10 @@ struct scrape_client {
 };
 
 struct scrape {
-	int listener;
+	int listener; /* -1: none */
 	bool is_listening;
 	uint64_t accept_at; /* ms: not before */
-	struct scrape_client clients[SCRAPE_CLIENTS_MAX];
+	struct scrape_client clients[PLACES];
 };
 
 static struct scrape_client *find_free(struct scrape *scrape)
@@ -56,6 +63,11 @@ static struct scrape_client *find_free(struct scrape *scrape)
 		if (scrape->clients[i].socket < 0)
 			return &scrape->clients[i];
 	return NULL;
+}
+
+static void give_time(const struct front *front, struct scrape_client *client)
+{
+	client->deadline = client->is_exporter ? UINT64_MAX : front->now + CLIENT_MS;
 }
 
 static void watch(struct front *front, struct scrape_client *client, int operation, uint32_t events)
@@ -104,6 +116,12 @@ static bool begins_with(const char *text, const char *with)
 	return strncmp(text, with, strlen(with)) == 0;
 }
 
+static void await_counters(const struct front *front, struct scrape_client *client)
+{
+	client->phase = PHASE_WAITING;
+	client->since = front->now;
+}
+
 static void on_request(struct front *front, struct scrape_client *client)
 {
 	if (!begins_with(client->request, "GET ")) {
@@ -115,8 +133,20 @@ static void on_request(struct front *front, struct scrape_client *client)
 		answer(client, "404 Not Found", "text/plain", "only /metrics\n");
 		return;
 	}
-	client->phase = PHASE_WAITING;
-	client->since = front->now;
+	await_counters(front, client);
+}
+
+/* What is no question is not answered. */
+static void receive_question(struct front *front, struct scrape_client *client)
+{
+	uint64_t serial[2];
+	struct iovec part = {serial, sizeof(serial)};
+	struct msghdr message = {.msg_iov = &part, .msg_iovlen = 1};
+
+	if (recvmsg(client->socket, &message, MSG_DONTWAIT) != sizeof(serial[0]))
+		return;
+	client->serial = serial[0];
+	await_counters(front, client);
 }
 
 static void receive(struct front *front, struct scrape_client *client)
@@ -148,8 +178,12 @@ static void refresh(struct front *front, struct scrape_client *client)
 	for (size_t i = 0; i < front->n_devices; i++)
 		if (query_counters(&front->devices[i], client->since) == QUERY_WAIT)
 			return;
-	answer(client, "200 OK", "application/openmetrics-text; version=1.0.0; charset=utf-8", "");
-	client->deadline = front->now + CLIENT_MS;
+	if (client->is_exporter)
+		client->phase = PHASE_ANSWER;
+	else
+		answer(client, "200 OK",
+		       "application/openmetrics-text; version=1.0.0; charset=utf-8", "");
+	give_time(front, client);
 }
 
 static void fill(struct front *front, struct scrape_client *client)
@@ -169,23 +203,47 @@ static void fill(struct front *front, struct scrape_client *client)
 	}
 }
 
+/* All was sent, and what was sent is delivered in any case. */
+static void finish(struct scrape_client *client)
+{
+	if (!client->is_exporter) {
+		client->is_gone = true;
+		return;
+	}
+	client->phase = PHASE_REQUEST;
+	client->position = (struct metrics_position){0};
+	client->has_all = false;
+}
+
+static ssize_t send_part(struct scrape_client *client)
+{
+	struct iovec parts[] = {
+		{&client->serial, sizeof(client->serial)},
+		{client->output + client->output_sent, client->output_len - client->output_sent}};
+	bool has_serial = client->is_exporter;
+	struct msghdr message = {.msg_iov = has_serial ? parts : parts + 1,
+				 .msg_iovlen = has_serial ? 2 : 1};
+	ssize_t n = sendmsg(client->socket, &message, MSG_DONTWAIT | MSG_NOSIGNAL);
+
+	/* A packet is sent whole. */
+	return n < 0 || !has_serial ? n : (ssize_t)parts[1].iov_len;
+}
+
 static void send_output(struct front *front, struct scrape_client *client)
 {
-	while (!client->is_gone) {
-		struct iovec part = {client->output + client->output_sent,
-				     client->output_len - client->output_sent};
-		struct msghdr message = {.msg_iov = &part, .msg_iovlen = 1};
+	while (!client->is_gone && client->phase == PHASE_ANSWER) {
+		bool is_sent = client->output_sent == client->output_len;
 		ssize_t n;
 
-		if (part.iov_len == 0 && client->has_all) {
-			client->is_gone = true; /* what was sent is delivered nevertheless */
+		if (is_sent && client->has_all) {
+			finish(client);
 			return;
 		}
-		if (part.iov_len == 0) {
+		if (is_sent) {
 			fill(front, client);
 			continue;
 		}
-		n = sendmsg(client->socket, &message, MSG_DONTWAIT | MSG_NOSIGNAL);
+		n = send_part(client);
 		if (n < 0 && errno == EAGAIN) {
 			client->is_blocked = true;
 			return;
@@ -194,7 +252,7 @@ static void send_output(struct front *front, struct scrape_client *client)
 			client->is_gone = true;
 		if (n > 0) {
 			client->output_sent += (size_t)n;
-			client->deadline = front->now + CLIENT_MS;
+			give_time(front, client);
 		}
 	}
 }
@@ -209,7 +267,11 @@ void scrape_event(struct front *front, size_t index, uint32_t events)
 		client->is_gone = true;
 	if (events & EPOLLOUT)
 		client->is_blocked = false;
-	if (events & EPOLLIN && client->phase == PHASE_REQUEST)
+	if (!(events & EPOLLIN) || client->phase != PHASE_REQUEST)
+		return;
+	if (client->is_exporter)
+		receive_question(front, client);
+	else
 		receive(front, client);
 }
 
@@ -239,9 +301,11 @@ void scrape_run(struct front *front)
 
 	if (!scrape)
 		return;
-	for (size_t i = 0; i < SCRAPE_CLIENTS_MAX; i++)
+	for (size_t i = 0; i < PLACES; i++)
 		if (scrape->clients[i].socket >= 0)
 			go_on(front, &scrape->clients[i]);
+	if (scrape->listener < 0)
+		return;
 	listens = find_free(scrape) && front->now >= scrape->accept_at;
 	if (listens == scrape->is_listening)
 		return;
@@ -259,7 +323,7 @@ uint64_t scrape_deadline(const struct front *front)
 		return deadline;
 	if (scrape->accept_at > front->now)
 		deadline = scrape->accept_at;
-	for (size_t i = 0; i < SCRAPE_CLIENTS_MAX; i++) {
+	for (size_t i = 0; i < PLACES; i++) {
 		const struct scrape_client *client = &scrape->clients[i];
 		uint64_t of_client = client->phase == PHASE_WAITING ? front->now + LOOK_AGAIN_MS
 								    : client->deadline;
@@ -270,17 +334,27 @@ uint64_t scrape_deadline(const struct front *front)
 	return deadline;
 }
 
-bool scrape_init(struct front *front, int listener)
+bool scrape_init(struct front *front, int listener, int exporter)
 {
 	struct scrape *scrape = calloc(1, sizeof(*scrape));
+	struct scrape_client *client;
 
 	front->scrape = scrape;
 	if (!scrape)
 		return false;
 	scrape->listener = listener;
-	scrape->is_listening = true;
-	for (size_t i = 0; i < SCRAPE_CLIENTS_MAX; i++)
+	scrape->is_listening = listener >= 0;
+	for (size_t i = 0; i < PLACES; i++)
 		scrape->clients[i].socket = -1;
-	return front_watch(front, EPOLL_CTL_ADD, listener, EPOLLIN, FRONT_EVENT_SCRAPE_LISTENER,
-			   0) >= 0;
+	if (exporter >= 0) {
+		client = &scrape->clients[EXPORTER];
+		client->socket = exporter;
+		client->is_exporter = true;
+		give_time(front, client);
+		watch(front, client, EPOLL_CTL_ADD, EPOLLIN);
+		if (client->is_gone)
+			return false;
+	}
+	return listener < 0 || front_watch(front, EPOLL_CTL_ADD, listener, EPOLLIN,
+					   FRONT_EVENT_SCRAPE_LISTENER, 0) >= 0;
 }

@@ -6,6 +6,10 @@
  * HTTP, one answer, the end. Who may write to the socket may ask, and can do
  * nothing else. A client has some seconds and a few KiB for its request; what it
  * does not take is not made.
+ *
+ * The exporter, which answers others by TCP, is a client as well, on a channel of its
+ * own that lasts (ipc/export.h). It is trusted no further than the others, and
+ * nothing waits for it.
  */
 
 #include <stdbool.h>
@@ -17,8 +21,11 @@
 
 struct front;
 
-/* Before the front is confined; the socket stays the caller's. false: no memory. */
-bool scrape_init(struct front *front, int listener);
+/*
+ * Before the front is confined. The listener, and the channel to the exporter, are -1
+ * if there is none, and stay the caller's. false: no memory.
+ */
+bool scrape_init(struct front *front, int listener, int exporter);
 void scrape_accept(struct front *front);
 void scrape_event(struct front *front, size_t client, uint32_t events);
 /* At the end of each round. */

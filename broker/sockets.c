@@ -245,6 +245,23 @@ static int open_service(const struct service_socket *service, int type,
 	return r;
 }
 
+static int open_http(const struct port_address *address, struct listener *ret_listener)
+{
+	char text[PORT_TEXT_SIZE];
+	int r;
+
+	if (address->family != PORT_TCP ||
+	    service_take(address, 0, SOCK_STREAM, NULL, ret_listener))
+		return 0;
+	r = ports_listen(address, 0, &ret_listener->fd);
+	if (r < 0) {
+		ports_print_address(address, 0, text);
+		log_event(LOG_ERR, LOG_NO_VM, "metrics-http %s: %s: choose another address",
+			  text + strlen("tcp:"), strerror(-r));
+	}
+	return r;
+}
+
 int sockets_init(struct sockets *sockets, const struct configuration *configuration,
 		 size_t n_places)
 {
@@ -254,6 +271,7 @@ int sockets_init(struct sockets *sockets, const struct configuration *configurat
 		.vms = calloc(n_places, sizeof(*sockets->vms)),
 		.control.fd = -1,
 		.metrics.fd = -1,
+		.http.fd = -1,
 	};
 	if (!sockets->vms)
 		return -ENOMEM;
@@ -269,7 +287,7 @@ int sockets_init(struct sockets *sockets, const struct configuration *configurat
 	if (r == 0)
 		r = open_service(&configuration->metrics, SOCK_STREAM, &sockets->metrics,
 				 listener_open);
-	return r;
+	return r == 0 ? open_http(&configuration->metrics_http, &sockets->http) : r;
 }
 
 static void store_service(const struct service_socket *service, struct listener *listener)
@@ -291,6 +309,8 @@ void sockets_store_all(struct sockets *sockets, const struct configuration *conf
 					      &sockets->vms[i].all[number]);
 	store_service(&configuration->control, &sockets->control);
 	store_service(&configuration->metrics, &sockets->metrics);
+	if (configuration->metrics_http.family == PORT_TCP)
+		service_store(&sockets->http, &configuration->metrics_http, 0);
 }
 
 void sockets_close(struct sockets *sockets)
@@ -318,6 +338,7 @@ void sockets_end(struct sockets *sockets)
 			end(&sockets->vms[i].all[number]);
 	end(&sockets->control);
 	end(&sockets->metrics);
+	end(&sockets->http);
 	free(sockets->vms);
 	*sockets = (struct sockets){.n_vms = 0};
 }

@@ -34,6 +34,7 @@ struct sockets {
 	struct vm_sockets *vms;
 	size_t n_vms;
 	struct listener control, metrics;
+	struct listener http; /* of metrics-http: the spawner's, for one exporter after the other */
 };
 
 /* Does the configuration of the VM have it, and does it name an address for it? */
@@ -69,7 +70,7 @@ void sockets_store(const struct vm_configuration *vm, size_t number, struct list
 void sockets_store_all(struct sockets *sockets, const struct configuration *configuration);
 void sockets_forget(const struct vm_configuration *vm, size_t number, struct listener *listener);
 
-/* The fds, once the front has them. */
+/* The fds, once the front has them; but that of http. */
 void sockets_close(struct sockets *sockets);
 
 /* Remove one. */

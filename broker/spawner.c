@@ -20,6 +20,7 @@
 #include <unistd.h>
 
 #include "broker/configuration.h"
+#include "broker/exporter.h"
 #include "broker/log.h"
 #include "broker/processes.h"
 #include "broker/reload.h"
@@ -40,6 +41,8 @@ enum {
 	TAG_FRONT,
 	TAG_SIGNAL,
 	TAG_WATCHDOG,
+	TAG_EXPORTER,
+	TAG_EXPORTER_TIMER,
 	TAG_WORKERS,
 };
 
@@ -49,6 +52,7 @@ _Static_assert(sizeof(struct spawner_reply) == 40, "a reply has no padding");
 struct spawner {
 	const struct spawner_setup *setup;
 	struct processes workers;
+	struct exporter exporter;
 	int epoll_fd, signal_fd;
 	int watchdog_fd; /* a timer; -1: nobody waits for us */
 	bool is_ready;	 /* the front has said so */
@@ -574,6 +578,18 @@ static int on_watchdog(struct spawner *spawner)
 	return send_reply(spawner, &ping, NULL, 0);
 }
 
+static int watch_exporter(struct spawner *spawner)
+{
+	int status = spawner->exporter.is_live
+			     ? watch(spawner, spawner->exporter.process.pidfd, TAG_EXPORTER)
+			     : 0;
+
+	if (!status)
+		return GO_ON;
+	log_event(LOG_ERR, LOG_NO_VM, "cannot watch the exporter: %s", strerror(-status));
+	return EX_OSERR;
+}
+
 static int on_event(struct spawner *spawner, uint64_t tag)
 {
 	struct processes_slot *worker;
@@ -583,6 +599,12 @@ static int on_event(struct spawner *spawner, uint64_t tag)
 		return on_signal(spawner);
 	case TAG_WATCHDOG:
 		return on_watchdog(spawner);
+	case TAG_EXPORTER:
+		exporter_ended(&spawner->exporter);
+		return GO_ON;
+	case TAG_EXPORTER_TIMER:
+		exporter_retry(&spawner->exporter);
+		return watch_exporter(spawner);
 	case TAG_FRONT:
 		return front_ended(spawner);
 	case TAG_CHANNEL:
@@ -602,8 +624,7 @@ static int on_events(struct spawner *spawner, const struct epoll_event *events, 
 	int step = GO_ON;
 
 	for (int i = 0; i < n_events && step == GO_ON; i++) {
-		if (events[i].data.u64 >= TAG_WORKERS || events[i].data.u64 == TAG_SIGNAL ||
-		    events[i].data.u64 == TAG_WATCHDOG)
+		if (events[i].data.u64 != TAG_FRONT && events[i].data.u64 != TAG_CHANNEL)
 			step = on_event(spawner, events[i].data.u64);
 	}
 	for (int i = 0; i < n_events && step == GO_ON; i++) {
@@ -748,6 +769,24 @@ static int prepare_workers(struct spawner *spawner)
 	return status == -EOVERFLOW ? EX_CONFIG : EX_OSERR;
 }
 
+/* One that cannot be started at all is told now; one that ends later is started again. */
+static int prepare_exporter(struct spawner *spawner)
+{
+	struct exporter *exporter = &spawner->exporter;
+	int status = exporter_init(exporter, spawner->setup->exporter,
+				   spawner->setup->configuration->insecure);
+
+	if (!status && exporter->timer >= 0)
+		status = watch(spawner, exporter->timer, TAG_EXPORTER_TIMER);
+	if (status) {
+		log_event(LOG_ERR, LOG_NO_VM, "cannot prepare the exporter: %s", strerror(-status));
+		return EX_OSERR;
+	}
+	if (exporter->timer >= 0 && exporter_start(exporter) < 0)
+		return EX_OSERR;
+	return watch_exporter(spawner);
+}
+
 static int run(struct spawner *spawner)
 {
 	struct policy_failure failure;
@@ -764,19 +803,26 @@ static int run(struct spawner *spawner)
 		log_event(LOG_ERR, LOG_NO_VM, "%s", failure.text);
 		return EX_OSERR;
 	}
-	return loop(spawner);
+	step = prepare_exporter(spawner);
+	return step == GO_ON ? loop(spawner) : step;
 }
 
 int spawner_run(const struct spawner_setup *setup)
 {
 	struct spawner spawner = {
-		.setup = setup, .epoll_fd = -1, .signal_fd = -1, .watchdog_fd = -1};
+		.setup = setup,
+		.epoll_fd = -1,
+		.signal_fd = -1,
+		.watchdog_fd = -1,
+		.exporter.timer = -1,
+	};
 	int code = run(&spawner);
 
 	/* The front may have been waited for already: then both calls just fail. */
 	(void)syscall(SYS_pidfd_send_signal, setup->front_pidfd, SIGKILL, NULL, 0u);
 	(void)processes_wait(setup->front_pidfd);
 	processes_end(&spawner.workers);
+	exporter_end(&spawner.exporter);
 	close_fd(&spawner.epoll_fd);
 	close_fd(&spawner.signal_fd);
 	close_fd(&spawner.watchdog_fd);

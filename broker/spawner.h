@@ -16,6 +16,7 @@
 #include <stdint.h>
 
 struct configuration;
+struct exporter_setup;
 struct reload;
 
 enum spawner_request_kind {
@@ -114,11 +115,12 @@ struct spawner_reply {
 
 struct spawner_setup {
 	const struct configuration *configuration;
-	int front_channel;	 /* the spawner's end of the pair */
-	int front_pidfd;	 /* end of the front ends the spawner */
-	int worker_program;	 /* O_PATH fd of vsockd-worker */
-	const char *worker_path; /* where to look for it anew; NULL: nowhere */
-	struct reload *reload;	 /* NULL: there is no file to read again */
+	int front_channel;		       /* the spawner's end of the pair */
+	int front_pidfd;		       /* end of the front ends the spawner */
+	int worker_program;		       /* O_PATH fd of vsockd-worker */
+	const char *worker_path;	       /* where to look for it anew; NULL: nowhere */
+	struct reload *reload;		       /* NULL: there is no file to read again */
+	const struct exporter_setup *exporter; /* NULL: there is to be none */
 };
 
 /*

@@ -153,9 +153,9 @@ static int limit_resources(enum policy_role role, uint64_t n_files,
 	if (!status)
 		status = limit_to_none(RLIMIT_NPROC, ret_failure);
 #endif
-	if (!status && role == POLICY_WORKER)
+	if (!status && role != POLICY_FRONT)
 		status = limit_to_none(RLIMIT_MEMLOCK, ret_failure);
-	if (!status && role == POLICY_WORKER)
+	if (!status && role != POLICY_FRONT)
 		status = limit_to_none(RLIMIT_MSGQUEUE, ret_failure);
 	return status;
 }
@@ -180,12 +180,15 @@ static int set_process_bits(struct policy_failure *ret_failure)
 }
 
 /*
- * A worker holds its fixed fds and nothing else. Its stderr, which until now
- * could tell of a failure, goes last: bytes of a guest must not reach the log.
+ * A worker, and the exporter, holds its fixed fds and nothing else. Its stderr, which
+ * until now could tell of a failure, goes last: bytes of a guest, or of a client, must
+ * not reach the log.
  */
-static int reduce_fds(struct policy_failure *ret_failure)
+static int reduce_fds(enum policy_role role, struct policy_failure *ret_failure)
 {
-	if (syscall(SYS_close_range, POLICY_WORKER_FD_MAX + 1u, ~0u, 0u))
+	unsigned int last = role == POLICY_WORKER ? POLICY_WORKER_FD_MAX : POLICY_EXPORTER_FD_MAX;
+
+	if (syscall(SYS_close_range, last + 1, ~0u, 0u))
 		return fail_step(ret_failure, errno, "close_range");
 	if (policy_has_filter && dup2(STDIN_FILENO, STDERR_FILENO) < 0)
 		return fail_step(ret_failure, errno, "stderr");
@@ -207,8 +210,8 @@ int policy_enter(enum policy_role role, const struct policy_limits *limits,
 	status = policy_restrict_paths();
 	if (status)
 		return fail_step(ret_failure, -status, "Landlock");
-	if (role == POLICY_WORKER) {
-		status = reduce_fds(ret_failure);
+	if (role != POLICY_FRONT) {
+		status = reduce_fds(role, ret_failure);
 		if (status)
 			return status;
 	}

@@ -21,6 +21,7 @@
 enum policy_role {
 	POLICY_FRONT,
 	POLICY_WORKER,
+	POLICY_EXPORTER,
 	POLICY_ROLE_MAX,
 };
 
@@ -60,8 +61,8 @@ extern const struct msghdr policy_empty_message[1];
 
 /*
  * Confine the calling process for its role. 0, or negative errno with
- * ret_failure filled. After success on POLICY_WORKER only fds 0 to
- * POLICY_WORKER_FD_MAX are open and 2 is /dev/null (kept in sanitizer builds):
+ * ret_failure filled. After success on POLICY_WORKER and POLICY_EXPORTER only fds 0
+ * to POLICY_..._FD_MAX are open and 2 is /dev/null (kept in sanitizer builds):
  * until then it is the stderr of vsockd, so that a failure can be told.
  */
 int policy_enter(enum policy_role role, const struct policy_limits *limits,
@@ -73,4 +74,11 @@ enum {
 	POLICY_WORKER_BUFFER_FD = 4,  /* sealed memfd; closed by the worker once mapped */
 	POLICY_WORKER_EPOLL_FD = 5,   /* made by the worker before policy_enter() */
 	POLICY_WORKER_FD_MAX = POLICY_WORKER_EPOLL_FD,
+};
+
+/* The exporter is started in the same way, with a socket in the place of the buffer. */
+enum {
+	POLICY_EXPORTER_LISTENER_FD = POLICY_WORKER_BUFFER_FD,
+	POLICY_EXPORTER_EPOLL_FD = POLICY_WORKER_EPOLL_FD,
+	POLICY_EXPORTER_FD_MAX, /* the library's epoll, made before policy_enter() too */
 };

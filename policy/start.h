@@ -22,6 +22,9 @@
 #define POLICY_FRONT_ID	 0x7f000000u
 #define POLICY_WORKER_ID 0x7f000001u /* plus the slot of the worker */
 
+/* Of the exporter, which no worker ever has: there are far fewer. */
+#define POLICY_EXPORTER_SLOT 0xffffu
+
 /* A started process: the caller waits for it and closes pidfd. */
 struct policy_process {
 	pid_t pid;
@@ -33,12 +36,12 @@ struct policy_worker {
 	uint32_t slot;	   /* no two live workers have the same */
 	int program;	   /* O_PATH or readable fd of the program */
 	int channel;	   /* becomes POLICY_WORKER_CHANNEL_FD; stays the caller's here */
-	int buffer;	   /* becomes POLICY_WORKER_BUFFER_FD; stays the caller's here */
+	int buffer; /* becomes POLICY_WORKER_BUFFER_FD, or the exporter's listener; the same */
 	char *const *argv;
 };
 
 /*
- * Start a worker: all seven namespaces, uid 0 of its own user namespace, no
+ * Start a worker, or the exporter: all seven namespaces, uid 0 of its own user namespace, no
  * environment, fds 0 to 4 and no other. SIGPIPE is ignored, the caller's
  * blocked signals stay blocked. Returns 0 once the program runs (exec has
  * succeeded), or negative errno with ret_failure filled and nothing left behind.

@@ -173,6 +173,7 @@ check_role() {
 
 check_role front Front
 check_role worker Worker
+check_role exporter Exporter
 # And no other number stands there either.
 for count in $(grep -o '[0-9][0-9]* system calls' "$readme" "$root"/man/*.[1-9] |
 	sed 's/.*:\([0-9]*\) .*/\1/' | sort -u); do
@@ -251,5 +252,5 @@ else
 	echo "SKIP: lint of the manual pages: mandoc is not installed"
 fi
 
-[ $status -eq 0 ] && echo "OK: options, commands and the calls of both roles agree"
+[ $status -eq 0 ] && echo "OK: options, commands and the calls of all roles agree"
 exit $status

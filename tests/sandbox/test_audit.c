@@ -4,6 +4,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <limits.h>
+#include <netinet/in.h>
 #include <setjmp.h>
 #include <signal.h>
 #include <stdarg.h>
@@ -23,10 +24,12 @@
 #include "policy/start.h"
 #include "tests/sandbox/sandbox.h"
 
-#define N_FILES	   64
-#define BUFFER_LEN "65536"
+#define N_FILES		    64
+#define N_FILES_OF_EXPORTER 139 /* for 128 clients */
+#define BUFFER_LEN	    "65536"
 
-static int program; /* the helper */
+static int program;  /* the helper */
+static int exporter; /* vsockd-exporter; -1: it was not built */
 
 struct confined {
 	struct policy_process process;
@@ -170,7 +173,7 @@ static void expect_limit(pid_t pid, const char *name, unsigned long long value)
 	assert_int_equal(hard, value);
 }
 
-static void expect_no_privileges(pid_t pid)
+static void expect_no_privileges(pid_t pid, unsigned long long n_files)
 {
 	expect_line(pid, "status", "CapInh:", "0000000000000000");
 	expect_line(pid, "status", "CapPrm:", "0000000000000000");
@@ -181,7 +184,7 @@ static void expect_no_privileges(pid_t pid)
 		expect_line(pid, "status", "Seccomp:", "2");
 	expect_line(pid, "status", "Threads:", "1");
 	expect_limit(pid, "Max core file size", 0);
-	expect_limit(pid, "Max open files", N_FILES);
+	expect_limit(pid, "Max open files", n_files);
 }
 
 static void expect_id(pid_t pid, uint32_t id)
@@ -291,7 +294,7 @@ static void test_a_worker_holds_nothing_and_sees_nothing(void **state)
 	start_worker(0, &worker);
 	close(stray);
 	pid = worker.process.pid;
-	expect_no_privileges(pid);
+	expect_no_privileges(pid, N_FILES);
 	expect_line(pid, "status", "CapBnd:", "0000000000000000");
 	expect_id(pid, POLICY_WORKER_ID);
 	if (policy_has_filter) {
@@ -322,6 +325,76 @@ static void test_a_worker_holds_nothing_and_sees_nothing(void **state)
 	stop(&worker);
 }
 
+/* Ask for what is not there: who answers is behind all walls. */
+static void expect_answer(const struct sockaddr_in *at)
+{
+	static const char request[] = "GET /none HTTP/1.1\r\nHost: x\r\n\r\n";
+	struct timeval limit = {.tv_sec = SANDBOX_SECONDS};
+	char answer[64] = "";
+	int fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+
+	assert_int_equal(connect(fd, (const struct sockaddr *)at, sizeof(*at)), 0);
+	assert_int_equal(setsockopt(fd, SOL_SOCKET, SO_RCVTIMEO, &limit, sizeof(limit)), 0);
+	assert_int_equal(send(fd, request, strlen(request), 0), strlen(request));
+	assert_true(recv(fd, answer, sizeof(answer) - 1, MSG_WAITALL) > 0);
+	assert_int_equal(strncmp(answer, "HTTP/1.1 404 ", 13), 0);
+	close(fd);
+}
+
+static void start_exporter(struct confined *ret_confined)
+{
+	char *const argv[] = {(char[]){"vsockd-exporter"}, (char[]){"--insecure=0"}, NULL};
+	struct policy_worker worker = {
+		.slot = POLICY_EXPORTER_SLOT, .program = exporter, .argv = argv};
+	struct sockaddr_in at = {.sin_family = AF_INET};
+	struct policy_failure failure = {""};
+	socklen_t len = sizeof(at);
+	int pair[2];
+
+	at.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+	assert_int_equal(make_channel(pair), 0);
+	worker.channel = pair[1];
+	worker.buffer = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
+	assert_int_equal(bind(worker.buffer, (const struct sockaddr *)&at, len), 0);
+	assert_int_equal(listen(worker.buffer, 8), 0);
+	assert_int_equal(getsockname(worker.buffer, (struct sockaddr *)&at, &len), 0);
+	if (policy_clone(&worker, &ret_confined->process, &failure))
+		fail_msg("%s", failure.text);
+	close(worker.buffer);
+	close(pair[1]);
+	ret_confined->channel = pair[0];
+	expect_answer(&at);
+}
+
+static void test_the_exporter_holds_its_sockets_and_sees_nothing(void **state)
+{
+	static const char *const names[] = {"ns/user", "ns/mnt", "ns/net",   "ns/ipc",
+					    "ns/uts",  "ns/pid", "ns/cgroup"};
+	struct confined confined;
+	pid_t pid;
+
+	(void)state;
+	need_namespaces();
+	if (exporter < 0)
+		sandbox_skip("built without libmicrohttpd");
+	start_exporter(&confined);
+	pid = confined.process.pid;
+	expect_no_privileges(pid, N_FILES_OF_EXPORTER);
+	expect_line(pid, "status", "CapBnd:", "0000000000000000");
+	expect_id(pid, POLICY_WORKER_ID + POLICY_EXPORTER_SLOT);
+	if (policy_has_filter) {
+		expect_limit(pid, "Max file size", 0);
+		expect_limit(pid, "Max processes", 0);
+	}
+	expect_empty_inside(pid);
+	if (may_look_inside(pid)) {
+		expect_own_namespaces(pid, names, sizeof(names) / sizeof(names[0]));
+		/* 0, 1, 2, the channel, the listener, two epolls; and the client that has left. */
+		assert_in_range(count_entries(pid, "fd"), 7, 8);
+	}
+	stop(&confined);
+}
+
 static void test_the_front_holds_no_privilege_and_sees_no_file(void **state)
 {
 	static const char *const names[] = {"ns/user", "ns/mnt", "ns/net", "ns/ipc", "ns/uts"};
@@ -330,7 +403,7 @@ static void test_the_front_holds_no_privilege_and_sees_no_file(void **state)
 	(void)state;
 	need_namespaces();
 	start_front(0, &front);
-	expect_no_privileges(front.process.pid);
+	expect_no_privileges(front.process.pid, N_FILES);
 	expect_line(front.process.pid, "status", "CapBnd:", "0000000000000000");
 	expect_id(front.process.pid, POLICY_FRONT_ID);
 	expect_empty_inside(front.process.pid);
@@ -347,14 +420,14 @@ static void test_without_namespaces_no_privilege_is_left_either(void **state)
 
 	(void)state;
 	start_worker(POLICY_INSECURE_NO_NAMESPACES, &confined);
-	expect_no_privileges(confined.process.pid);
+	expect_no_privileges(confined.process.pid, N_FILES);
 	expect_id(confined.process.pid, POLICY_WORKER_ID);
 	if (!geteuid())
 		expect_line(confined.process.pid, "status", "CapBnd:", "0000000000000000");
 	stop(&confined);
 
 	start_front(POLICY_INSECURE_NO_NAMESPACES, &confined);
-	expect_no_privileges(confined.process.pid);
+	expect_no_privileges(confined.process.pid, N_FILES);
 	expect_id(confined.process.pid, POLICY_FRONT_ID);
 	if (!geteuid())
 		expect_line(confined.process.pid, "status", "CapBnd:", "0000000000000000");
@@ -559,6 +632,7 @@ static int run(void)
 {
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(test_a_worker_holds_nothing_and_sees_nothing),
+		cmocka_unit_test(test_the_exporter_holds_its_sockets_and_sees_nothing),
 		cmocka_unit_test(test_the_front_holds_no_privilege_and_sees_no_file),
 		cmocka_unit_test(test_without_namespaces_no_privilege_is_left_either),
 		cmocka_unit_test(test_without_a_filter_the_other_walls_stand),
@@ -576,9 +650,10 @@ static int run(void)
 
 int main(int argc, char **argv)
 {
-	program = argc == 2 ? open(argv[1], O_PATH | O_CLOEXEC) : -1;
+	program = argc == 2 || argc == 3 ? open(argv[1], O_PATH | O_CLOEXEC) : -1;
+	exporter = argc == 3 ? open(argv[2], O_PATH | O_CLOEXEC) : -1;
 	if (program < 0) {
-		(void)fprintf(stderr, "usage: test_audit HELPER\n");
+		(void)fprintf(stderr, "usage: test_audit HELPER [EXPORTER]\n");
 		return 1;
 	}
 	return sandbox_run_as_both(run);

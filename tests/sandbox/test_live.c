@@ -27,6 +27,7 @@
 #include "tests/frontend/daemon.h"
 #include "tests/frontend/guest.h"
 #include "tests/frontend/host.h"
+#include "tests/frontend/http.h"
 #include "tests/sandbox/sandbox.h"
 
 #define LIMIT	    20000 /* ms, of one wait */
@@ -46,6 +47,7 @@ struct live {
 	struct host_stream hosts[VMS];
 	pid_t front, workers[VMS + 1]; /* the last one is the spare */
 	bool is_ordinary;	       /* vsockd runs as an ordinary user */
+	int http_port;		       /* of metrics */
 };
 
 /* ---- vsockd, its guests and its processes ---- */
@@ -753,7 +755,7 @@ static void keep_hosts_slow(struct live *live, size_t vm)
 
 struct seen {
 	pid_t pid;
-	bool is_worker, is_confined;
+	bool is_worker, is_exporter, is_confined;
 };
 
 #define SEEN_MAX 32
@@ -776,7 +778,9 @@ static struct seen *find_seen(struct usage *usage, pid_t pid)
 
 static void note_call(struct usage *usage, const struct seen *seen, const char *call)
 {
-	enum policy_role role = seen->is_worker ? POLICY_WORKER : POLICY_FRONT;
+	enum policy_role role = seen->is_exporter ? POLICY_EXPORTER
+				: seen->is_worker ? POLICY_WORKER
+						  : POLICY_FRONT;
 	const struct policy_rule *rules;
 	size_t n_rules;
 
@@ -799,6 +803,9 @@ static void note_line(struct usage *usage, const char *line)
 	seen = find_seen(usage, pid);
 	if (strcmp(call, "execveat") == 0)
 		seen->is_worker = true;
+	/* Of those that are started as programs, the only one that asks where it listens. */
+	if (strcmp(call, "getsockname") == 0 && seen->is_worker && !seen->is_confined)
+		seen->is_exporter = true;
 	if (seen->is_confined)
 		note_call(usage, seen, call);
 	if (strcmp(call, "seccomp") == 0 && strstr(line, "SECCOMP_SET_MODE_FILTER") &&
@@ -806,13 +813,34 @@ static void note_line(struct usage *usage, const char *line)
 		seen->is_confined = true;
 }
 
+static bool has_exporter(void)
+{
+	return getenv("VSOCKD_EXPORTER") != NULL;
+}
+
+/* What has a body, and what has none. */
+static void scrape(const struct live *live)
+{
+	static const char *const methods[] = {"GET", "HEAD"};
+	char request[64], answer[512];
+
+	for (size_t i = 0; has_exporter() && i < 2; i++) {
+		snprintf(request, sizeof(request), "%s /metrics HTTP/1.1\r\nHost: x\r\n\r\n",
+			 methods[i]);
+		assert_true(http_ask(live->http_port, request, answer, sizeof(answer), LIMIT) > 0);
+		assert_int_equal(strncmp(answer, "HTTP/1.1 200 ", 13), 0);
+	}
+}
+
 /* Why a call may stand in the table that this traffic does not make. */
 static const char *excuse(const struct policy_rule *rule)
 {
 	if (strcmp(rule->call, "clock_gettime") == 0)
 		return "the vDSO has a clock here";
-	if (rule->role == POLICY_FRONT && strcmp(rule->call, "exit_group") == 0)
-		return "the front ends by itself only when something failed";
+	if (rule->role != POLICY_WORKER && strcmp(rule->call, "exit_group") == 0)
+		return "front and exporter end by themselves only when something failed";
+	if (rule->role == POLICY_EXPORTER && !has_exporter())
+		return "built without libmicrohttpd";
 	if (strcmp(rule->call, "getsockopt") == 0)
 		return "no state goes through a socket here, see integration/test_state.c";
 	return NULL;
@@ -822,10 +850,17 @@ static void start_traced(struct live *live)
 {
 	const char *arguments[DAEMON_ARGUMENTS_MAX + 1] = {
 		"strace", "-D", "-f", "-qq", "-s", "0", "-o", "@/trace", getenv("VSOCKD"), NULL};
+	char address[32];
+	size_t n;
 
-	*live = (struct live){.is_ordinary = geteuid() != 0};
+	*live = (struct live){.is_ordinary = geteuid() != 0, .http_port = http_free_port()};
 	assert_int_equal(daemon_prepare(&live->daemon), 0);
-	add_arguments(arguments, 9);
+	n = add_arguments(arguments, 9);
+	snprintf(address, sizeof(address), "127.0.0.1:%d", live->http_port);
+	if (has_exporter()) {
+		arguments[n++] = "--metrics-http";
+		arguments[n++] = address;
+	}
 	assert_int_equal(daemon_start(&live->daemon, arguments, "host1", LIMIT), 0);
 	assert_int_equal(daemon_wait_log(&live->daemon, "ready: ", LIMIT), 0);
 }
@@ -850,6 +885,7 @@ static bool can_trace(void)
 
 static void test_each_allowed_call_is_made(void **state)
 {
+	static const char *const names[POLICY_ROLE_MAX] = {"front", "worker", "exporter"};
 	static struct usage usage;
 	const struct policy_rule *rules;
 	size_t n_rules, n_unused = 0, n_confined = 0;
@@ -870,6 +906,7 @@ static void test_each_allowed_call_is_made(void **state)
 	start_traced(&live);
 	for (size_t i = 0; i < VMS; i++)
 		start_guest(&live, i);
+	scrape(&live);
 	connect_from_host(&live, 0);
 	exchange_messages(&live, 0);
 	keep_hosts_slow(&live, 0);
@@ -880,18 +917,17 @@ static void test_each_allowed_call_is_made(void **state)
 	for (size_t i = 0; i < VMS; i++)
 		end_guest(&live, i);
 	/* They were dismissed, and end by themselves. */
-	wait_processes(&live, 3, pids);
+	wait_processes(&live, 3 + has_exporter(), pids);
 	read_trace(&live, &usage);
 	assert_int_equal(daemon_stop(&live.daemon, LIMIT), 0);
 	for (size_t i = 0; i < usage.n_processes; i++)
 		n_confined += usage.processes[i].is_confined;
-	assert_true(n_confined >= 2 + VMS);
+	assert_true(n_confined >= 2 + VMS + (size_t)has_exporter());
 	rules = policy_rules(&n_rules);
 	for (size_t i = 0; i < n_rules; i++) {
 		if (usage.was_used[i])
 			continue;
-		print_message("%s: %s is not made: %s\n",
-			      rules[i].role == POLICY_WORKER ? "worker" : "front", rules[i].call,
+		print_message("%s: %s is not made: %s\n", names[rules[i].role], rules[i].call,
 			      excuse(&rules[i]) ? excuse(&rules[i]) : "why is it allowed?");
 		n_unused += !excuse(&rules[i]);
 	}

@@ -79,6 +79,12 @@ static void test_the_front_survives_the_calls_of_its_table_and_no_other(void **s
 	sweep(POLICY_FRONT);
 }
 
+static void test_the_exporter_survives_the_calls_of_its_table_and_no_other(void **state)
+{
+	(void)state;
+	sweep(POLICY_EXPORTER);
+}
+
 #ifdef __x86_64__
 static void refuse_foreign_calls(enum policy_role role)
 {
@@ -114,6 +120,12 @@ static void test_no_x32_and_no_32_bit_call_survives_in_the_front(void **state)
 	(void)state;
 	refuse_foreign_calls(POLICY_FRONT);
 }
+
+static void test_no_x32_and_no_32_bit_call_survives_in_the_exporter(void **state)
+{
+	(void)state;
+	refuse_foreign_calls(POLICY_EXPORTER);
+}
 #endif
 
 int main(void)
@@ -121,9 +133,11 @@ int main(void)
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(test_the_worker_survives_the_calls_of_its_table_and_no_other),
 		cmocka_unit_test(test_the_front_survives_the_calls_of_its_table_and_no_other),
+		cmocka_unit_test(test_the_exporter_survives_the_calls_of_its_table_and_no_other),
 #ifdef __x86_64__
 		cmocka_unit_test(test_no_x32_and_no_32_bit_call_survives_in_the_worker),
 		cmocka_unit_test(test_no_x32_and_no_32_bit_call_survives_in_the_front),
+		cmocka_unit_test(test_no_x32_and_no_32_bit_call_survives_in_the_exporter),
 #endif
 	};
 

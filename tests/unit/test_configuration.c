@@ -486,7 +486,7 @@ static void test_print_policy_takes_the_name_of_a_role(void **state)
 {
 	static const struct refusal refusals[] = {
 		{"--print-policy spawner", EX_USAGE,
-		 "print-policy \"spawner\": unknown role; give front or worker"},
+		 "print-policy \"spawner\": unknown role; give front, worker or exporter"},
 		{"--print-policy", EX_USAGE, "\"--print-policy\" needs a value; see vsockd --help"},
 	};
 	struct configuration c = parse_good("--print-policy worker --nonsense");
@@ -497,6 +497,55 @@ static void test_print_policy_takes_the_name_of_a_role(void **state)
 	configuration_free(&c);
 	c = parse_good("--print-policy=front");
 	assert_int_equal(c.policy_role, POLICY_FRONT);
+	configuration_free(&c);
+	c = parse_good("--print-policy=exporter");
+	assert_int_equal(c.policy_role, POLICY_EXPORTER);
+	configuration_free(&c);
+	CHECK_REFUSALS(refusals);
+}
+
+static void test_metrics_by_tcp_are_for_this_host_alone(void **state)
+{
+	static const struct refusal refusals[] = {
+		{ONE_VM "--metrics-http 10.0.0.1:9100", EX_USAGE,
+		 "metrics-http \"10.0.0.1:9100\": the address is not one of loopback; others are "
+		 "reached by any host"},
+		{ONE_VM "--metrics-http [::]:9100", EX_USAGE,
+		 "metrics-http \"[::]:9100\": the address is not one of loopback; others are "
+		 "reached "
+		 "by any host"},
+		{ONE_VM "--metrics-http 9100", EX_USAGE,
+		 "metrics-http \"9100\": give an address and a port, as 127.0.0.1:9100 or "
+		 "[::1]:9100"},
+		{ONE_VM "--metrics-http localhost:9100", EX_USAGE,
+		 "metrics-http \"localhost:9100\": give an address and a port, as 127.0.0.1:9100 "
+		 "or "
+		 "[::1]:9100"},
+		{ONE_VM "--metrics-http 127.0.0.1:0", EX_USAGE,
+		 "metrics-http \"127.0.0.1:0\": a TCP port is a number from 1 to 65535"},
+		{ONE_VM "--metrics-http [::1]:65536", EX_USAGE,
+		 "metrics-http \"[::1]:65536\": a TCP port is a number from 1 to 65535"},
+	};
+	static const struct refusal without[] = {
+		{ONE_VM "--metrics-http 127.0.0.1:9100", EX_USAGE,
+		 "metrics-http \"127.0.0.1:9100\": this vsockd was built without libmicrohttpd; "
+		 "metrics gives the same on a unix socket"},
+	};
+	struct configuration c = parse_good("--socket s --uds-path u");
+
+	(void)state;
+	assert_int_equal(c.metrics_http.family, PORT_DENY);
+	configuration_free(&c);
+	if (!configuration_has_exporter) {
+		CHECK_REFUSALS(without);
+		return;
+	}
+	c = parse_good("--socket s --uds-path u --metrics-http=127.1.2.3:9100");
+	assert_int_equal(c.metrics_http.family, PORT_TCP);
+	assert_int_equal(c.metrics_http.port, 9100);
+	configuration_free(&c);
+	c = parse_good("--socket s --uds-path u --metrics-http [::1]:1");
+	assert_true(IN6_IS_ADDR_LOOPBACK(&c.metrics_http.ip));
 	configuration_free(&c);
 	CHECK_REFUSALS(refusals);
 }
@@ -1230,6 +1279,7 @@ int main(void)
 		cmocka_unit_test(test_user_is_one_that_exists),
 		cmocka_unit_test(test_the_printed_policy_has_each_call_and_comparison_of_the_table),
 		cmocka_unit_test(test_print_policy_takes_the_name_of_a_role),
+		cmocka_unit_test(test_metrics_by_tcp_are_for_this_host_alone),
 		cmocka_unit_test(test_print_capabilities_wins_over_everything_else),
 		cmocka_unit_test(test_help_and_version_end_the_command_line),
 		cmocka_unit_test(test_no_line_of_the_help_is_wider_than_80_columns),

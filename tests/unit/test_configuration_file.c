@@ -299,13 +299,13 @@ static void test_an_unknown_key_is_told_with_the_nearest_one(void **state)
 	assert_refused(VM "zebra: 3\n",
 		       PATH ":2: unknown key \"zebra\"; known are vms, user, log-level, worker, "
 			    "control, control-mode, control-owner, control-group, metrics, "
-			    "metrics-mode, metrics-owner, metrics-group, "
+			    "metrics-mode, metrics-owner, metrics-group, metrics-http, "
 			    "experimental-suspend, insecure-no-namespaces, insecure-no-seccomp");
 	/* One of a VM's, in the wrong place. */
 	assert_refused(VM "uds-path: s\n",
 		       PATH ":2: unknown key \"uds-path\"; known are vms, user, log-level, worker, "
 			    "control, control-mode, control-owner, control-group, metrics, "
-			    "metrics-mode, metrics-owner, metrics-group, "
+			    "metrics-mode, metrics-owner, metrics-group, metrics-http, "
 			    "experimental-suspend, insecure-no-namespaces, insecure-no-seccomp");
 }
 

@@ -23,6 +23,7 @@
 /* The counts that the documentation promises. */
 #define WORKER_CALLS_MAX 14
 #define FRONT_CALLS_MAX	 13
+#define EXPORTER_CALLS_MAX 12
 
 static size_t count(enum policy_role role)
 {
@@ -51,6 +52,7 @@ static void test_no_process_has_more_calls_than_documented(void **state)
 	(void)state;
 	assert_int_equal(count(POLICY_WORKER), WORKER_CALLS_MAX);
 	assert_int_equal(count(POLICY_FRONT), FRONT_CALLS_MAX);
+	assert_int_equal(count(POLICY_EXPORTER), EXPORTER_CALLS_MAX);
 }
 
 static void test_the_rules_of_a_call_stand_together_and_have_a_reason(void **state)
@@ -212,9 +214,12 @@ static void test_no_process_opens_makes_or_becomes_anything(void **state)
 	for (size_t i = 0; i < sizeof(never) / sizeof(never[0]); i++) {
 		assert_null(find(POLICY_WORKER, never[i]));
 		assert_null(find(POLICY_FRONT, never[i]));
+		assert_null(find(POLICY_EXPORTER, never[i]));
 	}
 	assert_null(find(POLICY_FRONT, SYS_mmap));
 	assert_null(find(POLICY_FRONT, SYS_readv));
+	assert_null(find(POLICY_EXPORTER, SYS_mmap));
+	assert_null(find(POLICY_EXPORTER, SYS_brk));
 }
 
 /* Memory fds must not leave a worker, and no fd of a host program must come in. */
