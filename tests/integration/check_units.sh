@@ -88,21 +88,20 @@ done
 # What every process may do, by systemd itself.
 { cat "$work/allowed"; expand @default; } | sort -u >"$work/all"
 
+# A line of the log that is there, or comes; tail sees it when grep leaves.
+await_log() { # TEXT
+	timeout 60 tail -n +1 -f "$work/log" 2>"$work/tail" | grep -q -m 1 -e "$1"
+}
+
+: >"$work/log"
 printf 'vms: [{socket: %s/vm, uds-path: %s/host}]\n' "$work" "$work" >"$work/vsockd.yaml"
 strace -f -qq -o "$work/trace" "$vsockd" --worker "$worker" --config "$work/vsockd.yaml" \
-	2>"$work/log" &
+	2>>"$work/log" &
 daemon=$!
-for _ in $(seq 300); do
-	grep -q 'ready: 1 VM' "$work/log" && break
-	sleep 0.1
-done
-grep -q 'ready: 1 VM' "$work/log" || { cat "$work/log"; complain 'vsockd does not start'; }
+await_log 'ready: 1 VM' || { cat "$work/log"; complain 'vsockd does not start'; }
 pid=$(pgrep -P "$daemon" -x vsockd)
 kill -HUP "$pid"
-for _ in $(seq 300); do
-	grep -q 'reload: 0 added' "$work/log" && break
-	sleep 0.1
-done
+await_log 'reload: 0 added' || complain 'vsockd does not reload'
 kill "$pid"
 wait "$daemon"
 daemon=
