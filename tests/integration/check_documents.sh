@@ -87,19 +87,6 @@ for completion in "$root"/dist/completion/*; do
 	done
 done
 
-# Its examples, with a directory that is there.
-mkdir "$work/vm"
-awk -v work="$work" '/^\.Ed/ { n++; is_in = 0 } is_in { print > (work "/example" n ".yaml") }
-	/^\.Bd -literal/ { is_in = 1 }' "$file_page"
-[ -e "$work/example.yaml" ] || complain "no examples were found in $file_page"
-for each in "$work"/example*.yaml; do
-	sed "s|/run/vm|$work/vm|" "$each" >"$work/try.yaml"
-	"$vsockd" --check-config "$work/try.yaml" >"$work/served" 2>&1 ||
-		complain "an example of $file_page: $(cat "$work/served")"
-	[ "$(grep -c '^vm ' "$work/served")" = "$(grep -c 'guest.cid:' "$each")" ] ||
-		complain "an example of $file_page has other VMs than it shows"
-done
-
 # The commands of vsockctl and their arguments, and its options, as --help and the page have them.
 ctl_page=$root/man/vsockctl.1
 "$vsockctl" --help >"$work/help" || complain "$vsockctl --help fails"
