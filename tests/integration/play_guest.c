@@ -38,7 +38,7 @@ struct peer {
 
 static struct guest guest;
 static struct peer peers[PEERS_MAX];
-static struct peer *last;
+static struct peer *last; /* of ours that were made */
 static uint32_t listens[LISTENS_MAX];
 static size_t n_listens;
 static char input[4096];
@@ -51,8 +51,6 @@ static void add_peer(struct guest_connection *connection, bool is_ours)
 		if (peers[i].connection)
 			continue;
 		peers[i] = (struct peer){.connection = connection, .is_ours = is_ours};
-		if (is_ours)
-			last = &peers[i];
 		return;
 	}
 }
@@ -122,6 +120,8 @@ static void look_at(struct peer *peer)
 
 	if (peer->is_ours && !peer->is_told && connection->state != GUEST_CONNECTING) {
 		peer->is_told = true;
+		if (connection->state == GUEST_ESTABLISHED)
+			last = peer;
 		puts(connection->state == GUEST_ESTABLISHED ? "connected" : "refused");
 	}
 	while ((n = guest_receive(connection, bytes, sizeof(bytes))) > 0) {
