@@ -21,8 +21,8 @@
 #include "policy/walls.h"
 
 /* The counts that the documentation promises. */
-#define WORKER_CALLS_MAX 14
-#define FRONT_CALLS_MAX	 13
+#define WORKER_CALLS_MAX   14
+#define FRONT_CALLS_MAX	   13
 #define EXPORTER_CALLS_MAX 12
 
 static size_t count(enum policy_role role)
