@@ -725,6 +725,7 @@ static void begin(struct input *input)
 		.sockets = &f.sockets,
 		.n_files = N_FILES,
 		.spawner = -1,
+		.exporter = -1,
 	};
 	struct front_setup with_spawner = setup;
 	int pair[2];
