@@ -79,8 +79,10 @@ static bool fetch(struct text *text)
 	uint64_t serial = now_ns(), deadline = serial + FRONT_MS * UINT64_C(1000000);
 
 	text->len = 0;
-	if (!ask(serial))
-		return false;
+	/* A former exporter may have left more questions than are answered yet. */
+	while (!ask(serial))
+		if (errno != EAGAIN || !take_packet(serial, text) || now_ns() > deadline)
+			return false;
 	while (!ends(text))
 		if (!take_packet(serial, text) || now_ns() > deadline)
 			return false;

@@ -6,17 +6,20 @@
 #include <netinet/in.h>
 #include <poll.h>
 #include <setjmp.h>
+#include <signal.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/socket.h>
+#include <sys/syscall.h>
 #include <sysexits.h>
 #include <time.h>
 #include <unistd.h>
 
 #include <cmocka.h>
 
+#include "policy/policy.h"
 #include "tests/frontend/http.h"
 #include "tests/integration/setup.h"
 
@@ -207,6 +210,66 @@ static void test_an_exporter_that_dies_is_started_again_and_nothing_else_happens
 	assert_int_equal(setup_worker(setup, 0), worker);
 }
 
+/* The exporter's end of its channel, for whoever may look into that process; or -1. */
+static int take_channel(pid_t exporter)
+{
+	int pidfd = (int)syscall(SYS_pidfd_open, exporter, 0);
+	int fd = (int)syscall(SYS_pidfd_getfd, pidfd, POLICY_WORKER_CHANNEL_FD, 0);
+
+	close(pidfd);
+	return fd;
+}
+
+static void send_with_fd(int channel, const void *bytes, size_t len)
+{
+	union {
+		struct cmsghdr header;
+		char room[CMSG_SPACE(sizeof(int))];
+	} control = {.header = {CMSG_LEN(sizeof(int)), SOL_SOCKET, SCM_RIGHTS}};
+	struct iovec part = {(void *)(uintptr_t)bytes, len};
+	struct msghdr message = {.msg_iov = &part,
+				 .msg_iovlen = 1,
+				 .msg_control = &control,
+				 .msg_controllen = sizeof(control.room)};
+
+	memcpy(CMSG_DATA(&control.header), &channel, sizeof(channel));
+	assert_int_equal(sendmsg(channel, &message, MSG_NOSIGNAL), len);
+}
+
+/* Packets that are none, with fds, and then questions until no more go in. */
+static void test_an_exporter_that_was_taken_over_harms_nobody(void **state)
+{
+	static const char bytes[4096];
+	static const size_t lens[] = {0, 1, 7, 9, 16, 17, sizeof(bytes)};
+	struct setup *setup = *state;
+	pid_t exporter = find_exporter(setup);
+	int channel = take_channel(exporter);
+	struct guest_connection *connection;
+	struct host_stream stream;
+
+	if (channel < 0) {
+		print_message("skipped: only root takes an exporter over\n");
+		skip();
+	}
+	setup_guest(setup, 0, (struct guest_options){0});
+	assert_int_equal(kill(exporter, SIGSTOP), 0);
+	for (size_t i = 0; i < sizeof(lens) / sizeof(lens[0]); i++) {
+		assert_int_equal(send(channel, bytes, lens[i], MSG_NOSIGNAL), lens[i]);
+		send_with_fd(channel, bytes, lens[i]);
+	}
+	send_with_fd(channel, bytes, 8);
+	while (send(channel, bytes, 8, MSG_DONTWAIT | MSG_NOSIGNAL) == 8)
+		;
+	assert_int_equal(errno, EAGAIN);
+	connection = setup_connect(setup, 0, 2000, &stream);
+	assert_int_equal(guest_finish(connection, LIMIT), 0);
+	setup_end_stream(setup, 0, &stream);
+	close(channel);
+	assert_int_equal(daemon_kill(exporter, LIMIT), 0);
+	assert_int_equal(daemon_wait_log(&setup->daemon, KILLED, LIMIT), 0);
+	expect_metrics();
+}
+
 static void test_a_port_that_is_taken_is_told_at_the_start(void **state)
 {
 	struct daemon daemon = {0};
@@ -259,6 +322,7 @@ int main(void)
 		WITH_TWO(test_a_slow_client_is_served_and_an_endless_one_dropped),
 		WITH_TWO(test_a_flood_costs_nobody_else_anything),
 		WITH_TWO(test_an_exporter_that_dies_is_started_again_and_nothing_else_happens),
+		WITH_TWO(test_an_exporter_that_was_taken_over_harms_nobody),
 		WITH_TWO(test_a_port_that_is_taken_is_told_at_the_start),
 		cmocka_unit_test(test_ipv6_does_as_well),
 	};
