@@ -225,8 +225,12 @@ def ssh_without_network(example):
 def scrape(example):
     if need("curl"):
         return need("curl")
-    daemon = vsockd()
-    if not run(example.commands()[0] + " --silent").endswith("# EOF"):
+    command = example.commands()[0]
+    by_tcp = re.search(r"127\.0\.0\.1:\d+", command)
+    if by_tcp and "built without" in run(f"vsockd {VMS} --metrics-http ?", expect=64):
+        return "built without libmicrohttpd"
+    daemon = vsockd(VMS + (f" --metrics-http {by_tcp.group()}" if by_tcp else ""))
+    if not run(command + " --silent").endswith("# EOF"):
         fail("no metrics")
     daemon.end()
 

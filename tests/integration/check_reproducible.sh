@@ -60,7 +60,7 @@ meson install -C "$build" --no-rebuild --quiet --destdir "$work/one" >"$work/log
 	while read -r option; do
 		set -- "$@" "$option"
 	done <"$work/options"
-	cd "$other" && meson setup "$@" -Dtests=false build && ninja -C build &&
+	cd "$other" && meson setup "$@" -Dtests=false build && nice ninja -C build &&
 		meson install -C build --no-rebuild --quiet --destdir "$work/two"
 ) >"$work/log" 2>&1 || fail 'the other build fails' "$work/log"
 
