@@ -238,6 +238,30 @@ static void test_a_worker_passes_fds_through_its_channel_alone(void **state)
 	}
 }
 
+static bool is_pinned(long number, unsigned int argument, uint64_t value)
+{
+	const struct policy_rule *rule = find(POLICY_EXPORTER, number);
+
+	for (size_t i = 0; rule && i < POLICY_COMPARISONS_MAX; i++)
+		if (rule->comparisons[i].kind == POLICY_EQUAL &&
+		    rule->comparisons[i].argument == argument &&
+		    rule->comparisons[i].value == value)
+			return true;
+	return false;
+}
+
+static void test_an_exporter_has_clients_of_its_listener_and_no_other_peer(void **state)
+{
+	(void)state;
+	assert_true(is_pinned(SYS_accept4, 0, POLICY_EXPORTER_LISTENER_FD));
+	assert_true(is_pinned(SYS_recvmsg, 0, POLICY_WORKER_CHANNEL_FD));
+	/* No address: none but who is connected. */
+	assert_true(is_pinned(SYS_sendto, 4, 0));
+	assert_true(is_pinned(SYS_recvfrom, 4, 0));
+	assert_null(find(POLICY_EXPORTER, SYS_readv));
+	assert_null(find(POLICY_EXPORTER, SYS_read));
+}
+
 /* Behind an empty root there is nothing left to see it by, so it is tried alone. */
 static void test_landlock_alone_keeps_files_away(void **state)
 {
@@ -267,6 +291,7 @@ int main(void)
 {
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(test_a_worker_passes_fds_through_its_channel_alone),
+		cmocka_unit_test(test_an_exporter_has_clients_of_its_listener_and_no_other_peer),
 		cmocka_unit_test(test_landlock_alone_keeps_files_away),
 		cmocka_unit_test(test_no_process_has_more_calls_than_documented),
 		cmocka_unit_test(test_the_rules_of_a_call_stand_together_and_have_a_reason),
