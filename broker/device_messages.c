@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include <errno.h>
 #include <inttypes.h>
+#include <string.h>
 
 #include "broker/front.h"
 #include "broker/log.h"
@@ -50,6 +51,14 @@ static void log_message(struct device *device, const Vsockd__Report *report)
 		   report->second, report->first, report->third, what);
 }
 
+/* The largest that the kernel has. */
+#define ERRNO_MAX 4095u
+
+static const char *error_text(uint64_t error)
+{
+	return error <= ERRNO_MAX ? strerror((int)error) : "?";
+}
+
 static const char *on_report(struct device *device, const Vsockd__Report *report)
 {
 	switch (report->event) {
@@ -97,6 +106,18 @@ static const char *on_report(struct device *device, const Vsockd__Report *report
 			   "connection reset: guest port %" PRIu64 ", host port %" PRIu64
 			   ": operation %" PRIu64 " against the rules",
 			   report->second, report->first, report->third);
+		return NULL;
+	case REPORT_SHORTAGE:
+		device_log(device, LOG_WARNING,
+			   "connection reset: guest port %" PRIu64 ", host port %" PRIu64
+			   ": its socket: %s",
+			   report->second, report->first, error_text(report->third));
+		return NULL;
+	case REPORT_RING_POLLED:
+		device_log(device, LOG_WARNING,
+			   "ring %" PRIu64 " is looked at each millisecond: its kicks cannot be "
+			   "waited for: %s",
+			   report->first, error_text(report->second));
 		return NULL;
 	case REPORT_MESSAGE_TOO_LONG:
 	case REPORT_MESSAGE_REFUSED:

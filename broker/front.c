@@ -33,6 +33,12 @@
 #define CONNECT_RETRY_MS   10
 #define CONNECT_GIVE_UP_MS 2000
 
+/* As long until what could not be sent to the spawner is tried again. */
+#define SEND_AGAIN_MS 10
+
+/* Beside a STOP for each worker: what there is once. */
+#define OWED_MORE 16
+
 /* In the place of an endpoint: a pair for a client of the control socket. */
 #define TOKEN_OF_CLIENT UINT32_MAX
 
@@ -85,18 +91,56 @@ static bool send_with_fd(struct front *front, const struct spawner_request *requ
 	struct iovec part = {(void *)(uintptr_t)request, sizeof(*request)};
 	struct msghdr message = {.msg_iov = &part, .msg_iovlen = 1};
 
+	ssize_t n;
+
 	if (fd >= 0) {
 		memcpy(CMSG_DATA(&control.header), &fd, sizeof(fd));
 		message.msg_control = &control;
 		message.msg_controllen = sizeof(control.bytes);
 	}
-	return sendmsg(front->spawner, &message, MSG_DONTWAIT | MSG_NOSIGNAL) ==
-	       (ssize_t)sizeof(*request);
+	do
+		n = sendmsg(front->spawner, &message, MSG_DONTWAIT | MSG_NOSIGNAL);
+	while (n < 0 && errno == EINTR);
+	return n == (ssize_t)sizeof(*request);
 }
 
+/* It passes, and no event says when: the kernel has no memory, or the channel no room. */
+static bool is_passing(int error)
+{
+	return error == EAGAIN || error == ENOBUFS || error == ENOMEM;
+}
+
+static void send_later(struct front *front)
+{
+	if (front->send_at == 0)
+		front->send_at = front->now + SEND_AGAIN_MS;
+}
+
+/*
+ * What the spawner has to know it gets, in order, sooner or later. false: its end of the
+ * channel is gone, of which the loop learns by itself.
+ */
 static bool send_request(struct front *front, const struct spawner_request *request)
 {
-	return send_with_fd(front, request, -1);
+	if (front->n_owed == 0 && send_with_fd(front, request, -1))
+		return true;
+	if ((front->n_owed == 0 && !is_passing(errno)) || front->n_owed == front->n_owed_max)
+		return false;
+	front->owed[front->n_owed++] = *request;
+	send_later(front);
+	return true;
+}
+
+static void send_owed(struct front *front)
+{
+	size_t n_sent = 0;
+
+	while (n_sent < front->n_owed && send_with_fd(front, &front->owed[n_sent], -1))
+		n_sent++;
+	front->n_owed -= n_sent;
+	memmove(front->owed, front->owed + n_sent, front->n_owed * sizeof(*front->owed));
+	if (front->n_owed > 0)
+		send_later(front);
 }
 
 bool front_request_spawn(struct front *front, bool is_first_program, uint64_t token)
@@ -110,7 +154,6 @@ bool front_request_spawn(struct front *front, bool is_first_program, uint64_t to
 	return send_request(front, &request);
 }
 
-/* The channel holds far more requests than this process can have out. */
 void front_request_stop(struct front *front, uint32_t number)
 {
 	struct spawner_request request = {.kind = SPAWNER_STOP, .number = number};
@@ -199,8 +242,10 @@ static void send_connects(struct front *front)
 			choose_request(endpoint, &request);
 			if (!send_with_fd(front, &request,
 					  endpoint->is_accepted ? endpoint->fd : -1)) {
-				if (errno == EAGAIN || !endpoint->is_accepted)
+				if (is_passing(errno) || !endpoint->is_accepted) {
+					send_later(front);
 					return;
+				}
 				/* ETOOMANYREFS: nobody would say when it can be sent. */
 				error = errno;
 				forget_first_connect(front);
@@ -300,6 +345,11 @@ void front_forget_connects(struct front *front, const struct device *device)
 
 static void run_retries(struct front *front)
 {
+	if (front->send_at != 0 && front->send_at <= front->now) {
+		front->send_at = 0;
+		send_owed(front);
+		send_connects(front);
+	}
 	while (front->n_retries > 0 && front->retry_times[front->first_retry] <= front->now) {
 		queue_connect(front, front->retries[front->first_retry]);
 		front->first_retry = (front->first_retry + 1) % front->n_connects_max;
@@ -434,7 +484,7 @@ static int receive_reply(struct front *front, struct spawner_reply *ret_reply, i
 	ssize_t n = recvmsg(front->spawner, &message, MSG_CMSG_CLOEXEC | MSG_DONTWAIT);
 
 	if (n < 0)
-		return errno == EAGAIN || errno == EINTR ? 0 : -1;
+		return is_passing(errno) || errno == EINTR ? 0 : -1;
 	if (n != (ssize_t)sizeof(*ret_reply))
 		return -1;
 	take_fds(&message, ret_reply, ret_fds);
@@ -560,6 +610,8 @@ static int timeout(const struct front *front)
 		deadline = front->retry_times[front->first_retry];
 	if (front->spawn_at > front->now && front->spawn_at < deadline)
 		deadline = front->spawn_at;
+	if (front->send_at != 0 && front->send_at < deadline)
+		deadline = front->send_at;
 	if (control_deadline(front) < deadline)
 		deadline = control_deadline(front);
 	if (scrape_deadline(front) < deadline)
@@ -655,11 +707,13 @@ static bool allocate(struct front *front, const struct front_setup *setup)
 	front->n_connects_max = 2 * setup->n_files;
 	front->devices = calloc(n_places, sizeof(struct device));
 	front->workers = calloc(front->n_workers_max, sizeof(struct worker));
+	front->n_owed_max = front->n_workers_max + OWED_MORE;
+	front->owed = calloc(front->n_owed_max, sizeof(*front->owed));
 	front->connects = reserve(front->n_connects_max * sizeof(uint64_t));
 	front->retries = reserve(front->n_connects_max * sizeof(uint64_t));
 	front->retry_times = reserve(front->n_connects_max * sizeof(uint64_t));
-	if (!front->devices || !front->workers || !front->connects || !front->retries ||
-	    !front->retry_times)
+	if (!front->devices || !front->workers || !front->owed || !front->connects ||
+	    !front->retries || !front->retry_times)
 		return false;
 	for (size_t i = 0; i < front->n_workers_max; i++)
 		front->workers[i] = (struct worker){.channel = -1, .buffer = -1};

@@ -347,6 +347,10 @@ struct front {
 	uint64_t *retries;
 	uint64_t *retry_times;
 	size_t first_retry, n_retries;
+	/* What the spawner has to know and the kernel had no memory for, in order. */
+	struct spawner_request *owed;
+	size_t n_owed, n_owed_max;
+	uint64_t send_at; /* ms: when to try that again, and connects; 0: nothing waits */
 };
 
 /* Run until the spawner ends it; returns an exit code. Logs. */

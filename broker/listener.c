@@ -291,17 +291,28 @@ int listener_change_access(const struct listener *listener, const struct listene
 	return give_access(file, listener->path, access, ret_failure);
 }
 
-void listener_unlink(const struct listener *listener)
+/* What is not there needs no removal. */
+static int unlink_error(void)
+{
+	return errno == ENOENT || errno == ENOTDIR ? 0 : -errno;
+}
+
+int listener_unlink(const struct listener *listener)
 {
 	struct stat found;
 
 	/* Locked like listener_open(), or else a successor's could be hit in between. */
 	AUTO_CLOSE int directory = open_directory(listener->path);
-	if (directory < 0 || !lock(directory))
-		return;
-	if (!lstat(listener->path, &found) && S_ISSOCK(found.st_mode) &&
-	    found.st_dev == listener->device && found.st_ino == listener->inode)
-		(void)unlink(listener->path);
+	if (directory < 0)
+		return unlink_error();
+	if (!lock(directory))
+		return -EBUSY;
+	if (lstat(listener->path, &found))
+		return unlink_error();
+	if (!S_ISSOCK(found.st_mode) || found.st_dev != listener->device ||
+	    found.st_ino != listener->inode)
+		return 0;
+	return unlink(listener->path) ? unlink_error() : 0;
 }
 
 void listener_close(struct listener *listener)

@@ -58,8 +58,12 @@ int listener_open_packets(const char *path, const struct listener_access *access
 int listener_change_access(const struct listener *listener, const struct listener_access *access,
 			   struct listener_failure *ret_failure);
 
-/* Remove the socket from the file system if it is still ours there. */
-void listener_unlink(const struct listener *listener);
+/*
+ * Remove the socket from the file system if it is still ours there. 0, or negative errno
+ * when it could not be told or removed: then it stays, and whoever binds there next takes
+ * its place.
+ */
+int listener_unlink(const struct listener *listener);
 
 /* Close the fd; may be called twice. The path stays. */
 void listener_close(struct listener *listener);

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include "broker/log.h"
 
+#include <errno.h>
 #include <inttypes.h>
 #include <stdbool.h>
 #include <stdio.h>
@@ -125,6 +126,17 @@ static const char *priority_name(int priority)
 	}
 }
 
+/* Whole or not at all; what is not taken is not waited for. */
+static bool write_out(int fd, const struct iovec *whole)
+{
+	ssize_t n;
+
+	do
+		n = writev(fd, whole, 1);
+	while (n < 0 && errno == EINTR);
+	return n >= 0;
+}
+
 /* https://systemd.io/JOURNAL_NATIVE_PROTOCOL/: a datagram of lines, each a field. */
 static bool send_entry(int priority, uint64_t cid, const char *text)
 {
@@ -142,7 +154,7 @@ static bool send_entry(int priority, uint64_t cid, const char *text)
 				"VSOCKD_CID=%" PRIu64 "\nMESSAGE=VM %" PRIu64 ": %s\n", cid, cid,
 				text);
 	whole.iov_len = (size_t)len; /* ENTRY_MAX has room for all of it */
-	return writev(journal, &whole, 1) >= 0;
+	return write_out(journal, &whole);
 }
 
 static void tell_journal(int priority, uint64_t cid, const char *text)
@@ -163,7 +175,6 @@ static void write_line(int priority, uint64_t cid, const char *text)
 {
 	char line[ENTRY_MAX], prefix[8] = "", vm[24] = "-";
 	struct iovec whole = {line, 0};
-	ssize_t written;
 	int len;
 
 	if (is_of_journal)
@@ -174,8 +185,7 @@ static void write_line(int priority, uint64_t cid, const char *text)
 		       priority_name(LOG_PRI(priority)), text);
 	whole.iov_len = (size_t)len; /* ENTRY_MAX has room for all of it */
 	/* A log that can't be written must not stop the service. */
-	written = writev(STDERR_FILENO, &whole, 1);
-	(void)written;
+	(void)write_out(STDERR_FILENO, &whole);
 }
 
 void log_event(int priority, uint64_t cid, const char *format, ...)

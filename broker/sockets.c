@@ -162,8 +162,11 @@ int sockets_open(const struct vm_configuration *vm, size_t number, struct listen
 
 void sockets_remove(struct listener *listener)
 {
-	if (listener->path && !listener->is_foreign)
-		listener_unlink(listener);
+	int r = listener->path && !listener->is_foreign ? listener_unlink(listener) : 0;
+
+	if (r < 0)
+		log_event(LOG_WARNING, LOG_NO_VM, "%s: is not removed: %s", listener->path,
+			  strerror(-r));
 	listener_close(listener);
 	*listener = (struct listener){.fd = -1};
 }

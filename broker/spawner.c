@@ -70,6 +70,12 @@ static void close_fd(int *fd)
 
 #define AUTO_CLOSE __attribute__((cleanup(close_fd)))
 
+/* An error of a socket that says nothing about it: the same call is good in a moment. */
+static bool is_passing(int error)
+{
+	return error == EAGAIN || error == EINTR || error == ENOBUFS || error == ENOMEM;
+}
+
 /* The front is gone; say how, as nothing else can. */
 static int front_ended(const struct spawner *spawner)
 {
@@ -174,7 +180,7 @@ static int send_reply(struct spawner *spawner, const struct spawner_reply *reply
 		}
 		if (error == EPIPE || error == ECONNRESET)
 			return GO_ON; /* its end is on the way and will be told of once */
-		if (error != EAGAIN && error != EINTR && error != ENOBUFS) {
+		if (!is_passing(error)) {
 			log_event(LOG_ERR, LOG_NO_VM, "cannot answer the front: %s",
 				  strerror(error));
 			return EX_OSERR;
@@ -545,7 +551,7 @@ static int on_request(struct spawner *spawner)
 	const struct cmsghdr *received;
 	AUTO_CLOSE int fd = -1;
 
-	if (len < 0 && (errno == EAGAIN || errno == EINTR))
+	if (len < 0 && is_passing(errno))
 		return GO_ON;
 	if (len <= 0) {
 		/* The channel closes a moment before the process is gone. */

@@ -214,6 +214,9 @@ static void end_of_steps(struct device *device)
 	uint32_t value = operation_value(device);
 
 	clear_steps(sync);
+	if (status != 0 && sync->has_operation && sync->operation.kind == STEP_STATE)
+		device_log(device, LOG_WARNING, "device state: its transfer does not begin: %s",
+			   strerror(-status));
 	if (handover_is_busy(device))
 		handover_steps_done(device, status);
 	else if (sync->has_operation && sync->operation.kind != STEP_NONE)

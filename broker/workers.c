@@ -113,6 +113,7 @@ static struct device *successor_of(struct front *front, uint64_t token)
 void workers_spawned(struct front *front, const struct workers_spawned *spawned)
 {
 	struct worker *worker = NULL;
+	int r;
 
 	front->is_spawning = false;
 	for (size_t i = 0; i < front->n_workers && !worker; i++)
@@ -141,9 +142,13 @@ void workers_spawned(struct front *front, const struct workers_spawned *spawned)
 	};
 	if (worker->device)
 		handover_started(worker->device, worker);
-	if (front_watch(front, EPOLL_CTL_ADD, worker->channel, EPOLLIN, FRONT_EVENT_WORKER,
-			worker_index(front, worker)) < 0)
+	r = front_watch(front, EPOLL_CTL_ADD, worker->channel, EPOLLIN, FRONT_EVENT_WORKER,
+			worker_index(front, worker));
+	if (r < 0) {
+		log_event(LOG_ERR, LOG_NO_VM, "worker %" PRIu32 " cannot be heard: %s",
+			  worker->number, strerror(-r));
 		worker_kill(worker, front);
+	}
 	workers_replenish(front);
 }
 

@@ -2,6 +2,7 @@
 #include "ipc/channel.h"
 
 #include <errno.h>
+#include <stdbool.h>
 #include <string.h>
 #include <sys/socket.h>
 #include <unistd.h>
@@ -17,6 +18,12 @@ union control {
 	char bytes[CMSG_SPACE(sizeof(int) * CONTROL_FDS)];
 	struct cmsghdr alignment;
 };
+
+/* The kernel is short of memory, which passes: the packet stays where it is until then. */
+static bool is_passing(int error)
+{
+	return error == EAGAIN || error == ENOBUFS || error == ENOMEM;
+}
 
 int channel_send(int socket, const struct channel_packet *packet)
 {
@@ -42,7 +49,7 @@ int channel_send(int socket, const struct channel_packet *packet)
 	while (n < 0 && errno == EINTR);
 	if (n >= 0)
 		return 0;
-	if (errno == EAGAIN || errno == EWOULDBLOCK)
+	if (is_passing(errno))
 		return CHANNEL_E_AGAIN;
 	if (errno == EPIPE || errno == ECONNRESET)
 		return CHANNEL_E_CLOSED;
@@ -84,7 +91,7 @@ int channel_receive(int socket, struct channel_packet *ret_packet)
 		n = recvmsg(socket, &message, MSG_CMSG_CLOEXEC | MSG_DONTWAIT);
 	while (n < 0 && errno == EINTR);
 	if (n < 0) {
-		if (errno == EAGAIN || errno == EWOULDBLOCK)
+		if (is_passing(errno))
 			return CHANNEL_E_AGAIN;
 		return errno == ECONNRESET ? CHANNEL_E_CLOSED : -errno;
 	}

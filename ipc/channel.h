@@ -18,7 +18,7 @@
 #define CHANNEL_FDS_MAX	    1
 
 enum {
-	CHANNEL_E_AGAIN = 1, /* nothing there, or no room; wait with epoll */
+	CHANNEL_E_AGAIN = 1, /* nothing there, no room, or no memory; wait with epoll */
 	CHANNEL_E_CLOSED = 2,
 	CHANNEL_E_BROKEN = 3,
 };

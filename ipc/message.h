@@ -117,6 +117,8 @@ enum report_event {
 	REPORT_MESSAGES_UNREAD,	 /* host port, guest port, how many wait for the host program */
 	REPORT_RATE_LIMIT,	 /* bytes a second, how often so far */
 	REPORT_MEMORY_LIMIT,	 /* bytes for buffers, how many were refused so far */
+	REPORT_SHORTAGE,	 /* host port, guest port, errno: the kernel ran out of something */
+	REPORT_RING_POLLED,	 /* ring, errno: its kicks cannot be watched for */
 	REPORT_EVENT_MAX,
 };
 

@@ -131,7 +131,10 @@ static void replace_fd(int *place, int fd)
 	*place = fd;
 }
 
-/* The front keeps a duplicate, so closing alone would not end the watch. */
+/*
+ * The front keeps a duplicate, so closing alone would not end the watch. One that cannot be
+ * watched is as good as none: the ring is polled.
+ */
 static void replace_kick(struct device *device, struct ring *ring, uint32_t index, int fd)
 {
 	struct epoll_event event = {
@@ -142,8 +145,10 @@ static void replace_kick(struct device *device, struct ring *ring, uint32_t inde
 	if (ring->kick >= 0)
 		epoll_ctl(device->epoll, EPOLL_CTL_DEL, ring->kick, NULL);
 	replace_fd(&ring->kick, fd);
-	if (fd >= 0)
-		epoll_ctl(device->epoll, EPOLL_CTL_ADD, fd, &event);
+	if (fd >= 0 && epoll_ctl(device->epoll, EPOLL_CTL_ADD, fd, &event) < 0) {
+		control_report(device, REPORT_RING_POLLED, index, (uint64_t)errno, 0);
+		replace_fd(&ring->kick, -1);
+	}
 }
 
 /* A ring that was stopped or disabled runs now. */

@@ -275,7 +275,7 @@ bool host_open_window(struct device *device, struct connection *connection);
 /* The host program took so many bytes, or nobody wants them any more. */
 void host_took(struct device *device, struct connection *connection, size_t len);
 void host_turn_deaf(struct device *device, struct connection *connection);
-bool host_watch(struct device *device, struct connection *connection);
+bool host_watch(struct device *device, const struct connection *connection);
 void host_accepted(struct device *device, const Vsockd__Accepted *accepted, int fd);
 /* Another guest's connection: its ports are known. */
 void host_accepted_sibling(struct device *device, const Vsockd__Accepted *accepted, int fd);
@@ -302,6 +302,8 @@ void host_shut_write_when_empty(struct device *device, struct connection *connec
 void host_close(struct device *device, struct connection *connection);
 /* Close, and RST to the guest. */
 void host_reset(struct device *device, struct connection *connection);
+/* The same after an error of the socket; one that is the kernel's own is reported. */
+void host_fail(struct device *device, struct connection *connection, int error);
 /* The guest is gone: RST if asked for, write what is buffered, then close. */
 void host_drain(struct device *device, struct connection *connection, bool with_rst);
 void host_free_when_done(struct device *device, struct connection *connection);

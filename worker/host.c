@@ -11,7 +11,7 @@
  * Edge-triggered and set once: a socket that is stalled, or a connection without
  * credit, costs no system call and no wake-up until something changes.
  */
-bool host_watch(struct device *device, struct connection *connection)
+bool host_watch(struct device *device, const struct connection *connection)
 {
 	struct epoll_event event = {
 		.events = EPOLLIN | EPOLLOUT | EPOLLRDHUP | EPOLLET,
@@ -84,6 +84,27 @@ void host_reset(struct device *device, struct connection *connection)
 	else
 		to_guest_send(device, connection, CONNECTION_SEND_RST);
 	host_close(device, connection);
+}
+
+/*
+ * The kernel is short of memory, or of places in epoll sets. Bytes may be missing from
+ * here on, so the connection ends, for both sides to see.
+ */
+static bool is_shortage(int error)
+{
+	return error == ENOMEM || error == ENOBUFS || error == ENOSPC || error == EAGAIN;
+}
+
+void host_fail(struct device *device, struct connection *connection, int error)
+{
+	if (is_shortage(error))
+		control_report(device, REPORT_SHORTAGE, connection->host_port,
+			       connection->guest_port, (uint64_t)error);
+	/* A guest that has gone, or was never asked, is told nothing. */
+	if (connection->state == CONNECTION_DRAINING || connection->state == CONNECTION_HANDSHAKE)
+		host_close(device, connection);
+	else
+		host_reset(device, connection);
 }
 
 void host_drain(struct device *device, struct connection *connection, bool with_rst)
@@ -178,7 +199,7 @@ void host_accepted(struct device *device, const Vsockd__Accepted *accepted, int 
 		return;
 	}
 	if (!host_watch(device, connection)) {
-		host_close(device, connection);
+		host_fail(device, connection, errno);
 		return;
 	}
 	if (accepted->is_direct)
@@ -210,6 +231,17 @@ static bool make_way(struct device *device, const Vsockd__Accepted *accepted)
 	return true;
 }
 
+/* The other guest's worker sees its end close: nobody else is to be told. */
+static bool watch_sibling(struct device *device, const struct connection *connection)
+{
+	bool is_watched = host_watch(device, connection);
+
+	if (!is_watched)
+		control_report(device, REPORT_SHORTAGE, connection->host_port,
+			       connection->guest_port, (uint64_t)errno);
+	return is_watched;
+}
+
 void host_accepted_sibling(struct device *device, const Vsockd__Accepted *accepted, int fd)
 {
 	bool has_way = make_way(device, accepted);
@@ -227,7 +259,7 @@ void host_accepted_sibling(struct device *device, const Vsockd__Accepted *accept
 	connection->guest_port = accepted->guest_port;
 	connection->host_port = accepted->port;
 	if (!has_way || !(device->types & 1u << connection->type) ||
-	    !host_watch(device, connection) || !host_open_window(device, connection)) {
+	    !watch_sibling(device, connection) || !host_open_window(device, connection)) {
 		host_close(device, connection);
 		return;
 	}
@@ -317,8 +349,12 @@ void host_read_handshake(struct device *device, struct connection *connection)
 	ssize_t n;
 
 	n = readv(connection->fd, room, 2);
-	if (n < 0 && errno == EAGAIN) {
-		connection->is_readable = false;
+	if (n < 0 && (errno == EAGAIN || errno == EINTR)) {
+		connection->is_readable = errno == EINTR;
+		return;
+	}
+	if (n < 0 && is_shortage(errno)) {
+		host_fail(device, connection, errno);
 		return;
 	}
 	if (n <= 0) {
@@ -348,18 +384,26 @@ void host_read_handshake(struct device *device, struct connection *connection)
 	host_handshake_failed(device, connection, REPORT_HANDSHAKE_MALFORMED);
 }
 
-void host_answer(struct device *device, struct connection *connection)
+/* Nothing was written before: a socket without room for a line is gone. */
+static bool send_answer(const struct connection *connection)
 {
 	char line[HANDSHAKE_ANSWER_MAX];
 	struct iovec iov = {line, handshake_answer(connection->host_port, line)};
+	ssize_t n;
 
+	do
+		n = writev(connection->fd, &iov, 1);
+	while (n < 0 && errno == EINTR);
+	return n == (ssize_t)iov.iov_len;
+}
+
+void host_answer(struct device *device, struct connection *connection)
+{
 	if (connection_has_sibling(connection)) {
 		connection->tell |= CONNECTION_TELL_ANSWERED;
 		link_append(&device->connections.tell, &connection->tell_link);
-	} else if (!connection->is_quiet &&
-		   writev(connection->fd, &iov, 1) != (ssize_t)iov.iov_len) {
-		/* Nothing was written before: a socket without room for a line is gone. */
-		host_reset(device, connection);
+	} else if (!connection->is_quiet && !send_answer(connection)) {
+		host_fail(device, connection, errno);
 		return;
 	}
 	connection_disarm(connection);
@@ -379,7 +423,7 @@ void host_connected(struct device *device, struct connection *connection,
 		return;
 	}
 	if (!host_watch(device, connection)) {
-		host_reset(device, connection);
+		host_fail(device, connection, errno);
 		return;
 	}
 	if (connected->is_pending) {
@@ -432,8 +476,9 @@ void host_turn_deaf(struct device *device, struct connection *connection)
 	to_guest_notice(device, connection);
 }
 
-/* Returns how many bytes the socket took; -1 when it never will. */
-static ssize_t write_parts(struct connection *connection, const struct iovec *parts, size_t n_parts)
+/* Returns how many bytes the socket took; -1 when it never will, which has been seen to. */
+static ssize_t write_parts(struct device *device, struct connection *connection,
+			   const struct iovec *parts, size_t n_parts)
 {
 	ssize_t n = writev(connection->fd, parts, n_parts < IOV_MAX ? (int)n_parts : IOV_MAX);
 
@@ -443,7 +488,13 @@ static ssize_t write_parts(struct connection *connection, const struct iovec *pa
 		connection->is_writable = false;
 		return 0;
 	}
-	return errno == EINTR ? 0 : -1;
+	if (errno == EINTR)
+		return 0;
+	if (is_shortage(errno))
+		host_fail(device, connection, errno);
+	else
+		host_turn_deaf(device, connection);
+	return -1;
 }
 
 void host_took(struct device *device, struct connection *connection, size_t len)
@@ -469,12 +520,10 @@ static void flush_stream(struct device *device, struct connection *connection)
 
 	while (connection->fd >= 0 && connection->is_writable && connection->buffer.len > 0) {
 		size_t n_parts = buffer_peek(&device->pool, &connection->buffer, parts, 64);
-		ssize_t n = write_parts(connection, parts, n_parts);
+		ssize_t n = write_parts(device, connection, parts, n_parts);
 
-		if (n < 0) {
-			host_turn_deaf(device, connection);
+		if (n < 0)
 			return;
-		}
 		buffer_consume(&device->pool, &connection->buffer, (uint32_t)n);
 		host_took(device, connection, (size_t)n);
 	}
@@ -519,10 +568,11 @@ void host_write(struct device *device, struct connection *connection, struct iov
 	}
 	/* Bytes that wait go first. */
 	while (connection->buffer.len == 0 && connection->is_writable && written < len) {
-		ssize_t n = write_parts(connection, parts + first, n_parts - first);
+		ssize_t n = write_parts(device, connection, parts + first, n_parts - first);
 
+		if (n < 0 && !connection->is_deaf)
+			return; /* it has ended */
 		if (n < 0) {
-			host_turn_deaf(device, connection);
 			host_took(device, connection, len - written);
 			return;
 		}

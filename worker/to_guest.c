@@ -349,14 +349,12 @@ static void learn_read_ahead(struct connection *connection, bool was_filled)
 	connection->read_ahead = (uint8_t)least(next > 0 ? next : 1, TURN_PACKETS);
 }
 
-static void end_stream(struct device *device, struct connection *connection, bool is_reset)
+static void end_stream(struct device *device, struct connection *connection)
 {
-	connection->is_readable = false;
-	if (is_reset || connection->ends_in_rst) {
+	if (connection->ends_in_rst)
 		host_reset(device, connection);
-		return;
-	}
-	connection->has_ended = true;
+	else
+		connection->has_ended = true;
 }
 
 /* One readv() from the host program into rx buffers. */
@@ -384,10 +382,13 @@ static enum served read_stream(struct device *device, struct connection *connect
 			to_guest_ask_credit(device, connection);
 		return SERVED_MORE;
 	}
-	if (n < 0 && errno == EAGAIN)
-		connection->is_readable = false;
-	else if (n == 0 || errno != EINTR)
-		end_stream(device, connection, n < 0);
+	if (n < 0 && errno == EINTR)
+		return SERVED_MORE;
+	connection->is_readable = false;
+	if (n == 0)
+		end_stream(device, connection);
+	else if (errno != EAGAIN)
+		host_fail(device, connection, errno);
 	return SERVED;
 }
 
