@@ -215,13 +215,27 @@ static size_t add_vms(struct setup *setup, const char *options, const char **arg
 	return n;
 }
 
-void setup_start(struct setup *setup, size_t n_vms, const char *vm_options,
-		 const char *const *arguments)
+/* 0, or how vsockd ended in place of being ready. */
+static int await_ready(struct setup *setup)
+{
+	int64_t deadline = deadline_in(SETUP_LIMIT);
+
+	while (!daemon_log_has(&setup->daemon, "ready: ")) {
+		if (socket_wait(setup->daemon.pidfd, POLLIN, deadline_in(0)) == 0)
+			return daemon_stop(&setup->daemon, SETUP_LIMIT);
+		wait_a_moment(deadline, "vsockd is not ready");
+	}
+	return 0;
+}
+
+int setup_try_start(struct setup *setup, size_t n_vms, const char *vm_options,
+		    const char *const *arguments)
 {
 	static const char *const with_control[] = {"--control", "@/" TOOL_CONTROL, NULL};
 	const char *all[DAEMON_ARGUMENTS_MAX + 1] = {0};
 	const char *worker = getenv("VSOCKD_WORKER"), *replaces = getenv("SETUP_REPLACES");
 	pid_t spare[DAEMON_PIDS_MAX];
+	int status;
 	size_t n;
 
 	*setup = (struct setup){
@@ -245,8 +259,10 @@ void setup_start(struct setup *setup, size_t n_vms, const char *vm_options,
 		assert_true(n < DAEMON_ARGUMENTS_MAX);
 		all[n++] = *arguments;
 	}
-	assert_int_equal(daemon_start(&setup->daemon, all, "vm0", SETUP_LIMIT), 0);
-	assert_int_equal(daemon_wait_log(&setup->daemon, "ready: ", SETUP_LIMIT), 0);
+	assert_int_equal(daemon_start(&setup->daemon, all, NULL, SETUP_LIMIT), 0);
+	status = await_ready(setup);
+	if (status)
+		return status;
 	wait_workers(setup, 1);
 	/* In the tests that choose their arguments themselves nobody replaces anything. */
 	if (replaces && access(daemon_path(&setup->daemon, TOOL_CONTROL), F_OK) == 0)
@@ -254,6 +270,13 @@ void setup_start(struct setup *setup, size_t n_vms, const char *vm_options,
 	setup->n_fds = setup_count_fds(setup);
 	assert_int_equal(find_workers(setup, spare), 1);
 	setup->n_spare_fds = count_fds_of(spare[0]);
+	return 0;
+}
+
+void setup_start(struct setup *setup, size_t n_vms, const char *vm_options,
+		 const char *const *arguments)
+{
+	assert_int_equal(setup_try_start(setup, n_vms, vm_options, arguments), 0);
 }
 
 static int start_some(void **state, size_t n_vms)

@@ -61,6 +61,10 @@ int setup_end(void **state);
 void setup_start(struct setup *setup, size_t n_vms, const char *vm_options,
 		 const char *const *arguments);
 
+/* The same for a vsockd that may not start: its exit status then, as daemon_stop() has it. */
+int setup_try_start(struct setup *setup, size_t n_vms, const char *vm_options,
+		    const char *const *arguments);
+
 /*
  * Before setup_start(), on a setup that is all zero: root starts vsockd as that user,
  * to whom the directory then belongs. For others it does nothing.
