@@ -13,6 +13,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include <cmocka.h>
 
@@ -257,14 +258,13 @@ static void die_before(void *context)
 	life.has_died = true;
 }
 
-static void play(struct setup *setup, const char *name, unsigned int dies_at,
-		 void (*before)(void *context))
+static void open_life(struct setup *setup, const char *name, unsigned int dies_at,
+		      void (*before)(void *context))
 {
 	const char *directory = getenv("SEQUENCES");
 	struct guest *guest = &setup->guests[0];
 	struct guest_options options = {.cid = setup_cid(0)};
 	char path[512];
-	int error;
 
 	if (!directory)
 		fail_msg("SEQUENCES is to name the directory");
@@ -275,6 +275,15 @@ static void play(struct setup *setup, const char *name, unsigned int dies_at,
 	life.sequence.before = before;
 	assert_int_equal(guest_create(guest, &options), 0);
 	setup->has_guest[0] = true;
+}
+
+static void play(struct setup *setup, const char *name, unsigned int dies_at,
+		 void (*before)(void *context))
+{
+	struct guest *guest = &setup->guests[0];
+	int error;
+
+	open_life(setup, name, dies_at, before);
 	error = sequence_play(&life.sequence, guest, setup->sockets[0], take_turn, NULL);
 	if (error)
 		fail_msg("%s, %s: %d %s%s", name, life.sequence.where, error,
@@ -327,6 +336,53 @@ static void test_a_life_goes_on_whichever_workers_die(void **state)
 		}
 }
 
+/* The step is not said any more: nobody is there. */
+static void kill_vmm_before(void *context)
+{
+	(void)context;
+	if (life.n_steps++ != life.dies_at || life.guest->vhost.fd < 0)
+		return;
+	close(life.guest->vhost.fd);
+	life.guest->vhost.fd = -1;
+	life.has_died = true;
+}
+
+static int take_no_turn(void *context, const char *name)
+{
+	(void)context;
+	(void)name;
+	return life.has_died ? -ECANCELED : 0;
+}
+
+/* Up to the step of that number; false when there are not so many. */
+static bool play_until_killed(struct setup *setup, const char *name, unsigned int at)
+{
+	struct guest *guest = &setup->guests[0];
+	int error;
+
+	open_life(setup, name, at, kill_vmm_before);
+	error = sequence_play(&life.sequence, guest, setup->sockets[0], take_no_turn, NULL);
+	if (error != 0 && !life.has_died)
+		fail_msg("%s, %s: %d %s%s", name, life.sequence.where, error,
+			 vhost_error(&guest->vhost), guest_violations(guest));
+	sequence_close(&life.sequence);
+	setup_end_guest(setup, 0);
+	return life.n_steps > at;
+}
+
+static void test_a_vmm_may_be_killed_before_any_message(void **state)
+{
+	static const char *const names[] = {"qemu", "qemu-migration", "crosvm", "cloud-hypervisor"};
+
+	for (size_t i = 0; i < sizeof(names) / sizeof(names[0]); i++)
+		for (unsigned int at = 0; play_until_killed(*state, names[i], at); at++) {
+			/* The next one is served, with all that the last one may have left. */
+			setup_guest(*state, 0, (struct guest_options){0});
+			migration_assert_connects(*state, 0);
+			setup_end_guest(*state, 0);
+		}
+}
+
 #define LIFE(name) cmocka_unit_test_setup_teardown(name, start, migration_end)
 
 int main(void)
@@ -337,6 +393,7 @@ int main(void)
 		LIFE(test_crosvm_sleeps_wakes_is_saved_and_restored),
 		LIFE(test_cloud_hypervisor_pauses_is_saved_resumed_and_restored),
 		LIFE(test_nobody_notices_a_successor_between_two_messages),
+		LIFE(test_a_vmm_may_be_killed_before_any_message),
 		cmocka_unit_test_setup_teardown(test_a_life_goes_on_whichever_workers_die, start,
 						setup_end),
 	};
