@@ -146,7 +146,7 @@ static void replace_kick(struct device *device, struct ring *ring, uint32_t inde
 		epoll_ctl(device->epoll, EPOLL_CTL_DEL, ring->kick, NULL);
 	replace_fd(&ring->kick, fd);
 	if (fd >= 0 && epoll_ctl(device->epoll, EPOLL_CTL_ADD, fd, &event) < 0) {
-		control_report(device, REPORT_RING_POLLED, index, (uint64_t)errno, 0);
+		ring->kick_error = errno; /* said when this worker may speak of itself */
 		replace_fd(&ring->kick, -1);
 	}
 }

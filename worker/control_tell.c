@@ -255,11 +255,24 @@ static int flush_at_rest(struct device *device)
 	return flush_done(device);
 }
 
+static void report_kicks(struct device *device)
+{
+	for (uint32_t i = 0; i < RINGS; i++) {
+		struct ring *ring = &device->rings[i];
+
+		if (ring->kick_error != 0)
+			control_report(device, REPORT_RING_POLLED, i, (uint64_t)ring->kick_error,
+				       0);
+		ring->kick_error = 0;
+	}
+}
+
 static int flush(struct device *device)
 {
 	struct link *list = &device->connections.tell;
 	int r = flush_done(device);
 
+	report_kicks(device);
 	if (r == 0)
 		r = tell_reset(device);
 	if (r == 0 && device->waits_to_announce)

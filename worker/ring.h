@@ -66,6 +66,7 @@ struct ring {
 	uint32_t num;
 	struct ring_addresses addresses;
 	int kick, call, error; /* owned; -1: none */
+	int kick_error;	       /* why kicks cannot be waited for, until the front is told; or 0 */
 	struct dirty_log *log; /* the device's; NULL: none */
 	bool is_logged;	       /* VHOST_VRING_F_LOG: writes to the ring itself are marked */
 	uint64_t log_address;  /* guest address that stands for the first byte of used */
