@@ -102,6 +102,7 @@ struct plan {
 	_Atomic uint32_t phase; /* enum plan_phase */
 	uint32_t role, call, nth, fault;
 	_Atomic uint32_t n_workers;
+	_Atomic uint32_t n_wall_clock; /* times that somebody asked for a time that may jump */
 	_Atomic uint32_t n_injected;
 	_Atomic uint32_t injected_phase;
 	_Atomic uint32_t injected_site;

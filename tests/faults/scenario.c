@@ -554,6 +554,7 @@ bool scenario_run(struct plan *plan)
 	assert_int_equal(setup_worker(&s.setup, NEIGHBOUR), worker);
 	assert_true(finish(&s.neighbour, NEIGHBOUR));
 	end_line(&s.neighbour, NEIGHBOUR);
+	assert_int_equal(atomic_load(&plan->n_wall_clock), 0);
 	atomic_store(&plan->phase, PHASE_END);
 	setup_stop(&s.setup);
 	return s.disturbance != NULL;

@@ -5,7 +5,8 @@
  * Two lives of a guest beside a neighbour, at a vsockd that fails as a plan says. In the
  * first life things may go wrong, but nothing in silence: what does not work ends, on
  * both ends, and no byte that came was another one than was sent. In the second life,
- * and for the neighbour always, all is as if nothing had been.
+ * and for the neighbour always, all is as if nothing had been. Clocks that may be set
+ * jump meanwhile, and nobody looks at them.
  */
 
 #include <stdbool.h>

@@ -20,9 +20,11 @@
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
+#include <sys/time.h>
 #include <sys/timerfd.h>
 #include <sys/uio.h>
 #include <sys/wait.h>
+#include <time.h>
 #include <unistd.h>
 
 #include "tests/faults/plan.h"
@@ -373,6 +375,50 @@ long __wrap_syscall(long number, ...)
 	result = __real_syscall(number, a[0], a[1], a[2], a[3], a[4], a[5]);
 	if (number == SYS_clone && result == 0)
 		role = ROLE_STARTER;
+	return result;
+}
+
+/* ---- time ---- */
+
+/*
+ * A day later at each look, as after a clock was set: who counts with it would give up,
+ * or wait, for ever. That nobody looks is asserted beside it.
+ */
+static void jump(struct timespec *time)
+{
+	static time_t days;
+
+	if (plan)
+		atomic_fetch_add(&plan->n_wall_clock, 1);
+	time->tv_sec += 86400 * ++days;
+}
+
+REAL(int, clock_gettime, clockid_t clock, struct timespec *ret)
+{
+	int result = __real_clock_gettime(clock, ret);
+
+	if (clock != CLOCK_MONOTONIC && result == 0)
+		jump(ret);
+	return result;
+}
+
+REAL(time_t, time, time_t *ret)
+{
+	struct timespec now = {.tv_sec = __real_time(NULL)};
+
+	jump(&now);
+	if (ret)
+		*ret = now.tv_sec;
+	return now.tv_sec;
+}
+
+REAL(int, gettimeofday, struct timeval *ret, void *zone)
+{
+	int result = __real_gettimeofday(ret, zone);
+	struct timespec now = {.tv_sec = ret->tv_sec};
+
+	jump(&now);
+	ret->tv_sec = now.tv_sec;
 	return result;
 }
 
