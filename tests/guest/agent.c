@@ -26,7 +26,6 @@
  * With "probe" on the kernel's command line it only says that the guest lives.
  */
 
-#include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <inttypes.h>
@@ -42,12 +41,12 @@
 #include <sys/mount.h>
 #include <sys/reboot.h>
 #include <sys/socket.h>
-#include <sys/syscall.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
 #include <linux/vm_sockets.h>
 
+#include "tests/guest/modules.h"
 #include "tests/guest/stream.h"
 
 #define CONTROL_PORT	 1000
@@ -438,31 +437,6 @@ static void obey(const char *line)
 		reply("error %d unknown-command", EINVAL);
 }
 
-static bool is_module(const char *name)
-{
-	return name[0] != '.';
-}
-
-/* Their names begin with the place in the order in which they need each other. */
-static void load_modules(void)
-{
-	struct dirent **entries;
-	int n = scandir("/modules", &entries, NULL, alphasort);
-
-	for (int i = 0; i < n; i++) {
-		char path[300];
-		int fd;
-
-		if (!is_module(entries[i]->d_name))
-			continue;
-		snprintf(path, sizeof(path), "/modules/%s", entries[i]->d_name);
-		fd = open(path, O_RDONLY | O_CLOEXEC);
-		if (fd < 0 || syscall(SYS_finit_module, fd, "", 0) < 0)
-			printf("agent: %s: %s\n", path, strerror(errno));
-		close(fd);
-	}
-}
-
 static bool is_probe(void)
 {
 	static char line[4096];
@@ -495,7 +469,7 @@ int main(void)
 		printf("agent: the guest lives\n");
 		reboot(RB_POWER_OFF);
 	}
-	load_modules();
+	modules_load();
 	for (;;) {
 		char line[STREAM_LINE_MAX];
 
