@@ -749,9 +749,10 @@ static bool begin_device(struct device *device, const struct vm_configuration *c
 
 /*
  * A unix socket takes a message at once or never (EMSGSIZE): the kernel wants so much
- * of the send buffer for itself. All sockets start with the same one.
+ * of the send buffer for itself, and the workers of two guests a byte for what they
+ * tell each other of a message. All sockets start with the same one.
  */
-#define MESSAGE_OVERHEAD 32
+#define MESSAGE_OVERHEAD (32 + 1)
 
 static bool measure_messages(struct front *front)
 {

@@ -104,6 +104,7 @@ struct connection {
 	bool has_ended;		       /* the host program's stream was read to its end */
 	bool is_deaf;		       /* the host program reads no more */
 	bool has_shut_write;	       /* shutdown(SHUT_WR) was done */
+	bool has_rested;	       /* nothing was written since the last EPOLLOUT */
 	bool is_reset;		       /* the guest's end was, see Closed in vsockd.proto */
 	bool ends_in_rst;	       /* the other guest's end was: RST behind its last byte */
 	bool has_asked_credit;	       /* CREDIT_REQUEST is out, nothing new since */
@@ -126,6 +127,7 @@ struct connection {
 	bool has_open;	      /* the last message in the buffer is not whole */
 	bool is_finished;     /* the host program sends no more; what it sent may wait */
 	bool is_doubtful;     /* an empty message was seen, or the end */
+	bool ends_record;     /* what `rest` or n_empty is of: another guest's MSG_EOR */
 	uint8_t n_empty;      /* empty messages of the host program, due to the guest */
 	uint8_t n_maybe;      /* perhaps more of them, if another message follows */
 	uint32_t n_kept;      /* messages in the buffer, each behind its length */

@@ -60,7 +60,7 @@ static void note_socket(struct device *device, struct connection *connection, ui
 		connection->has_hung_up = true;
 	if (events & (EPOLLOUT | EPOLLHUP | EPOLLERR)) {
 		connection->is_writable = true;
-		if (connection_has_unsent(connection))
+		if (connection_has_unsent(connection) || host_may_be_deaf(connection, events))
 			append(device, &device->connections.flush, &connection->flush_link);
 		if (connection->state == CONNECTION_OPENING)
 			append(device, &device->connections.ready, &connection->ready_link);

@@ -256,9 +256,12 @@ void to_guest_send(struct device *device, struct connection *connection, uint8_t
 bool to_guest_has_orphan_room(const struct device *device);
 void to_guest_send_orphan_rst(struct device *device, const struct packet_header *header);
 
-/* seqpacket.c: the last parts of a message if it ends with them */
-void seqpacket_write(struct device *device, struct connection *connection,
-		     const struct iovec *parts, size_t n_parts, size_t len, bool ends);
+/*
+ * seqpacket.c: the last parts of a message if it ends with them: flags, PACKET_SEQ_...
+ * There is room for one more part behind them.
+ */
+void seqpacket_write(struct device *device, struct connection *connection, struct iovec *parts,
+		     size_t n_parts, size_t len, uint32_t flags);
 void seqpacket_flush(struct device *device, struct connection *connection);
 /* Bytes of the buffer that are not the guest's. */
 uint32_t seqpacket_heads(const struct connection *connection);
@@ -272,6 +275,11 @@ void seqpacket_drop(struct device *device, struct connection *connection);
 uint32_t host_window(const struct device *device, uint16_t type, uint32_t buffer_len);
 /* Its buffer and its credit. false, and it was told: there is no memory for one more. */
 bool host_open_window(struct device *device, struct connection *connection);
+/*
+ * Another guest's worker may have shut its reading down: that shows as the event of a
+ * socket that can be written, and it was writable. host_flush() finds out.
+ */
+bool host_may_be_deaf(struct connection *connection, uint32_t events);
 /* The host program took so many bytes, or nobody wants them any more. */
 void host_took(struct device *device, struct connection *connection, size_t len);
 void host_turn_deaf(struct device *device, struct connection *connection);

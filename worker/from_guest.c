@@ -14,7 +14,7 @@
 struct tx_payload {
 	struct connection *connection; /* NULL: written */
 	size_t first, n_parts, len;    /* of batch.payload[] */
-	bool ends_message;
+	uint32_t message_flags;	       /* PACKET_SEQ_...; of a stream: none */
 };
 
 /*
@@ -31,7 +31,7 @@ struct tx_batch {
 	size_t n_payload;
 	struct iovec parts[RING_PARTS_MAX];
 	struct iovec payload[RING_PARTS_MAX];
-	struct iovec joined[RING_PARTS_MAX];
+	struct iovec joined[RING_PARTS_MAX + 1]; /* see seqpacket_write() */
 };
 
 static struct tx_batch batch;
@@ -56,14 +56,15 @@ static void write_all(struct device *device, uint32_t i)
 		n_parts += packet->n_parts;
 		len += packet->len;
 		packet->connection = NULL;
-		if (packet->ends_message) {
-			seqpacket_write(device, connection, batch.joined, n_parts, len, true);
+		if (packet->message_flags & PACKET_SEQ_EOM) {
+			seqpacket_write(device, connection, batch.joined, n_parts, len,
+					packet->message_flags);
 			n_parts = 0;
 			len = 0;
 		}
 	}
 	if (has_messages && len > 0)
-		seqpacket_write(device, connection, batch.joined, n_parts, len, false);
+		seqpacket_write(device, connection, batch.joined, n_parts, len, 0);
 	else if (!has_messages)
 		host_write(device, connection, batch.joined, n_parts, len);
 }
@@ -290,7 +291,7 @@ static void on_unknown_connection(struct device *device, const struct packet_hea
 
 /* A batch has as many places for packets as for chains. */
 static void add_payload(struct connection *connection, const struct chain *chain, uint32_t len,
-			bool ends_message)
+			uint32_t message_flags)
 {
 	struct tx_payload *packet = &batch.packets[batch.n_packets++];
 
@@ -299,7 +300,7 @@ static void add_payload(struct connection *connection, const struct chain *chain
 	packet->n_parts = packet_slice(chain->parts, chain->n_readable, PACKET_HEADER_LEN, len,
 				       batch.payload + batch.n_payload);
 	packet->len = len;
-	packet->ends_message = ends_message;
+	packet->message_flags = message_flags;
 	batch.n_payload += packet->n_parts;
 	batch.n_parts += chain->n_readable;
 }
@@ -307,9 +308,7 @@ static void add_payload(struct connection *connection, const struct chain *chain
 static void on_rw(struct device *device, struct connection *connection, const struct chain *chain,
 		  const struct packet_header *header)
 {
-	/* EOR has no place in a unix socket, see vsockd(8). */
-	bool ends_message =
-		connection->type == PACKET_TYPE_SEQPACKET && (header->flags & PACKET_SEQ_EOM);
+	uint32_t message_flags = connection->type == PACKET_TYPE_SEQPACKET ? header->flags : 0;
 
 	take_credit(device, connection, header);
 	if (!check_rw(device, connection, header->len))
@@ -317,8 +316,8 @@ static void on_rw(struct device *device, struct connection *connection, const st
 	connection->history.from_guest += header->len;
 	statistics_count(device, COUNTER_FROM_GUEST_BYTES, header->len);
 	device_pass(device, header->len);
-	if (header->len > 0 || ends_message)
-		add_payload(connection, chain, header->len, ends_message);
+	if (header->len > 0 || (message_flags & PACKET_SEQ_EOM))
+		add_payload(connection, chain, header->len, message_flags);
 }
 
 /* May a guest live there? The front knows which do. */

@@ -64,6 +64,7 @@ static const struct field fields[] = {
 	FIELD(buffer.skip, BUFFER_CHUNK_LEN - 1),
 	FIELD(buffer.len, UINT32_MAX),
 	FIELD(has_open, 1),
+	FIELD(ends_record, 1),
 	FIELD(n_empty, UINT8_MAX),
 	FIELD(n_maybe, UINT8_MAX),
 	FIELD(n_kept, UINT32_MAX),

@@ -5,6 +5,7 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
+#include "policy/policy.h"
 #include "worker/device.h"
 
 /*
@@ -482,6 +483,7 @@ static ssize_t write_parts(struct device *device, struct connection *connection,
 {
 	ssize_t n = writev(connection->fd, parts, n_parts < IOV_MAX ? (int)n_parts : IOV_MAX);
 
+	connection->has_rested = false;
 	if (n >= 0)
 		return n;
 	if (errno == EAGAIN) {
@@ -514,6 +516,31 @@ void host_shut_write_when_empty(struct device *device, struct connection *connec
 	shutdown(connection->fd, SHUT_WR);
 }
 
+/*
+ * Only between guests: a host program that takes what it was sent causes the same event,
+ * and its bytes are to cost no call more than they do. It shows at the next write.
+ */
+static bool may_be_deaf(const struct connection *connection)
+{
+	return connection->has_rested && connection->state == CONNECTION_ESTABLISHED &&
+	       connection->type == PACKET_TYPE_STREAM && connection_has_sibling(connection) &&
+	       connection->buffer.len == 0 && !connection->is_deaf && !connection->has_shut_write;
+}
+
+bool host_may_be_deaf(struct connection *connection, uint32_t events)
+{
+	bool may_be = events == EPOLLOUT && may_be_deaf(connection);
+
+	connection->has_rested = true;
+	return may_be;
+}
+
+/* A stream takes nothing without a trace, but not when its other end reads no more. */
+static bool is_deaf(const struct connection *connection)
+{
+	return sendmsg(connection->fd, policy_empty_message, MSG_NOSIGNAL) < 0 && errno == EPIPE;
+}
+
 static void flush_stream(struct device *device, struct connection *connection)
 {
 	struct iovec parts[64];
@@ -527,6 +554,8 @@ static void flush_stream(struct device *device, struct connection *connection)
 		buffer_consume(&device->pool, &connection->buffer, (uint32_t)n);
 		host_took(device, connection, (size_t)n);
 	}
+	if (may_be_deaf(connection) && is_deaf(connection))
+		host_turn_deaf(device, connection);
 }
 
 void host_flush(struct device *device, struct connection *connection)

@@ -8,6 +8,10 @@
  * From the guest: a message that is there as a whole goes from guest memory into
  * the socket. Otherwise it waits in the buffer, behind its length.
  *
+ * MSG_EOR, the end of a record, does not pass a unix socket. Between two guests a
+ * byte of ours behind each message says it, the mark; the worker at the other end
+ * takes it away. So an empty message is no end there, either.
+ *
  * To the guest: the length is asked for first. A message is fetched when the guest
  * has room for all of it, into the rx buffers that there are; what does not fit
  * them is the rest, which one connection at a time may have. It is copied as rx
@@ -22,8 +26,13 @@
 #include "policy/policy.h"
 #include "worker/to_guest.h"
 
-/* The length in front of a message in the buffer. */
-#define HEAD_LEN 4
+/* The length in front of a message in the buffer, and whether it ends a record. */
+#define HEAD_LEN    4
+#define HEAD_RECORD (UINT32_C(1) << 31)
+_Static_assert(BUFFER_MESSAGE_MAX < HEAD_RECORD, "no length has that bit");
+
+#define MARK_LEN    1
+#define MARK_RECORD 1 /* any other bit is of no meaning: the other guest's worker wrote it */
 
 /* rx buffers for one message. */
 #define MESSAGE_CHAINS 256
@@ -43,11 +52,21 @@ enum sent {
 	SENT_REFUSED, /* the socket takes no message of this length */
 };
 
-static enum sent send_message(struct connection *connection, const struct iovec *parts,
-			      size_t n_parts, size_t len)
+static uint32_t mark_len(const struct connection *connection)
 {
+	return connection_has_sibling(connection) ? MARK_LEN : 0;
+}
+
+static enum sent send_message(struct connection *connection, struct iovec *parts, size_t n_parts,
+			      size_t len, bool ends_record)
+{
+	uint8_t mark = ends_record ? MARK_RECORD : 0;
 	ssize_t n;
 
+	if (connection_has_sibling(connection)) {
+		parts[n_parts++] = (struct iovec){&mark, MARK_LEN};
+		len += MARK_LEN;
+	}
 	do {
 		/* writev() keeps an empty message to itself. */
 		n = len > 0 ? writev(connection->fd, parts, (int)n_parts)
@@ -120,17 +139,18 @@ static void begin_message(struct device *device, struct connection *connection)
 	connection->open_len = 0;
 }
 
-static void end_message(struct device *device, struct connection *connection)
+static void end_message(struct device *device, struct connection *connection, bool ends_record)
 {
 	uint32_t at = connection->buffer.len - connection->open_len - HEAD_LEN;
+	uint32_t head = connection->open_len | (ends_record ? HEAD_RECORD : 0);
 
-	buffer_overwrite(&device->pool, &connection->buffer, at, &connection->open_len, HEAD_LEN);
+	buffer_overwrite(&device->pool, &connection->buffer, at, &head, HEAD_LEN);
 	connection->has_open = false;
 }
 
 /* Bytes are limited by credit; heads are what the rest of the buffer is for. */
 static void keep(struct device *device, struct connection *connection, const struct iovec *parts,
-		 size_t n_parts, size_t len, bool ends)
+		 size_t n_parts, size_t len, uint32_t flags)
 {
 	size_t needed = len + (connection->has_open ? 0 : HEAD_LEN);
 
@@ -143,16 +163,16 @@ static void keep(struct device *device, struct connection *connection, const str
 	for (size_t i = 0; i < n_parts; i++)
 		append(device, connection, parts[i].iov_base, parts[i].iov_len);
 	connection->open_len += (uint32_t)len;
-	if (ends)
-		end_message(device, connection);
+	if (flags & PACKET_SEQ_EOM)
+		end_message(device, connection, flags & PACKET_SEQ_EOR);
 	/* More of it may come only when the guest knows what is free by now. */
 	if (credit_wants_update(&connection->credit))
 		to_guest_send(device, connection, CONNECTION_SEND_CREDIT_UPDATE);
 	host_flush(device, connection);
 }
 
-void seqpacket_write(struct device *device, struct connection *connection,
-		     const struct iovec *parts, size_t n_parts, size_t len, bool ends)
+void seqpacket_write(struct device *device, struct connection *connection, struct iovec *parts,
+		     size_t n_parts, size_t len, uint32_t flags)
 {
 	enum sent sent = SENT_LATER;
 
@@ -162,10 +182,11 @@ void seqpacket_write(struct device *device, struct connection *connection,
 		host_took(device, connection, len);
 		return;
 	}
-	if (ends && connection->n_kept == 0 && connection->is_writable && n_parts <= IOV_MAX)
-		sent = send_message(connection, parts, n_parts, len);
+	if ((flags & PACKET_SEQ_EOM) && connection->n_kept == 0 && connection->is_writable &&
+	    n_parts < IOV_MAX)
+		sent = send_message(connection, parts, n_parts, len, flags & PACKET_SEQ_EOR);
 	if (sent == SENT_LATER)
-		keep(device, connection, parts, n_parts, len, ends);
+		keep(device, connection, parts, n_parts, len, flags);
 	else if (after_sending(device, connection, sent, len) || connection->is_deaf)
 		host_took(device, connection, len);
 }
@@ -173,14 +194,16 @@ void seqpacket_write(struct device *device, struct connection *connection,
 /* The first message of the buffer. */
 static enum sent send_first(struct device *device, struct connection *connection, uint32_t *ret_len)
 {
-	struct iovec parts[BUFFER_PARTS_MAX], payload[BUFFER_PARTS_MAX];
+	struct iovec parts[BUFFER_PARTS_MAX], payload[BUFFER_PARTS_MAX + 1];
 	size_t n_parts;
+	uint32_t head;
 
-	buffer_read(&device->pool, &connection->buffer, 0, ret_len, HEAD_LEN);
+	buffer_read(&device->pool, &connection->buffer, 0, &head, HEAD_LEN);
+	*ret_len = head & ~HEAD_RECORD;
 	n_parts = buffer_peek(&device->pool, &connection->buffer, parts,
 			      (*ret_len + HEAD_LEN) / BUFFER_CHUNK_LEN + 2);
 	n_parts = packet_slice(parts, n_parts, HEAD_LEN, *ret_len, payload);
-	return send_message(connection, payload, n_parts, *ret_len);
+	return send_message(connection, payload, n_parts, *ret_len, head & HEAD_RECORD);
 }
 
 void seqpacket_flush(struct device *device, struct connection *connection)
@@ -241,6 +264,18 @@ static void fill_parts(struct device *device, struct connection *connection,
 	}
 }
 
+/* Of the message that is next: what it is for the guest. */
+static uint32_t message_len(const struct connection *connection)
+{
+	return connection->next_len - mark_len(connection);
+}
+
+/* Of the last packet of a message. */
+static uint32_t end_flags(const struct connection *connection)
+{
+	return PACKET_SEQ_EOM | (connection->ends_record ? PACKET_SEQ_EOR : 0);
+}
+
 static enum served send_rest(struct device *device, struct connection *connection)
 {
 	while (connection->rest.len > 0) {
@@ -251,7 +286,7 @@ static enum served send_rest(struct device *device, struct connection *connectio
 			return SERVED_STARVED;
 		fill_parts(device, connection, &room);
 		to_guest_send_fetched(device, connection, room.len,
-				      connection->rest.len == 0 ? PACKET_SEQ_EOM : 0);
+				      connection->rest.len == 0 ? end_flags(connection) : 0);
 	}
 	device->has_rest = false;
 	return SERVED;
@@ -280,7 +315,7 @@ static enum served send_empty_messages(struct device *device, struct connection 
 	while (connection->n_empty > 0) {
 		if (!has_credit(device, connection, 0))
 			return SERVED;
-		if (!to_guest_send_empty(device, connection, PACKET_OP_RW, PACKET_SEQ_EOM))
+		if (!to_guest_send_empty(device, connection, PACKET_OP_RW, end_flags(connection)))
 			return SERVED_STARVED;
 		credit_sent(&connection->credit, 0);
 		connection->n_empty--;
@@ -368,7 +403,7 @@ static enum served look(struct device *device, struct connection *connection)
 static bool add_rest(struct device *device, struct connection *connection,
 		     struct to_guest_room *room)
 {
-	uint32_t len = connection->next_len - room->len;
+	uint32_t len = message_len(connection) - room->len;
 	size_t n;
 
 	if (len == 0)
@@ -383,10 +418,26 @@ static bool add_rest(struct device *device, struct connection *connection,
 	return true;
 }
 
+/* Another guest's: what there is of it is the mark. */
+static enum served read_empty_message(struct device *device, struct connection *connection)
+{
+	uint8_t mark = 0;
+	struct iovec part = {&mark, MARK_LEN};
+	ssize_t n = readv(connection->fd, &part, 1);
+
+	if (n != MARK_LEN)
+		return take_error(device, connection, n < 0 ? errno : EPROTO);
+	connection->next_len = 0;
+	connection->ends_record = mark & MARK_RECORD;
+	connection->n_empty++;
+	return SERVED_MORE;
+}
+
 static enum served read_message(struct device *device, struct connection *connection)
 {
 	struct to_guest_room room = to_guest_fetch(
-		device, MESSAGE_CHAINS, IOV_MAX - BUFFER_PARTS_MAX, connection->next_len);
+		device, MESSAGE_CHAINS, IOV_MAX - BUFFER_PARTS_MAX - 1, message_len(connection));
+	uint8_t mark = 0;
 	ssize_t n;
 
 	if (room.len == 0)
@@ -396,6 +447,8 @@ static enum served read_message(struct device *device, struct connection *connec
 		to_guest_send_fetched(device, connection, 0, 0);
 		return SERVED_STARVED;
 	}
+	if (connection_has_sibling(connection))
+		room.parts[room.n_parts++] = (struct iovec){&mark, MARK_LEN};
 	n = readv(connection->fd, room.parts, (int)room.n_parts);
 	if (n != (ssize_t)connection->next_len) {
 		to_guest_send_fetched(device, connection, 0, 0);
@@ -403,10 +456,11 @@ static enum served read_message(struct device *device, struct connection *connec
 		return take_error(device, connection, n < 0 ? errno : EPROTO);
 	}
 	connection->next_len = 0;
+	connection->ends_record = mark & MARK_RECORD;
 	if (connection->timer == CONNECTION_TIMER_MESSAGE)
 		connection_disarm(connection);
 	to_guest_send_fetched(device, connection, room.len,
-			      connection->rest.len == 0 ? PACKET_SEQ_EOM : 0);
+			      connection->rest.len == 0 ? end_flags(connection) : 0);
 	return SERVED_MORE;
 }
 
@@ -430,13 +484,15 @@ enum served seqpacket_serve(struct device *device, struct connection *connection
 		served = look(device, connection);
 	if (connection->next_len == 0 || connection->n_empty > 0)
 		return served;
-	if (connection->next_len > longest(connection)) {
-		reset(device, connection, REPORT_MESSAGE_TOO_LONG, connection->next_len);
+	if (message_len(connection) > longest(connection)) {
+		reset(device, connection, REPORT_MESSAGE_TOO_LONG, message_len(connection));
 		return SERVED;
 	}
 	if (device->rate.is_dry)
 		return SERVED_HELD;
-	if (!has_credit(device, connection, connection->next_len))
+	if (message_len(connection) == 0)
+		return read_empty_message(device, connection);
+	if (!has_credit(device, connection, message_len(connection)))
 		return SERVED;
 	return read_message(device, connection);
 }

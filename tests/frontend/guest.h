@@ -111,6 +111,9 @@ enum guest_state {
 
 struct guest;
 
+/* Added to the length of a message that ends a record. */
+#define GUEST_RECORD (UINT32_C(1) << 31)
+
 /*
  * One connection. Belongs to the guest, is valid until guest_forget(),
  * guest_finish() or guest_end(). Tests read the members and write only those
@@ -130,6 +133,7 @@ struct guest_connection {
 	uint32_t buf_alloc;			/* writable: announced with the next packet */
 	uint32_t largest_buf_alloc;		/* ever announced: what a violation is judged by */
 	uint64_t n_received, n_sent;		/* payload bytes */
+	bool has_ended_record; /* the message that guest_receive_message() gave last: MSG_EOR */
 
 	uint32_t packet_size;	    /* writable: payload of a packet, up to 64 KiB */
 	struct guest_layout layout; /* writable: of the packets that guest_send() makes */
@@ -144,7 +148,7 @@ struct guest_connection {
 	/* private */
 	uint8_t *buffer;
 	size_t buffer_size, n_buffered, read_at;
-	uint32_t *message_lens; /* of whole messages that wait, oldest first */
+	uint32_t *message_lens; /* of whole messages that wait, oldest first; GUEST_RECORD */
 	size_t n_messages, messages_size;
 	uint32_t open_len;
 	bool is_excused; /* ended by us: packets on their way are no violation */

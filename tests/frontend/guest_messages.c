@@ -33,7 +33,8 @@ void guest_messages_note(struct guest_connection *connection, const struct packe
 		connection->message_lens = lens;
 		connection->messages_size = size;
 	}
-	connection->message_lens[connection->n_messages++] = connection->open_len;
+	connection->message_lens[connection->n_messages++] =
+		connection->open_len | (packet->flags & PACKET_EOR ? GUEST_RECORD : 0);
 	connection->open_len = 0;
 }
 
@@ -112,7 +113,8 @@ ssize_t guest_receive_message(struct guest_connection *connection, void *bytes, 
 			return -ENODATA;
 		return -EAGAIN;
 	}
-	len = connection->message_lens[0];
+	len = connection->message_lens[0] & ~GUEST_RECORD;
+	connection->has_ended_record = connection->message_lens[0] & GUEST_RECORD;
 	connection->n_messages--;
 	memmove(connection->message_lens, connection->message_lens + 1,
 		connection->n_messages * sizeof(*connection->message_lens));

@@ -404,20 +404,39 @@ static void send_until_stuck(const struct two *two, struct flow *flow)
 }
 
 static void send_message(const struct two *two, struct guest_connection *from,
-			 struct guest_connection *to, size_t len)
+			 struct guest_connection *to, size_t len, uint32_t flags)
 {
 	static uint8_t bytes[256 * 1024];
 	int64_t deadline = deadline_in(LIMIT);
 	ssize_t n;
 
 	pattern_fill(bytes, len, len, 0);
-	assert_int_equal(guest_send_message(from, bytes, len, 0, LIMIT), 0);
+	assert_int_equal(guest_send_message(from, bytes, len, flags, LIMIT), 0);
 	while ((n = guest_receive_message(to, bytes, sizeof(bytes))) == -EAGAIN) {
 		assert_true(deadline_left(deadline) > 0);
 		move(two);
 	}
 	assert_int_equal(n, len);
 	assert_true(pattern_is(bytes, len, len, 0));
+	assert_int_equal(to->has_ended_record, flags == PACKET_EOR);
+}
+
+static void connect_messages(const struct two *two, struct guest_connection *ends[2])
+{
+	assert_int_equal(guest_listen_messages(two->guests[1], PORT), 0);
+	ends[0] = guest_connect_messages(two->guests[0], setup_cid(1), PORT);
+	ends[1] = wait_accepted(two, 1, PORT);
+	wait_state(two, ends[0], GUEST_ESTABLISHED);
+}
+
+static void close_messages(const struct two *two, struct guest_connection *ends[2])
+{
+	assert_int_equal(guest_close(ends[0]), 0);
+	wait_state(two, ends[0], GUEST_CLOSED);
+	wait_state(two, ends[1], GUEST_CLOSED);
+	assert_int_equal(ends[1]->error, 0);
+	guest_forget(ends[0]);
+	guest_forget(ends[1]);
 }
 
 static void test_messages_between_guests_stay_whole(void **state)
@@ -426,20 +445,55 @@ static void test_messages_between_guests_stay_whole(void **state)
 	struct two two = start_guests(*state);
 	struct guest_connection *ends[2];
 
-	assert_int_equal(guest_listen_messages(two.guests[1], PORT), 0);
-	ends[0] = guest_connect_messages(two.guests[0], setup_cid(1), PORT);
-	ends[1] = wait_accepted(&two, 1, PORT);
-	wait_state(&two, ends[0], GUEST_ESTABLISHED);
+	connect_messages(&two, ends);
 	for (size_t i = 0; i < sizeof(lens) / sizeof(lens[0]); i++) {
-		send_message(&two, ends[0], ends[1], lens[i]);
-		send_message(&two, ends[1], ends[0], lens[i]);
+		send_message(&two, ends[0], ends[1], lens[i], 0);
+		send_message(&two, ends[1], ends[0], lens[i], 0);
 	}
-	assert_int_equal(guest_close(ends[0]), 0);
-	wait_state(&two, ends[0], GUEST_CLOSED);
-	wait_state(&two, ends[1], GUEST_CLOSED);
-	assert_int_equal(ends[1]->error, 0);
-	guest_forget(ends[0]);
-	guest_forget(ends[1]);
+	close_messages(&two, ends);
+}
+
+static void test_the_end_of_a_record_travels_between_guests(void **state)
+{
+	static const size_t lens[] = {1, 4053, 0, 65537, 200000, 0, 7};
+	struct two two = start_guests(*state);
+	struct guest_connection *ends[2];
+
+	connect_messages(&two, ends);
+	for (size_t i = 0; i < sizeof(lens) / sizeof(lens[0]); i++) {
+		send_message(&two, ends[0], ends[1], lens[i], PACKET_EOR);
+		send_message(&two, ends[0], ends[1], lens[i], 0);
+		send_message(&two, ends[1], ends[0], lens[i], PACKET_EOR);
+	}
+	close_messages(&two, ends);
+}
+
+/* What waits in the workers' buffers, a socket takes as it takes the rest. */
+static void test_records_wait_for_a_slow_guest(void **state)
+{
+	static uint8_t bytes[30000], received[30000];
+	struct two two = start_guests(*state);
+	int64_t deadline = deadline_in(LIMIT);
+	struct guest_connection *ends[2];
+	uint32_t n_sent = 0;
+
+	connect_messages(&two, ends);
+	while (guest_send_message(ends[0], bytes, sizeof(bytes), n_sent % 3 ? 0 : PACKET_EOR,
+				  100) == 0)
+		n_sent++;
+	assert_true(n_sent > 10);
+	for (uint32_t i = 0; i < n_sent; i++) {
+		ssize_t n;
+
+		while ((n = guest_receive_message(ends[1], received, sizeof(received))) ==
+		       -EAGAIN) {
+			assert_true(deadline_left(deadline) > 0);
+			move(&two);
+		}
+		assert_int_equal(n, sizeof(bytes));
+		assert_int_equal(ends[1]->has_ended_record, i % 3 == 0);
+	}
+	close_messages(&two, ends);
 }
 
 static void test_a_guest_that_has_no_messages_refuses_them(void **state)
@@ -701,6 +755,8 @@ int main(void)
 		TWO(test_a_reset_travels_behind_what_was_sent),
 		TWO(test_bulk_in_both_directions_at_once_loses_no_byte),
 		TWO(test_messages_between_guests_stay_whole),
+		TWO(test_the_end_of_a_record_travels_between_guests),
+		TWO(test_records_wait_for_a_slow_guest),
 		TWO(test_a_guest_that_has_no_messages_refuses_them),
 		TWO(test_a_slow_receiver_holds_the_sender_up_and_costs_little),
 		TWO(test_many_connections_come_and_go),

@@ -16,12 +16,15 @@
 #define SIBLING 77u
 #define OTHER	78u
 
+#define EOM 1u
+#define EOR 2u
+
 static const struct rig_options rig_options = {
 	.n_connections = 8,
 	.n_handshakes = 4,
 	.buffer_size = 64 * 1024,
 	.num = 256,
-	.features = RIG_F_EVENT_IDX,
+	.features = RIG_F_EVENT_IDX | RIG_F_SEQPACKET,
 };
 
 static int set_up(void **state)
@@ -243,6 +246,79 @@ static void test_a_reset_goes_through_the_front_and_not_through_the_socket(void 
 	rig_close_host(&peer);
 }
 
+static struct rig_peer accept_messages(void)
+{
+	struct rig_peer peer = {
+		.type = PACKET_TYPE_SEQPACKET, .cid = SIBLING, .guest_port = 22, .host_port = 5000};
+
+	rig_sibling_asks(&peer);
+	rig_run();
+	rig_expect(&peer, PACKET_OP_REQUEST);
+	rig_say(&peer, PACKET_OP_RESPONSE, 0);
+	rig_expect_told(VSOCKD__ENVELOPE__BODY_ANSWERED, NULL);
+	return peer;
+}
+
+static void test_a_mark_behind_each_message_says_what_ends_a_record(void **state)
+{
+	struct rig_peer peer = accept_messages();
+
+	(void)state;
+	rig_rw_flags(&peer, "a part", 6, EOM);
+	rig_host_reads(&peer, "a part", 7);
+	rig_rw_flags(&peer, "the last", 8, EOM | EOR);
+	rig_host_reads(&peer, "the last\1", 9);
+	rig_rw_flags(&peer, "", 0, EOM);
+	rig_host_reads(&peer, "", 1);
+	rig_rw_flags(&peer, "", 0, EOM | EOR);
+	rig_host_reads(&peer, "\1", 1);
+	rig_close_host(&peer);
+}
+
+static void expect_message(const struct rig_peer *peer, const char *text, uint32_t flags)
+{
+	const struct rig_packet *packet = rig_expect(peer, PACKET_OP_RW);
+
+	assert_int_equal(packet->header.len, strlen(text));
+	assert_memory_equal(packet->payload, text, strlen(text));
+	assert_int_equal(packet->header.flags, flags);
+}
+
+static void test_no_mark_gets_to_the_guest(void **state)
+{
+	struct rig_peer peer = accept_messages();
+
+	(void)state;
+	rig_host_writes(&peer, "a part", 7);
+	rig_host_writes(&peer, "the last\1", 9);
+	rig_host_writes(&peer, "", 1);
+	rig_host_writes(&peer, "\1", 1);
+	/* Bits without a meaning are of no effect. */
+	rig_host_writes(&peer, "odd\376", 4);
+	rig_run();
+	expect_message(&peer, "a part", EOM);
+	expect_message(&peer, "the last", EOM | EOR);
+	expect_message(&peer, "", EOM);
+	expect_message(&peer, "", EOM | EOR);
+	expect_message(&peer, "odd", EOM);
+	rig_close_host(&peer);
+}
+
+static void test_empty_messages_before_the_end_are_messages(void **state)
+{
+	struct rig_peer peer = accept_messages();
+
+	(void)state;
+	rig_host_writes(&peer, "", 1);
+	rig_host_writes(&peer, "", 1);
+	assert_int_equal(shutdown(peer.host, SHUT_WR), 0);
+	rig_run();
+	expect_message(&peer, "", EOM);
+	expect_message(&peer, "", EOM);
+	rig_expect(&peer, PACKET_OP_SHUTDOWN);
+	rig_close_host(&peer);
+}
+
 static void test_an_orderly_end_goes_through_the_socket(void **state)
 {
 	struct rig_peer peer = connect_to(SIBLING);
@@ -269,6 +345,23 @@ static void test_half_a_close_of_the_other_guest_is_half_a_close(void **state)
 	assert_int_equal(packet->header.flags, PACKET_SHUTDOWN_SEND);
 	rig_rw(&peer, "still", 5);
 	rig_host_reads(&peer, "still", 5);
+	rig_close_host(&peer);
+}
+
+static void test_a_guest_is_told_at_once_that_the_other_reads_no_more(void **state)
+{
+	struct rig_peer peer = accept_sibling();
+	const struct rig_packet *packet;
+
+	(void)state;
+	rig_run();
+	assert_int_equal(shutdown(peer.host, SHUT_RD), 0);
+	rig_run();
+	packet = rig_expect(&peer, PACKET_OP_SHUTDOWN);
+	assert_int_equal(packet->header.flags, PACKET_SHUTDOWN_RECEIVE);
+	rig_host_writes(&peer, "still", 5);
+	rig_run();
+	rig_expect(&peer, PACKET_OP_RW);
 	rig_close_host(&peer);
 }
 
@@ -395,8 +488,12 @@ int main(void)
 		TEST(test_a_guest_that_gives_up_cancels),
 		TEST(test_a_request_that_the_front_was_not_told_of_leaves_nothing),
 		TEST(test_a_reset_goes_through_the_front_and_not_through_the_socket),
+		TEST(test_a_mark_behind_each_message_says_what_ends_a_record),
+		TEST(test_no_mark_gets_to_the_guest),
+		TEST(test_empty_messages_before_the_end_are_messages),
 		TEST(test_an_orderly_end_goes_through_the_socket),
 		TEST(test_half_a_close_of_the_other_guest_is_half_a_close),
+		TEST(test_a_guest_is_told_at_once_that_the_other_reads_no_more),
 		TEST(test_a_reset_of_the_other_guest_comes_behind_its_last_byte),
 		TEST(test_a_reset_behind_half_a_close_comes_at_once),
 		TEST(test_a_reset_before_the_guest_has_answered_ends_the_request),
