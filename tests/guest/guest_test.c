@@ -379,7 +379,7 @@ static void messages_of_guest(struct test *test)
 	agent_tell(&test->agent, "messages %u %d 10", PORT, N_MESSAGES);
 	fd = host_accept(listener, 5000);
 	if (fd >= 0)
-		error = messages_receive(fd, &received);
+		error = messages_receive(fd, false, &received);
 	if (error == 0)
 		error = messages_send(fd, 11, N_MESSAGES);
 	close(fd);
@@ -406,7 +406,7 @@ static void messages_of_host(struct test *test)
 		error = messages_send(fd, 13, N_MESSAGES);
 	shutdown(fd, SHUT_WR);
 	if (error == 0)
-		error = messages_receive(fd, &received);
+		error = messages_receive(fd, false, &received);
 	close(fd);
 	agent_wait_reply(&test->agent, &reply);
 	check(test,

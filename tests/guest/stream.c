@@ -164,10 +164,15 @@ uint64_t messages_checksum(uint64_t seed, uint64_t n)
 	return checksum_value(&checksum);
 }
 
+static bool ends_record(uint64_t i)
+{
+	return i % 3 == 0;
+}
+
 int messages_send(int fd, uint64_t seed, uint64_t n)
 {
 	for (uint64_t i = 0; i < n; i++) {
-		int flags = MSG_NOSIGNAL | (i % 3 ? 0 : MSG_EOR);
+		int flags = MSG_NOSIGNAL | (ends_record(i) ? MSG_EOR : 0);
 		size_t len;
 		const uint8_t *bytes = make_message(seed, i, &len);
 		ssize_t n_sent = send(fd, bytes, len, flags);
@@ -180,18 +185,20 @@ int messages_send(int fd, uint64_t seed, uint64_t n)
 	return 0;
 }
 
-int messages_receive(int fd, struct checksum *checksum)
+int messages_receive(int fd, bool has_records, struct checksum *checksum)
 {
 	static _Thread_local uint8_t bytes[MESSAGE_LEN_MAX + 1];
 
-	for (;;) {
+	for (uint64_t i = 0;; i++) {
 		struct iovec part = {bytes, sizeof(bytes)};
 		struct msghdr message = {.msg_iov = &part, .msg_iovlen = 1};
 		ssize_t n = recvmsg(fd, &message, 0);
 
 		if (n <= 0)
 			return n < 0 ? -errno : 0;
-		if (message.msg_flags & (MSG_TRUNC | MSG_EOR))
+		if (message.msg_flags & MSG_TRUNC)
+			return -EBADMSG;
+		if (!(message.msg_flags & MSG_EOR) == (has_records && ends_record(i)))
 			return -EBADMSG;
 		add_message(checksum, bytes, (size_t)n);
 	}

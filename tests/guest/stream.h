@@ -10,6 +10,7 @@
  */
 
 #include <stddef.h>
+#include <stdbool.h>
 #include <stdint.h>
 
 #define STREAM_LINE_MAX 256
@@ -38,14 +39,15 @@ int stream_receive(int fd, uint64_t n_bytes_max, struct checksum *checksum);
 /*
  * The same with messages (SOCK_SEQPACKET): a sequence has n of them, of lengths that
  * its seed says, and the checksum holds the length of each before its bytes. Every
- * third one is sent as the end of a record, which nobody is to see: unix sockets know
- * of none. -EBADMSG: one was cut, or is such an end. None is empty.
+ * third one is sent as the end of a record, which only another guest is to see: unix
+ * sockets know of none. -EBADMSG: one was cut, or that is not so. None is empty.
  */
 #define MESSAGE_LEN_MAX (150u * 1024)
 
 uint64_t messages_checksum(uint64_t seed, uint64_t n);
 int messages_send(int fd, uint64_t seed, uint64_t n);
-int messages_receive(int fd, struct checksum *checksum);
+/* has_records: of another guest. */
+int messages_receive(int fd, bool has_records, struct checksum *checksum);
 
 /*
  * Read one line, without its end, taking no byte after it. Its length or
