@@ -117,6 +117,7 @@ struct qemu {
 static pid_t start_qemu(const struct machine *machine, const struct qemu *qemu)
 {
 	/* The emulated processor with the fewest features is twice as fast as the one with all. */
+	const char *program = getenv("VSOCKD_GUEST_QEMU");
 	const char *processor = strcmp(machine->accelerator, "kvm") ? "qemu64" : "host";
 	/*
 	 * no_timer_check: an emulated processor that gets no time on a busy machine makes
@@ -124,7 +125,7 @@ static pid_t start_qemu(const struct machine *machine, const struct qemu *qemu)
 	 */
 	/* clang-format off */
 	const char *argv[] = {
-		"qemu-system-x86_64", "-nodefaults", "-no-user-config",
+		program ? program : "qemu-system-x86_64", "-nodefaults", "-no-user-config",
 		"-machine", "q35,memory-backend=mem",
 		"-object", "memory-backend-memfd,id=mem,size=256M,share=on",
 		"-m", "256M",
