@@ -207,11 +207,11 @@ static void do_receive(uint32_t port, uint64_t n_bytes_answer, uint64_t seed)
 /* Before it is shut down: later the kernel does not say. */
 static bool is_of_a_guest(int fd)
 {
-	struct sockaddr_vm peer = {0};
-	socklen_t len = sizeof(peer);
+	struct sockaddr_vm address = {0};
+	socklen_t len = sizeof(address);
 
-	return getpeername(fd, (struct sockaddr *)&peer, &len) == 0 &&
-	       peer.svm_family == AF_VSOCK && peer.svm_cid > VMADDR_CID_HOST;
+	return getpeername(fd, (struct sockaddr *)&address, &len) == 0 &&
+	       address.svm_family == AF_VSOCK && address.svm_cid > VMADDR_CID_HOST;
 }
 
 static void do_messages(uint32_t port, uint64_t n, uint64_t seed)
