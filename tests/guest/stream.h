@@ -9,8 +9,8 @@
  * SO_SNDTIMEO) are the caller's and show up as -EAGAIN.
  */
 
-#include <stddef.h>
 #include <stdbool.h>
+#include <stddef.h>
 #include <stdint.h>
 
 #define STREAM_LINE_MAX 256
