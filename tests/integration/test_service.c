@@ -1,9 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 
-/*
- * vsockd as a service. This program plays systemd: it hears what vsockd tells, keeps
- * the sockets of the fd store, and passes them on to the next vsockd.
- */
+/* vsockd as a service, to a service manager that manager.h plays. */
 
 #include <errno.h>
 #include <poll.h>
@@ -15,205 +12,18 @@
 #include <string.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
-#include <sys/un.h>
 #include <sysexits.h>
 #include <unistd.h>
 
 #include <cmocka.h>
 
-#include "tests/frontend/daemon.h"
 #include "tests/frontend/guest.h"
 #include "tests/frontend/host.h"
+#include "tests/integration/manager.h"
 
-#define LIMIT	   20000
-#define STORED_MAX 16
-
-struct manager {
-	struct daemon daemon;
-	struct daemon_service service;
-	struct guest guest;
-	bool has_guest;
-	int notify; /* the socket */
-	char notify_path[128];
-	size_t n_stored;
-	int fds[STORED_MAX];
-	char names[STORED_MAX][256];
-	char all_names[STORED_MAX * 256];
-	char last[512]; /* message that brought no socket */
-};
-
-/* ---- systemd's part ---- */
-
-static int bind_datagrams(const char *path)
-{
-	struct sockaddr_un address = {.sun_family = AF_UNIX};
-	int fd = socket(AF_UNIX, SOCK_DGRAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
-
-	if (strlen(path) >= sizeof(address.sun_path))
-		return -1;
-	memcpy(address.sun_path, path, strlen(path));
-	return bind(fd, (struct sockaddr *)&address, sizeof(address)) == 0 ? fd : -1;
-}
-
-static int make_manager(void **state)
-{
-	struct manager *manager = calloc(1, sizeof(*manager));
-
-	*state = manager;
-	if (!manager || daemon_prepare(&manager->daemon))
-		return -1;
-	snprintf(manager->notify_path, sizeof(manager->notify_path), "%s",
-		 daemon_path(&manager->daemon, "notify"));
-	manager->notify = bind_datagrams(manager->notify_path);
-	manager->service.notify = manager->notify_path;
-	manager->daemon.service = &manager->service;
-	return manager->notify >= 0 ? 0 : -1;
-}
-
-static int end_manager(void **state)
-{
-	struct manager *manager = *state;
-	int result;
-
-	if (manager->has_guest)
-		guest_end(&manager->guest);
-	for (size_t i = 0; i < manager->n_stored; i++)
-		close(manager->fds[i]);
-	result = daemon_stop(&manager->daemon, LIMIT);
-	close(manager->notify);
-	free(manager);
-	return result;
-}
-
-static void forget_stored(struct manager *manager, size_t i)
-{
-	close(manager->fds[i]);
-	manager->n_stored--;
-	manager->fds[i] = manager->fds[manager->n_stored];
-	memmove(manager->names[i], manager->names[manager->n_stored], sizeof(manager->names[i]));
-}
-
-/* The value of a line "KEY=value", or NULL. */
-static const char *value_of(const char *message, const char *key, char ret[static 256])
-{
-	const char *at = message;
-	size_t len = strlen(key);
-
-	while (at && (strncmp(at, key, len) != 0 || at[len] != '=')) {
-		at = strchr(at, '\n');
-		at = at ? at + 1 : NULL;
-	}
-	if (!at)
-		return NULL;
-	snprintf(ret, 256, "%.*s", (int)strcspn(at + len + 1, "\n"), at + len + 1);
-	return ret;
-}
-
-static void store(struct manager *manager, const char *message, int fd)
-{
-	char name[256], none[256];
-
-	assert_non_null(value_of(message, "FDNAME", name));
-	assert_null(strchr(name, ':'));
-	if (value_of(message, "FDSTOREREMOVE", none)) {
-		for (size_t i = 0; i < manager->n_stored; i++)
-			if (strcmp(manager->names[i], name) == 0)
-				forget_stored(manager, i);
-		return;
-	}
-	assert_true(fd >= 0);
-	for (size_t i = 0; i < manager->n_stored; i++) {
-		/* The same socket once more is the same entry. */
-		if (strcmp(manager->names[i], name) != 0)
-			continue;
-		close(fd);
-		return;
-	}
-	assert_true(manager->n_stored < STORED_MAX);
-	memcpy(manager->names[manager->n_stored], name, sizeof(name));
-	manager->fds[manager->n_stored++] = fd;
-}
-
-/* One message. false: none came in time. */
-static bool hear(struct manager *manager, int64_t deadline)
-{
-	char message[1024] = "", none[256], room[CMSG_SPACE(sizeof(int))];
-	struct iovec part = {message, sizeof(message) - 1};
-	struct msghdr header = {
-		.msg_iov = &part,
-		.msg_iovlen = 1,
-		.msg_control = room,
-		.msg_controllen = sizeof(room),
-	};
-	struct cmsghdr *cmsg;
-	int fd = -1;
-
-	if (socket_wait(manager->notify, POLLIN, deadline) < 0)
-		return false;
-	assert_true(recvmsg(manager->notify, &header, MSG_CMSG_CLOEXEC) > 0);
-	cmsg = CMSG_FIRSTHDR(&header);
-	if (cmsg && cmsg->cmsg_type == SCM_RIGHTS)
-		memcpy(&fd, CMSG_DATA(cmsg), sizeof(fd));
-	if (value_of(message, "FDSTORE", none) || value_of(message, "FDSTOREREMOVE", none))
-		store(manager, message, fd);
-	else
-		snprintf(manager->last, sizeof(manager->last), "%s", message);
-	return true;
-}
-
-static void await(struct manager *manager, const char *key)
-{
-	int64_t deadline = deadline_in(LIMIT);
-	char none[256];
-
-	do {
-		if (!hear(manager, deadline))
-			fail_msg("%s does not come, but: %s", key, manager->last);
-	} while (!value_of(manager->last, key, none));
-}
-
-static void write_file(struct manager *manager, const char *text)
-{
-	FILE *file = fopen(daemon_path(&manager->daemon, "vsockd.yaml"), "w");
-
-	assert_non_null(file);
-	for (; *text; text++) {
-		if (*text == '@')
-			fputs(manager->daemon.directory, file);
-		else
-			fputc(*text, file);
-	}
-	assert_int_equal(fclose(file), 0);
-}
-
-/* With what is in the store. */
-static void start_with(struct manager *manager, const char *const *arguments)
-{
-	manager->all_names[0] = '\0';
-	for (size_t i = 0; i < manager->n_stored; i++) {
-		strcat(manager->all_names, i ? ":" : "");
-		strcat(manager->all_names, manager->names[i]);
-	}
-	manager->service.fds = manager->fds;
-	manager->service.n_fds = manager->n_stored;
-	manager->service.names = manager->all_names;
-	assert_int_equal(daemon_start(&manager->daemon, arguments, NULL, LIMIT), 0);
-}
+#define LIMIT MANAGER_LIMIT
 
 static const char *const with_file[] = {"", "--config", "@/vsockd.yaml", NULL};
-
-static void start(struct manager *manager)
-{
-	start_with(manager, with_file);
-	await(manager, "READY");
-}
-
-static void end(struct manager *manager)
-{
-	assert_int_equal(kill(manager->daemon.pid, SIGTERM), 0);
-	await(manager, "STOPPING");
-	assert_int_equal(daemon_end(&manager->daemon, LIMIT), 0);
-}
 
 static ino_t inode_of(struct manager *manager, const char *name)
 {
@@ -270,26 +80,26 @@ static void test_the_manager_hears_of_begin_reload_and_end(void **state)
 	struct manager *manager = *state;
 	char value[256];
 
-	write_file(manager, ONE_VM);
-	start(manager);
-	assert_string_equal(value_of(manager->last, "STATUS", value), "1 VM");
+	manager_write_file(manager, ONE_VM);
+	manager_start(manager);
+	assert_string_equal(manager_value(manager->last, "STATUS", value), "1 VM");
 	assert_true(is_there(manager, "vm"));
 
-	write_file(manager, "vms: [{socket: @/vm, uds-path: @/host},"
-			    "{guest-cid: 4, socket: @/vm4, uds-path: @/host4}]\n");
+	manager_write_file(manager, "vms: [{socket: @/vm, uds-path: @/host},"
+				    "{guest-cid: 4, socket: @/vm4, uds-path: @/host4}]\n");
 	assert_int_equal(kill(manager->daemon.pid, SIGHUP), 0);
-	await(manager, "RELOADING");
-	assert_non_null(value_of(manager->last, "MONOTONIC_USEC", value));
-	await(manager, "READY");
-	assert_string_equal(value_of(manager->last, "STATUS", value), "2 VMs");
+	manager_await(manager, "RELOADING");
+	assert_non_null(manager_value(manager->last, "MONOTONIC_USEC", value));
+	manager_await(manager, "READY");
+	assert_string_equal(manager_value(manager->last, "STATUS", value), "2 VMs");
 
-	write_file(manager, "vms: [\n");
+	manager_write_file(manager, "vms: [\n");
 	assert_int_equal(kill(manager->daemon.pid, SIGHUP), 0);
-	await(manager, "RELOADING");
-	await(manager, "READY");
-	assert_string_equal(value_of(manager->last, "STATUS", value),
+	manager_await(manager, "RELOADING");
+	manager_await(manager, "READY");
+	assert_string_equal(manager_value(manager->last, "STATUS", value),
 			    "the last reload was refused, see the log");
-	end(manager);
+	manager_end(manager);
 }
 
 static void test_sockets_are_kept_and_come_back(void **state)
@@ -297,14 +107,14 @@ static void test_sockets_are_kept_and_come_back(void **state)
 	struct manager *manager = *state;
 	ino_t vm, host;
 
-	write_file(manager, ONE_VM "control: @/control\nmetrics: @/metrics\n");
-	start(manager);
+	manager_write_file(manager, ONE_VM "control: @/control\nmetrics: @/metrics\n");
+	manager_start(manager);
 	assert_int_equal(manager->n_stored, 5);
 	vm = inode_of(manager, "vm");
 	host = inode_of(manager, "host");
 	for (int i = 0; i < 3; i++) {
-		end(manager);
-		start(manager);
+		manager_end(manager);
+		manager_start(manager);
 		assert_int_equal(inode_of(manager, "vm"), vm);
 		assert_int_equal(inode_of(manager, "host"), host);
 		assert_int_equal(manager->n_stored, 5);
@@ -312,7 +122,7 @@ static void test_sockets_are_kept_and_come_back(void **state)
 		start_guest(manager);
 		end_guest(manager);
 	}
-	end(manager);
+	manager_end(manager);
 }
 
 static void test_who_connects_during_a_restart_waits_and_is_served(void **state)
@@ -321,20 +131,20 @@ static void test_who_connects_during_a_restart_waits_and_is_served(void **state)
 	struct guest *guest;
 	int before, between;
 
-	write_file(manager, ONE_VM);
-	start(manager);
+	manager_write_file(manager, ONE_VM);
+	manager_start(manager);
 	guest = start_guest(manager);
 	assert_int_equal(guest_listen(guest, 7), 0);
 	before = host_connect(daemon_path(&manager->daemon, "host"), 7, LIMIT);
 	assert_true(before >= 0);
 	expect_answer(manager, before);
 
-	end(manager);
+	manager_end(manager);
 	end_guest(manager);
 	/* Nobody is there but the sockets. */
 	between = host_connect(daemon_path(&manager->daemon, "host"), 7, LIMIT);
 	assert_true(between >= 0);
-	start(manager);
+	manager_start(manager);
 	assert_int_equal(socket_wait(between, POLLIN, deadline_in(200)), -ETIMEDOUT);
 	guest = start_guest(manager);
 	assert_int_equal(guest_listen(guest, 7), 0);
@@ -342,15 +152,15 @@ static void test_who_connects_during_a_restart_waits_and_is_served(void **state)
 	end_guest(manager);
 
 	/* A front-end may come first, too: its messages wait. */
-	end(manager);
+	manager_end(manager);
 	between = socket_connect(daemon_path(&manager->daemon, "vm"), SOCK_STREAM, LIMIT);
 	assert_true(between >= 0);
-	start(manager);
+	manager_start(manager);
 	assert_int_equal(daemon_wait_log(&manager->daemon, "front-end connected", LIMIT), 0);
 	close(between);
 	start_guest(manager);
 	end_guest(manager);
-	end(manager);
+	manager_end(manager);
 }
 
 static void test_a_socket_whose_file_was_replaced_is_made_anew(void **state)
@@ -359,23 +169,23 @@ static void test_a_socket_whose_file_was_replaced_is_made_anew(void **state)
 	ino_t before;
 	int other;
 
-	write_file(manager, ONE_VM);
-	start(manager);
+	manager_write_file(manager, ONE_VM);
+	manager_start(manager);
 	before = inode_of(manager, "host");
-	end(manager);
+	manager_end(manager);
 	/* Another program took the place, and left. */
 	assert_int_equal(unlink(daemon_path(&manager->daemon, "host")), 0);
 	other = socket_listen(daemon_path(&manager->daemon, "host"), SOCK_STREAM);
 	assert_true(other >= 0);
 	close(other);
-	start(manager);
+	manager_start(manager);
 	assert_true(daemon_log_has(&manager->daemon, "not the one that was passed"));
 	assert_int_not_equal(inode_of(manager, "host"), before);
 	assert_int_equal(guest_listen(start_guest(manager), 7), 0);
 	expect_answer(manager, host_connect(daemon_path(&manager->daemon, "host"), 7, LIMIT));
 	/* The old one is not kept any longer. */
 	assert_int_equal(manager->n_stored, 3);
-	end(manager);
+	manager_end(manager);
 }
 
 static void test_sockets_of_an_activator_are_used_and_left(void **state)
@@ -391,12 +201,12 @@ static void test_sockets_of_an_activator_are_used_and_left(void **state)
 	manager->n_stored = 2;
 	assert_int_equal(chmod(daemon_path(&manager->daemon, "host"), 0642), 0);
 	before = inode_of(manager, "host");
-	write_file(manager, ONE_VM);
-	start(manager);
+	manager_write_file(manager, ONE_VM);
+	manager_start(manager);
 	assert_int_equal(guest_listen(start_guest(manager), 7), 0);
 	expect_answer(manager, host_connect(daemon_path(&manager->daemon, "host"), 7, LIMIT));
 	end_guest(manager);
-	end(manager);
+	manager_end(manager);
 	/* The third is vsockd's own, for messages. */
 	assert_int_equal(manager->n_stored, 3);
 	assert_int_equal(stat(daemon_path(&manager->daemon, "host"), &found), 0);
@@ -415,14 +225,14 @@ static void test_who_wakes_an_activator_waits_for_the_guest(void **state)
 	manager->n_stored = 1;
 	host = host_connect(daemon_path(&manager->daemon, "host"), 7, LIMIT);
 	assert_true(host >= 0);
-	write_file(manager, ONE_VM);
-	start(manager);
+	manager_write_file(manager, ONE_VM);
+	manager_start(manager);
 	assert_int_equal(socket_wait(host, POLLIN, deadline_in(200)), -ETIMEDOUT);
 	guest = start_guest(manager);
 	assert_int_equal(guest_listen(guest, 7), 0);
 	expect_answer(manager, host);
 	end_guest(manager);
-	end(manager);
+	manager_end(manager);
 }
 
 static void test_a_socket_named_by_its_number_is_left_to_who_named_it(void **state)
@@ -433,13 +243,13 @@ static void test_a_socket_named_by_its_number_is_left_to_who_named_it(void **sta
 	manager->fds[0] = socket_listen(daemon_path(&manager->daemon, "vm"), SOCK_STREAM);
 	snprintf(manager->names[0], sizeof(manager->names[0]), "vsockd.socket");
 	manager->n_stored = 1;
-	start_with(manager, arguments);
-	await(manager, "READY");
+	manager_start_with(manager, arguments);
+	manager_await(manager, "READY");
 	assert_int_equal(guest_listen(start_guest(manager), 7), 0);
 	expect_answer(manager, host_connect(daemon_path(&manager->daemon, "host"), 7, LIMIT));
 	end_guest(manager);
 	assert_false(daemon_log_has(&manager->daemon, "belongs to no VM"));
-	end(manager);
+	manager_end(manager);
 }
 
 static void test_a_start_that_fails_leaves_what_is_kept(void **state)
@@ -448,50 +258,51 @@ static void test_a_start_that_fails_leaves_what_is_kept(void **state)
 	ino_t host;
 	int other;
 
-	write_file(manager, ONE_VM);
-	start(manager);
+	manager_write_file(manager, ONE_VM);
+	manager_start(manager);
 	host = inode_of(manager, "host");
-	end(manager);
+	manager_end(manager);
 	/* One socket of the next start cannot be made. */
 	other = socket_listen(daemon_path(&manager->daemon, "taken"), SOCK_STREAM);
 	assert_true(other >= 0);
-	write_file(manager, ONE_VM "control: @/new\nmetrics: @/taken\n");
-	start_with(manager, with_file);
+	manager_write_file(manager, ONE_VM "control: @/new\nmetrics: @/taken\n");
+	manager_start_with(manager, with_file);
 	assert_int_equal(daemon_wait_log(&manager->daemon, "another program listens on it", LIMIT),
 			 0);
 	assert_int_equal(daemon_end(&manager->daemon, LIMIT), EX_CANTCREAT);
-	assert_false(hear(manager, 0));
+	assert_false(manager_hear(manager, 0));
 	assert_false(is_there(manager, "new"));
 	assert_int_equal(inode_of(manager, "host"), host);
 	close(other);
-	start(manager);
+	manager_start(manager);
 	assert_int_equal(inode_of(manager, "host"), host);
-	end(manager);
+	manager_end(manager);
 }
 
 static void test_a_reload_moves_what_is_kept(void **state)
 {
 	struct manager *manager = *state;
 
-	write_file(manager, ONE_VM);
-	start(manager);
+	manager_write_file(manager, ONE_VM);
+	manager_start(manager);
 	assert_int_equal(manager->n_stored, 3);
-	write_file(manager, "vms: [{socket: @/vm, uds-path: @/else, listen: ['5:unix:@/five']}]\n");
+	manager_write_file(manager,
+			   "vms: [{socket: @/vm, uds-path: @/else, listen: ['5:unix:@/five']}]\n");
 	assert_int_equal(kill(manager->daemon.pid, SIGHUP), 0);
-	await(manager, "RELOADING");
-	await(manager, "READY");
+	manager_await(manager, "RELOADING");
+	manager_await(manager, "READY");
 	assert_int_equal(manager->n_stored, 4);
 	for (size_t i = 0; i < manager->n_stored; i++)
 		assert_null(strstr(manager->names[i], "/host"));
-	end(manager);
+	manager_end(manager);
 	/* A VM less in the file of the next start. */
-	write_file(manager, "vms: [{guest-cid: 8, socket: @/vm, uds-path: @/else}]\n");
-	start(manager);
+	manager_write_file(manager, "vms: [{guest-cid: 8, socket: @/vm, uds-path: @/else}]\n");
+	manager_start(manager);
 	assert_true(daemon_log_has(&manager->daemon, "belongs to no VM and is closed"));
-	while (manager->n_stored > 3 && hear(manager, deadline_in(LIMIT)))
+	while (manager->n_stored > 3 && manager_hear(manager, deadline_in(LIMIT)))
 		;
 	assert_int_equal(manager->n_stored, 3);
-	end(manager);
+	manager_end(manager);
 }
 
 static void test_the_watchdog_hears_of_both_loops(void **state)
@@ -500,24 +311,24 @@ static void test_the_watchdog_hears_of_both_loops(void **state)
 	pid_t pids[DAEMON_PIDS_MAX];
 
 	manager->service.watchdog = "150000";
-	write_file(manager, ONE_VM);
-	start(manager);
+	manager_write_file(manager, ONE_VM);
+	manager_start(manager);
 	for (int i = 0; i < 3; i++) {
 		manager->last[0] = '\0';
-		await(manager, "WATCHDOG");
+		manager_await(manager, "WATCHDOG");
 	}
 	/* A front that hangs is not covered by a spawner that lives. */
 	assert_true(daemon_find(&manager->daemon, "vsockd", pids) >= 1);
 	assert_int_equal(kill(pids[0], SIGSTOP), 0);
-	while (hear(manager, deadline_in(50)))
+	while (manager_hear(manager, deadline_in(50)))
 		;
-	assert_false(hear(manager, deadline_in(600)));
+	assert_false(manager_hear(manager, deadline_in(600)));
 	assert_int_equal(kill(pids[0], SIGCONT), 0);
-	await(manager, "WATCHDOG");
-	end(manager);
+	manager_await(manager, "WATCHDOG");
+	manager_end(manager);
 }
 
-#define WITH_MANAGER(test) cmocka_unit_test_setup_teardown(test, make_manager, end_manager)
+#define WITH_MANAGER(test) cmocka_unit_test_setup_teardown(test, manager_set_up, manager_tear_down)
 
 int main(void)
 {
