@@ -100,6 +100,13 @@ void guest_connections_drop(struct guest *guest)
 	guest->n_pending = 0;
 }
 
+void guest_connections_excuse_requests(struct guest *guest)
+{
+	for (size_t i = 0; i < GUEST_BUCKETS; i++)
+		for (struct guest_connection *at = guest->buckets[i]; at; at = at->next)
+			at->is_excused |= at->state == GUEST_CONNECTING;
+}
+
 void guest_connections_end(struct guest *guest)
 {
 	for (size_t i = 0; i < GUEST_BUCKETS; i++) {

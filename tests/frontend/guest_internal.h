@@ -30,8 +30,9 @@ void guest_violate(struct guest *guest, const char *format, ...)
 /* guest_connections.c */
 void guest_connections_take(struct guest *guest, const struct packet *packet,
 			    const struct iovec *payload, size_t n_payload);
-size_t guest_connections_flush(struct guest *guest); /* pending control packets */
-void guest_connections_drop(struct guest *guest);    /* all CLOSED with ECONNRESET */
+size_t guest_connections_flush(struct guest *guest);	     /* pending control packets */
+void guest_connections_drop(struct guest *guest);	     /* all CLOSED with ECONNRESET */
+void guest_connections_excuse_requests(struct guest *guest); /* a late answer is no violation */
 void guest_connections_end(struct guest *guest);
 void guest_say(struct guest_connection *connection, enum packet_op op, uint32_t flags);
 uint32_t guest_credit(const struct guest_connection *connection);

@@ -382,6 +382,8 @@ int guest_answer_events(struct guest *guest)
 		return 0;
 	/* The order of Linux: first the reset is done, then the buffer goes back. */
 	error = guest_read_cid(guest);
+	/* The device may hold requests of a guest that did not know yet, and answer them now. */
+	guest_connections_excuse_requests(guest);
 	guest_connections_drop(guest);
 	for (size_t i = 0; i < guest->n_held_events; i++)
 		post_event(guest, guest->held_events[i]);
@@ -412,7 +414,10 @@ static int receive_events(struct guest *guest)
 	}
 	if (result < 0)
 		return broken(guest, GUEST_EVENT);
-	if (n > 0 && !guest->options.holds_events)
+	/* What the device sent before is of connections that the driver still has. */
+	while (n > 0 && (result = receive_packets(guest)) == RX_BATCH)
+		;
+	if (result >= 0 && n > 0 && !guest->options.holds_events)
 		result = guest_answer_events(guest);
 	return result < 0 ? result : n;
 }
