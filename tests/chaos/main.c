@@ -368,6 +368,14 @@ static void do_something(void)
 
 /* ---- from beginning to end ---- */
 
+/* Nobody else may keep a socket that vsockd gave up: those in its backlog would wait for ever. */
+static _Noreturn void be_vm(size_t number)
+{
+	for (size_t i = 0; i < c.manager->n_stored; i++)
+		close(c.manager->fds[i]);
+	vm_run(number);
+}
+
 static void start_vms(void)
 {
 	for (size_t i = 0; i < VMS; i++) {
@@ -377,7 +385,7 @@ static void start_vms(void)
 			fault_begin(i);
 		pid = fork();
 		if (pid == 0)
-			vm_run(i);
+			be_vm(i);
 		shared->vms[i].pid = pid;
 	}
 }
@@ -450,6 +458,19 @@ static void show_last_operations(size_t vm)
 	printf("\n");
 }
 
+static void show_state(void)
+{
+	char cid[8];
+
+	for (size_t i = 0; i < VMS && c.manager->daemon.pid > 0; i++) {
+		snprintf(cid, sizeof(cid), "%zu", (size_t)vm_cid(i));
+		(void)run_tool("show", cid);
+		printf("%s%s", c.tool.text, c.tool.complaint);
+		(void)run_tool("connections", cid);
+		printf("%s%s", c.tool.text, c.tool.complaint);
+	}
+}
+
 static void show_failure(void)
 {
 	while (!shared->is_told)
@@ -458,6 +479,7 @@ static void show_failure(void)
 	       (double)shared->failed_at / 1000, shared->failure);
 	for (size_t i = 0; i <= VMS; i++)
 		show_last_operations(i);
+	show_state();
 	printf("    vsockd said last:\n");
 	show_log();
 }
@@ -543,8 +565,8 @@ int main(int argc, char **argv)
 		finish();
 	}
 	if (shared->has_failed) {
-		kill_vms();
 		show_failure();
+		kill_vms();
 		printf("0 passed, 1 failed\n");
 		return 1;
 	}

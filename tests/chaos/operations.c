@@ -236,9 +236,8 @@ void operations_finish(struct vm *vm)
 	vm->capture.until = 0;
 	vm->errand.until = 0;
 	while (is_busy(&vm->errand) || is_busy(&vm->capture)) {
-		/* Whoever is to be resumed, or killed, needs no more than that. */
-		if (shared->vms[vm->number].is_down && !vm->errand.is_running)
-			vm->errand.stage = 0;
+		/* Orders wait at the socket for the next vsockd: what it suspends it has to resume.
+		 */
 		step_errand(vm);
 		step_capture(vm);
 		if (now_ms() > deadline)

@@ -122,6 +122,9 @@ static void start_guest(struct vm *vm)
 	vm->has_guest = result >= 0;
 	if (!vm_succeeds(vm, result, "no guest starts"))
 		return;
+	/* Where no acks are asked for, this answer says that the rings run. */
+	if (!vm_succeeds(vm, guest_read_cid(&vm->guest), "the CID is read"))
+		return;
 	vm->n_resets_seen = 0;
 	for (size_t i = 0; i < vm->n_ends; i++)
 		guest_watch(&vm->guest, &vm->ends[i]->watch);
@@ -357,6 +360,8 @@ _Noreturn void vm_run(size_t number)
 	vm.next_operation = vm.next_fault = now_ms() + 1000;
 	while (!shared->is_over && !shared->has_failed && kill(shared->main, 0) == 0)
 		step(&vm);
+	if (shared->has_failed)
+		vm_fail(number, "somebody else has failed");
 	operations_finish(&vm);
 	_exit(0);
 }
