@@ -56,6 +56,8 @@ static bool is_excused(const struct end *end)
 		return true;
 	if (end->has_in)
 		return is_aborted(end->in.id);
+	if (end->n_in == 0 && shared->last_slow > end->opened_at - RECOVERY)
+		return true;
 	/* Which one the other end is was not said yet. */
 	return shared->vms[end->vm].last_abort > since ||
 	       shared->vms[end->peer_vm].last_abort > since;
@@ -478,6 +480,8 @@ void end_step(struct end *end)
 {
 	if (end->state == END_OVER)
 		return;
+	if (end->state == END_OPENING)
+		note_wait(end->opened_at);
 	if (end->connection)
 		take_guest_state(end);
 	else if (end->state == END_OPENING && end->can_read)

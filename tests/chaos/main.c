@@ -493,8 +493,9 @@ static void show_summary(void)
 	       " messages\n",
 	       shared->n_bytes, shared->n_messages);
 	printf("ok - each end of a connection ended, or lived: %" PRIu64 " opened, %" PRIu64
-	       " ended in order, %" PRIu64 " reset by what was done\n",
-	       shared->n_opened, shared->n_ended, shared->n_reset);
+	       " ended in order, %" PRIu64 " reset by what was done; the machine was slow %" PRIu64
+	       " times\n",
+	       shared->n_opened, shared->n_ended, shared->n_reset, shared->n_slow);
 	printf("ok - no process and no fd was left at rest: %" PRIu64 " times, %s\n",
 	       shared->n_operations[OP_REST], rest_says());
 	printf("ok - the bystander lost nothing: %" PRIu64 " round trips, %.1f ms at worst\n",

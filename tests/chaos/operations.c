@@ -24,6 +24,7 @@ static void run_tool(struct vm *vm, struct errand *errand, const char *command, 
 {
 	tool_start(&errand->tool, vm->control, (const char *const[]){command, which, NULL});
 	errand->is_running = true;
+	errand->sent_at = now_ms();
 	errand->stage++;
 }
 
@@ -165,6 +166,7 @@ static void check_errand(struct vm *vm, struct errand *errand)
 
 	if (!is_back(errand, &code))
 		return;
+	note_wait(errand->sent_at);
 	if (code != 0 && !is_forgivable(errand, code) && !is_shaken(vm, errand->began_at))
 		vm_fail(vm->number, "%s: vsockctl ends with %d: %s",
 			operation_names[errand->operation], code, errand->tool.complaint);

@@ -96,6 +96,16 @@ void note_end(size_t vm, enum operation operation)
 	remember(vm, -1 - (int)operation);
 }
 
+void note_wait(int64_t began_at)
+{
+	int64_t now = now_ms();
+
+	if (now - began_at <= SLOW)
+		return;
+	shared->n_slow += now - shared->last_slow > RECOVERY;
+	shared->last_slow = now;
+}
+
 void fault_begin(size_t vm)
 {
 	if (vm == BYSTANDER)

@@ -32,6 +32,14 @@
 /* Workers that die in a row are taken for the guest's doing, see DEATHS_MAX in broker/device.c. */
 #define KILLS_MAX 5
 
+/*
+ * vsockd gives up what is not connected in 2 s (CONNECTION_CONNECT_MS). A wait of so many ms
+ * says that the machine has too much to do; what is not connected then is nobody's fault, and
+ * so long afterwards.
+ */
+#define SLOW	 1200
+#define RECOVERY 5000
+
 /* A fault that is not over. */
 #define FAULT_LASTS INT64_MAX
 
@@ -107,7 +115,9 @@ struct shared {
 	_Atomic uint64_t n_operations[OPERATIONS];
 	_Atomic uint64_t n_bytes, n_messages;
 	_Atomic uint64_t n_opened, n_ended, n_reset;
-	_Atomic uint64_t n_kills;				  /* of workers */
+	_Atomic uint64_t n_kills; /* of workers */
+	_Atomic int64_t last_slow;
+	_Atomic uint64_t n_slow;
 	_Atomic uint64_t n_round_trips, worst_ns, worst_since_ns; /* of the bystander */
 	struct shared_vm vms[VMS + 1];				  /* the last one: of main.c */
 };
@@ -131,6 +141,9 @@ uint32_t draw(struct dice *dice, uint32_t n);
 /* An operation begins, and is over; vm: VMS for what concerns all. */
 void note(size_t vm, enum operation operation);
 void note_end(size_t vm, enum operation operation);
+
+/* Something that began then has lasted until now. */
+void note_wait(int64_t began_at);
 
 /* Connections of this VM may be reset from here on, until fault_end(). Not the bystander's. */
 void fault_begin(size_t vm);

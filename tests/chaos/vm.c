@@ -358,8 +358,12 @@ _Noreturn void vm_run(size_t number)
 	signal(SIGPIPE, SIG_IGN);
 	listen_at(&vm);
 	vm.next_operation = vm.next_fault = now_ms() + 1000;
-	while (!shared->is_over && !shared->has_failed && kill(shared->main, 0) == 0)
+	while (!shared->is_over && !shared->has_failed && kill(shared->main, 0) == 0) {
+		int64_t began_at = now_ms();
+
 		step(&vm);
+		note_wait(began_at);
+	}
 	if (shared->has_failed)
 		vm_fail(number, "somebody else has failed");
 	operations_finish(&vm);

@@ -22,9 +22,9 @@ struct errand {
 	struct tool tool;
 	bool is_running;
 	enum operation operation;
-	int stage;	  /* 0: none */
-	int64_t began_at; /* ms */
-	int64_t until;	  /* of a capture, or of what is suspended */
+	int stage;		   /* 0: none */
+	int64_t began_at, sent_at; /* ms */
+	int64_t until;		   /* of a capture, or of what is suspended */
 };
 
 struct vm {
