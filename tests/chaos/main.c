@@ -142,12 +142,28 @@ static void start(void)
 	manager_await(c.manager, "READY");
 }
 
+static bool has_exited(pid_t pid)
+{
+	siginfo_t info = {0};
+
+	return waitid(P_PID, (id_t)pid, &info, WEXITED | WNOHANG | WNOWAIT) == 0 &&
+	       info.si_pid == pid;
+}
+
+/* What it writes fits into its pipes. */
 static int run_tool(const char *first, const char *second)
 {
+	int64_t deadline = now_ms() + LIMIT;
 	char path[128];
 
 	snprintf(path, sizeof(path), "%s/" TOOL_CONTROL, shared->directory);
 	tool_start(&c.tool, path, (const char *const[]){first, second, NULL});
+	while (!has_exited(c.tool.pid) && now_ms() < deadline)
+		poll(NULL, 0, 2);
+	if (!has_exited(c.tool.pid)) {
+		tell_failure("vsockctl %s %s does not come back", first, second ? second : "");
+		kill(c.tool.pid, SIGKILL);
+	}
 	return tool_end(&c.tool);
 }
 
