@@ -35,7 +35,8 @@ static void note_failure(struct control_client *client, const struct device *dev
 			       device->configuration->guest_cid, refusal(status));
 }
 
-/* place[0]: the handover of the VM at the cursor has begun. false: it goes on. */
+/* place[0]: the handover of the VM at the cursor has begun. false: it goes on. place[1]: see below.
+ */
 static bool replace_one(struct control_client *client, struct device *device)
 {
 	bool is_one_of_all = client->request.cid == 0;
@@ -71,9 +72,14 @@ bool control_replace(struct front *front, struct control_client *client)
 	if (!is_all && client->cursor == 0 && client->place[0] == 0 &&
 	    !control_device(front, client))
 		return true;
-	/* Whoever is connected next gets what is installed now, too. */
-	if (is_all && client->cursor == 0 && client->place[0] == 0)
+	/*
+	 * Whoever is connected next gets what is installed now, too. Once: a VM that waits for
+	 * its worker, and is waited for here, would never get one of those that are started for it.
+	 */
+	if (is_all && client->place[1] == 0) {
+		client->place[1] = 1;
 		workers_renew(front);
+	}
 	for (; client->cursor < front->n_devices; client->cursor++) {
 		struct device *device = &front->devices[client->cursor];
 

@@ -206,6 +206,44 @@ static void test_a_death_at_any_moment_of_a_replacement_is_a_clean_end_or_none(v
 	}
 }
 
+static int start_one_chatty(void **state)
+{
+	static const char *const arguments[] = {"--control", "@/" TOOL_CONTROL, "--log-level",
+						"debug", NULL};
+
+	*state = calloc(1, sizeof(struct setup));
+	assert_non_null(*state);
+	setup_start(*state, 1, NULL, arguments);
+	return 0;
+}
+
+/*
+ * With each death in a row the VM waits longer for its next worker, and whoever replaces all
+ * with it: meanwhile the spare that is to be that worker stays.
+ */
+static void test_nobody_takes_the_worker_that_a_vm_waits_for(void **state)
+{
+	struct setup *setup = *state;
+	struct guest *guest = setup_guest(setup, 0, (struct guest_options){0});
+	size_t n_before = 0;
+
+	for (unsigned int round = 0; round < 6; round++) {
+		struct replacer replacer;
+
+		n_before = daemon_count_log(&setup->daemon, " is process ");
+		kill_some(setup, ALL);
+		assert_int_equal(
+			daemon_wait_log_times(&setup->daemon, "worker lost", round + 1, LIMIT), 0);
+		replacer_start(&replacer, setup, guest, 0, 1);
+		while (!replacer_is_done(&replacer))
+			assert_true(guest_poll(guest, LIMIT) > 0);
+		replacer_end(&replacer, guest);
+		transfer_all(setup, 0, 1000, 100 * KIB);
+	}
+	/* For the two that died, a successor, and the spares that these leave. */
+	assert_in_range(daemon_count_log(&setup->daemon, " is process ") - n_before, 1, 7);
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
@@ -218,6 +256,8 @@ int main(void)
 		cmocka_unit_test_setup_teardown(
 			test_a_death_at_any_moment_of_a_replacement_is_a_clean_end_or_none,
 			start_one, setup_end),
+		cmocka_unit_test_setup_teardown(test_nobody_takes_the_worker_that_a_vm_waits_for,
+						start_one_chatty, setup_end),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);
