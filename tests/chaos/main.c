@@ -575,8 +575,8 @@ int main(int argc, char **argv)
 	printf("seed %" PRIu64 "\n", seed);
 	write_file(VMS);
 	start();
-	rest_begin(&c.manager->daemon);
 	if (setjmp(failed) == 0) {
+		rest_begin(&c.manager->daemon);
 		start_vms();
 		run();
 		finish();

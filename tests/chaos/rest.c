@@ -66,6 +66,7 @@ static struct holdings look(const struct daemon *daemon)
 
 void rest_begin(struct daemon *daemon)
 {
+	int64_t deadline = now_ms() + LIMIT;
 	struct holdings before;
 
 	/* The first spare is there before it has opened everything: until twice the same is seen.
@@ -74,6 +75,8 @@ void rest_begin(struct daemon *daemon)
 		before = at_first;
 		look_after(200);
 		at_first = look(daemon);
+		if (now_ms() > deadline)
+			tell_failure("vsockd never rests: %zu workers", at_first.n_workers);
 	} while (at_first.n_workers != 1 || at_first.n_fds != before.n_fds);
 }
 
