@@ -270,8 +270,11 @@ class Operator:
     def exchange(self, text):
         self.guest.say(f"send {text}")
         line = f"{text}\n".encode()
-        if self.program.recv(64) != line:
-            fail("what the guest sent did not come")
+        answer = b""
+        while len(answer) < len(line):
+            answer += self.program.recv(64) or fail("the connection ends")
+        if answer != line:
+            fail(f"the guest sent {line}, {answer} came")
         self.program.sendall(line)
         self.guest.expect(f"got {text}")
 
