@@ -19,6 +19,8 @@
 /* systemd.exec(5): a name has at most so many bytes, no control character and no colon. */
 #define NAME_LEN_MAX 255
 
+#define HEXADECIMAL "0123456789abcdef"
+
 /* Three chances to be heard within the limit. */
 #define WATCHDOG_SHARE 3
 
@@ -82,10 +84,27 @@ static bool make_name(const struct listener *listener, const struct port_address
 	return len <= NAME_LEN_MAX;
 }
 
-/* From our store, or from an activator, who names sockets as it likes. */
+/*
+ * What make_name() ends with: the socket is from our store. An activator names sockets
+ * as it likes, after units as a rule, and a unit may well have an "@". NULL: none.
+ */
+static const char *find_identity(const char *name)
+{
+	const char *at = name ? strrchr(name, '@') : NULL;
+	size_t device_len, inode_len;
+
+	if (!at)
+		return NULL;
+	device_len = strspn(at + 1, HEXADECIMAL);
+	if (device_len == 0 || at[1 + device_len] != '.')
+		return NULL;
+	inode_len = strspn(at + 1 + device_len + 1, HEXADECIMAL);
+	return inode_len > 0 && at[1 + device_len + 1 + inode_len] == '\0' ? at : NULL;
+}
+
 static bool is_stored_name(const char *name)
 {
-	return name && strchr(name, '@');
+	return find_identity(name);
 }
 
 void service_store(struct listener *listener, const struct port_address *address, uint32_t port)
@@ -129,7 +148,7 @@ static bool has_option(int fd, int option, int wanted)
 static bool is_still_there(const struct given *passed, const char *path, struct stat *ret_found)
 {
 	char identity[48];
-	const char *at = is_stored_name(passed->name) ? strrchr(passed->name, '@') : NULL;
+	const char *at = find_identity(passed->name);
 
 	if (lstat(path, ret_found) || !S_ISSOCK(ret_found->st_mode))
 		return false;

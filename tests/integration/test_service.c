@@ -197,7 +197,7 @@ static void test_sockets_of_an_activator_are_used_and_left(void **state)
 	manager->fds[0] = socket_listen(daemon_path(&manager->daemon, "host"), SOCK_STREAM);
 	manager->fds[1] = socket_listen(daemon_path(&manager->daemon, "vm"), SOCK_STREAM);
 	snprintf(manager->names[0], sizeof(manager->names[0]), "vsockd.socket");
-	snprintf(manager->names[1], sizeof(manager->names[1]), "vsockd.socket");
+	snprintf(manager->names[1], sizeof(manager->names[1]), "vsockd@vm.socket");
 	manager->n_stored = 2;
 	assert_int_equal(chmod(daemon_path(&manager->daemon, "host"), 0642), 0);
 	before = inode_of(manager, "host");
