@@ -836,6 +836,7 @@ static void end(void)
 		close_socket(&f.workers[i].channel);
 	free(f.front.devices);
 	free(f.front.workers);
+	free(f.front.owed);
 	free(f.front.control);
 	munmap(f.front.connects, len);
 	munmap(f.front.retries, len);
