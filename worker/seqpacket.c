@@ -60,11 +60,11 @@ static uint32_t mark_len(const struct connection *connection)
 static enum sent send_message(struct connection *connection, struct iovec *parts, size_t n_parts,
 			      size_t len, bool ends_record)
 {
-	uint8_t mark = ends_record ? MARK_RECORD : 0;
+	static const uint8_t marks[] = {0, MARK_RECORD};
 	ssize_t n;
 
 	if (connection_has_sibling(connection)) {
-		parts[n_parts++] = (struct iovec){&mark, MARK_LEN};
+		parts[n_parts++] = (struct iovec){(void *)(uintptr_t)&marks[ends_record], MARK_LEN};
 		len += MARK_LEN;
 	}
 	do {
