@@ -70,6 +70,16 @@ static void give_time(const struct front *front, struct scrape_client *client)
 	client->deadline = client->is_exporter ? UINT64_MAX : front->now + CLIENT_MS;
 }
 
+/*
+ * A program may shut down what it writes and wait for its answer. The exporter, whose
+ * questions never end, has nothing more to ask then, and would be heard of for ever:
+ * an empty packet of its own is no end, so a read does not tell.
+ */
+static uint32_t events_of_request(const struct scrape_client *client)
+{
+	return client->is_exporter ? EPOLLIN | EPOLLRDHUP : EPOLLIN;
+}
+
 static void watch(struct front *front, struct scrape_client *client, int operation, uint32_t events)
 {
 	if (operation == EPOLL_CTL_MOD && events == client->watched)
@@ -95,7 +105,7 @@ void scrape_accept(struct front *front)
 		return;
 	}
 	*client = (struct scrape_client){.socket = socket, .deadline = front->now + CLIENT_MS};
-	watch(front, client, EPOLL_CTL_ADD, EPOLLIN);
+	watch(front, client, EPOLL_CTL_ADD, events_of_request(client));
 }
 
 /* ---- the request ---- */
@@ -263,7 +273,7 @@ void scrape_event(struct front *front, size_t index, uint32_t events)
 
 	if (client->socket < 0)
 		return;
-	if (events & (EPOLLHUP | EPOLLERR))
+	if (events & (EPOLLHUP | EPOLLERR | EPOLLRDHUP))
 		client->is_gone = true;
 	if (events & EPOLLOUT)
 		client->is_blocked = false;
@@ -289,7 +299,7 @@ static void go_on(struct front *front, struct scrape_client *client)
 		return;
 	}
 	watch(front, client, EPOLL_CTL_MOD,
-	      client->phase == PHASE_REQUEST ? EPOLLIN
+	      client->phase == PHASE_REQUEST ? events_of_request(client)
 	      : client->is_blocked	     ? EPOLLOUT
 					     : 0);
 }
@@ -351,7 +361,7 @@ bool scrape_init(struct front *front, int listener, int exporter)
 		client->socket = exporter;
 		client->is_exporter = true;
 		give_time(front, client);
-		watch(front, client, EPOLL_CTL_ADD, EPOLLIN);
+		watch(front, client, EPOLL_CTL_ADD, events_of_request(client));
 		if (client->is_gone)
 			return false;
 	}

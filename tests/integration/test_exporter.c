@@ -286,6 +286,21 @@ static void test_an_exporter_that_was_taken_over_harms_nobody(void **state)
 	expect_metrics();
 }
 
+static void test_an_exporter_that_says_no_more_keeps_nobody_awake(void **state)
+{
+	struct setup *setup = *state;
+	int channel = take_channel(find_exporter(setup));
+
+	if (channel < 0) {
+		print_message("skipped: only root takes an exporter over\n");
+		skip();
+	}
+	assert_int_equal(shutdown(channel, SHUT_WR), 0);
+	close(channel);
+	/* All of them sleep, or this fails. */
+	setup_count_fds(setup);
+}
+
 static void test_a_port_that_is_taken_is_told_at_the_start(void **state)
 {
 	struct daemon daemon = {0};
@@ -339,6 +354,7 @@ int main(void)
 		WITH_TWO(test_a_flood_costs_nobody_else_anything),
 		WITH_TWO(test_an_exporter_that_dies_is_started_again_and_nothing_else_happens),
 		WITH_TWO(test_an_exporter_that_was_taken_over_harms_nobody),
+		WITH_TWO(test_an_exporter_that_says_no_more_keeps_nobody_awake),
 		WITH_TWO(test_a_port_that_is_taken_is_told_at_the_start),
 		cmocka_unit_test(test_ipv6_does_as_well),
 	};
