@@ -306,6 +306,8 @@ void host_write(struct device *device, struct connection *connection, struct iov
 		size_t n_parts, size_t len);
 void host_flush(struct device *device, struct connection *connection);
 void host_shut_write_when_empty(struct device *device, struct connection *connection);
+/* Who writes to the guest is told that nobody reads, what waited to be read is dropped. */
+void host_stop_reading(const struct connection *connection);
 /* The socket goes; the entry stays until packets and messages are out. */
 void host_close(struct device *device, struct connection *connection);
 /* Close, and RST to the guest. */

@@ -188,7 +188,7 @@ static void on_shutdown(struct device *device, struct connection *connection, ui
 	}
 	if (connection->guest_shutdown == PACKET_SHUTDOWN_RECEIVE && !connection->has_ended) {
 		/* Host programs that write on are told so; nothing more is read. */
-		shutdown(connection->fd, SHUT_RD);
+		host_stop_reading(connection);
 		connection->has_ended = true;
 		connection->early_skip = connection->early_len;
 		seqpacket_drop(device, connection);

@@ -108,6 +108,23 @@ void host_fail(struct device *device, struct connection *connection, int error)
 		host_reset(device, connection);
 }
 
+/*
+ * What was written and not read goes out with it: a unix socket tells a writer that
+ * waits for room only when there is some. An empty message ends that early, and is
+ * rare enough.
+ */
+void host_stop_reading(const struct connection *connection)
+{
+	uint8_t unwanted[4096];
+	struct iovec parts[64];
+
+	for (size_t i = 0; i < sizeof(parts) / sizeof(*parts); i++)
+		parts[i] = (struct iovec){unwanted, sizeof(unwanted)};
+	shutdown(connection->fd, SHUT_RD);
+	while (readv(connection->fd, parts, sizeof(parts) / sizeof(*parts)) > 0)
+		;
+}
+
 void host_drain(struct device *device, struct connection *connection, bool with_rst)
 {
 	connection->due = 0;
@@ -117,6 +134,8 @@ void host_drain(struct device *device, struct connection *connection, bool with_
 		host_close(device, connection);
 		return;
 	}
+	/* Who waits to write would wait for as long as nobody reads. */
+	host_stop_reading(connection);
 	seqpacket_drop(device, connection);
 	connection_unhash(&device->connections, connection);
 	connection->state = CONNECTION_DRAINING;

@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include <errno.h>
+#include <poll.h>
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stdio.h>
@@ -358,6 +359,48 @@ static void test_a_closing_guest_with_nothing_unsent_ends_the_socket_at_once(voi
 	rig_host_reads(&peer, "all", 3);
 	rig_host_reads_end(&peer);
 	assert_true(rig_is_closed(peer.endpoint));
+	rig_close_host(&peer);
+}
+
+/* One that writes has to hear of it, by a blocking write or by POLLOUT, while it may read on. */
+static void expect_host_writes_in_vain(const struct rig_peer *peer)
+{
+	struct pollfd poll_out = {.fd = peer->host, .events = POLLOUT};
+
+	assert_int_equal(poll(&poll_out, 1, 0), 1);
+	assert_int_equal(send(peer->host, "more", 4, MSG_NOSIGNAL | MSG_DONTWAIT), -1);
+	assert_int_equal(errno, EPIPE);
+}
+
+static void test_a_writer_hears_of_a_guest_that_has_gone_while_bytes_wait_for_it(void **state)
+{
+	struct rig_peer peer = open_one();
+	uint32_t total;
+
+	(void)state;
+	rig_offer(30, 4096);
+	rig_narrow(&peer);
+	total = rig_choke(&peer, 7, 30000);
+	rig_fill(peer.host);
+	rig_say(&peer, PACKET_OP_RST, 0);
+	expect_host_writes_in_vain(&peer);
+	assert_false(rig_is_closed(peer.endpoint));
+	expect_host_reads_stream(&peer, 7, total);
+	rig_host_reads_end(&peer);
+	assert_true(rig_is_closed(peer.endpoint));
+	rig_close_host(&peer);
+}
+
+static void test_a_writer_hears_of_a_guest_that_reads_no_more(void **state)
+{
+	struct rig_peer peer = open_one();
+
+	(void)state;
+	rig_narrow(&peer);
+	rig_fill(peer.host);
+	rig_say(&peer, PACKET_OP_SHUTDOWN, PACKET_SHUTDOWN_RECEIVE);
+	expect_host_writes_in_vain(&peer);
+	assert_false(rig_is_closed(peer.endpoint));
 	rig_close_host(&peer);
 }
 
@@ -1054,6 +1097,8 @@ int main(void)
 		TEST(test_a_reset_is_the_last_that_the_guest_hears),
 		TEST(test_what_a_closing_guest_has_sent_is_still_delivered),
 		TEST(test_a_closing_guest_with_nothing_unsent_ends_the_socket_at_once),
+		TEST(test_a_writer_hears_of_a_guest_that_has_gone_while_bytes_wait_for_it),
+		TEST(test_a_writer_hears_of_a_guest_that_reads_no_more),
 		TEST(test_draining_ends_after_thirty_seconds_rings_or_not),
 		TEST(test_draining_goes_on_while_the_rings_are_stopped),
 		TEST(test_a_draining_host_program_that_leaves_ends_the_draining),
