@@ -344,46 +344,6 @@ static void restore(struct vm *vm)
 
 /* ---- the VMM's socket in another process ---- */
 
-union fd_message {
-	char room[CMSG_SPACE(sizeof(int))];
-	struct cmsghdr header;
-};
-
-static void pass_fd(int socket, int fd)
-{
-	union fd_message control = {.header = {.cmsg_len = CMSG_LEN(sizeof(int)),
-					       .cmsg_level = SOL_SOCKET,
-					       .cmsg_type = SCM_RIGHTS}};
-	struct iovec part = {(char[]){"x"}, 1};
-	struct msghdr message = {.msg_iov = &part,
-				 .msg_iovlen = 1,
-				 .msg_control = control.room,
-				 .msg_controllen = sizeof(control.room)};
-
-	memcpy(CMSG_DATA(&control.header), &fd, sizeof(fd));
-	if (sendmsg(socket, &message, 0) != 1)
-		_exit(1);
-}
-
-/* And waits until who passed it is gone. */
-static int take_fd(int socket)
-{
-	union fd_message control;
-	char byte;
-	struct iovec part = {&byte, 1};
-	struct msghdr message = {.msg_iov = &part,
-				 .msg_iovlen = 1,
-				 .msg_control = control.room,
-				 .msg_controllen = sizeof(control.room)};
-	int fd = -1;
-
-	if (recvmsg(socket, &message, MSG_CMSG_CLOEXEC) == 1 &&
-	    message.msg_controllen >= CMSG_LEN(sizeof(int)))
-		memcpy(&fd, CMSG_DATA(&control.header), sizeof(fd));
-	(void)!recv(socket, &byte, 1, 0);
-	return fd;
-}
-
 /* This process goes on as its own child; main.c adopts that. */
 static void pass_on(struct vm *vm)
 {
@@ -400,12 +360,13 @@ static void pass_on(struct vm *vm)
 		vm_fail(vm->number, "no process");
 	if (pid > 0) {
 		shared->vms[vm->number].pid = pid;
-		pass_fd(pair[0], vm->guest.vhost.fd);
+		if (!socket_pass_fd(pair[0], vm->guest.vhost.fd))
+			_exit(1);
 		_exit(0);
 	}
 	close(pair[0]);
 	close(vm->guest.vhost.fd);
-	vm->guest.vhost.fd = take_fd(pair[1]);
+	vm->guest.vhost.fd = socket_take_fd(pair[1]);
 	close(pair[1]);
 	if (vm->guest.vhost.fd < 0)
 		vm_fail(vm->number, "the socket did not come along");

@@ -2,7 +2,6 @@
 
 #include "tests/chaos/rest.h"
 
-#include <dirent.h>
 #include <errno.h>
 #include <stdio.h>
 #include <string.h>
@@ -18,22 +17,6 @@ struct holdings {
 };
 
 static struct holdings at_first, at_last;
-
-static int count_fds_of(pid_t pid)
-{
-	char path[64];
-	DIR *directory;
-	int n = 0;
-
-	snprintf(path, sizeof(path), "/proc/%d/fd", pid);
-	directory = opendir(path);
-	if (!directory)
-		return -errno;
-	for (struct dirent *entry = readdir(directory); entry; entry = readdir(directory))
-		n += entry->d_name[0] != '.';
-	closedir(directory);
-	return n;
-}
 
 static bool is_one_of(pid_t pid, const pid_t *pids, size_t n)
 {
@@ -52,8 +35,9 @@ static struct holdings look(const struct daemon *daemon)
 	};
 
 	for (size_t i = 0; i < n; i++) {
-		int n_fds =
-			is_one_of(pids[i], workers, holdings.n_workers) ? 0 : count_fds_of(pids[i]);
+		int n_fds = is_one_of(pids[i], workers, holdings.n_workers)
+				    ? 0
+				    : daemon_count_fds_of(pids[i]);
 
 		if (n_fds < 0) {
 			holdings.n_fds = n_fds;

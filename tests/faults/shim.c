@@ -280,61 +280,25 @@ REAL(int, epoll_ctl, int epoll, int operation, int fd, struct epoll_event *event
 	return __real_epoll_ctl(epoll, operation, fd, event);
 }
 
-int __real_fcntl(int fd, int command, ...);
-int __wrap_fcntl(int fd, int command, ...);
-int __wrap_fcntl(int fd, int command, ...)
-{
-	int error = fault(CALL_fcntl, SITE);
-	va_list arguments;
-	long argument;
+#define WITH_ARGUMENT(name, call, first_type, type)                                                \
+	int __real_##name(first_type first, int second, ...);                                      \
+	int __wrap_##name(first_type first, int second, ...);                                      \
+	int __wrap_##name(first_type first, int second, ...)                                       \
+	{                                                                                          \
+		int error = fault(CALL_##call, SITE);                                              \
+		va_list arguments;                                                                 \
+		type argument;                                                                     \
+                                                                                                   \
+		va_start(arguments, second);                                                       \
+		argument = va_arg(arguments, type);                                                \
+		va_end(arguments);                                                                 \
+		return error ? (int)fail(-1, error) : __real_##name(first, second, argument);      \
+	}
 
-	va_start(arguments, command);
-	argument = va_arg(arguments, long);
-	va_end(arguments);
-	return error ? (int)fail(-1, error) : __real_fcntl(fd, command, argument);
-}
-
-int __real_fcntl64(int fd, int command, ...);
-int __wrap_fcntl64(int fd, int command, ...);
-int __wrap_fcntl64(int fd, int command, ...)
-{
-	int error = fault(CALL_fcntl, SITE);
-	va_list arguments;
-	long argument;
-
-	va_start(arguments, command);
-	argument = va_arg(arguments, long);
-	va_end(arguments);
-	return error ? (int)fail(-1, error) : __real_fcntl64(fd, command, argument);
-}
-
-int __real_open(const char *path, int flags, ...);
-int __wrap_open(const char *path, int flags, ...);
-int __wrap_open(const char *path, int flags, ...)
-{
-	int error = fault(CALL_open, SITE);
-	va_list arguments;
-	mode_t mode;
-
-	va_start(arguments, flags);
-	mode = va_arg(arguments, mode_t);
-	va_end(arguments);
-	return error ? (int)fail(-1, error) : __real_open(path, flags, mode);
-}
-
-int __real_open64(const char *path, int flags, ...);
-int __wrap_open64(const char *path, int flags, ...);
-int __wrap_open64(const char *path, int flags, ...)
-{
-	int error = fault(CALL_open, SITE);
-	va_list arguments;
-	mode_t mode;
-
-	va_start(arguments, flags);
-	mode = va_arg(arguments, mode_t);
-	va_end(arguments);
-	return error ? (int)fail(-1, error) : __real_open64(path, flags, mode);
-}
+WITH_ARGUMENT(fcntl, fcntl, int, long)
+WITH_ARGUMENT(fcntl64, fcntl, int, long)
+WITH_ARGUMENT(open, open, const char *, mode_t)
+WITH_ARGUMENT(open64, open, const char *, mode_t)
 
 /* What the front is from here on. */
 REAL(pid_t, fork, void)

@@ -361,6 +361,23 @@ size_t daemon_find(const struct daemon *daemon, const char *name, pid_t *ret_pid
 	return n_found;
 }
 
+int daemon_count_fds_of(pid_t pid)
+{
+	char path[64];
+	struct dirent *entry;
+	DIR *directory;
+	int n = 0;
+
+	snprintf(path, sizeof(path), "/proc/%d/fd", pid);
+	directory = opendir(path);
+	if (!directory)
+		return -errno;
+	while ((entry = readdir(directory)))
+		n += entry->d_name[0] != '.';
+	closedir(directory);
+	return n;
+}
+
 int daemon_count_fds(const struct daemon *daemon)
 {
 	pid_t pids[DAEMON_PIDS_MAX];
@@ -368,17 +385,11 @@ int daemon_count_fds(const struct daemon *daemon)
 	int n_fds = 0;
 
 	for (size_t i = 0; i < n; i++) {
-		char path[64];
-		DIR *dir;
-		struct dirent *entry;
+		int n_of_one = daemon_count_fds_of(pids[i]);
 
-		snprintf(path, sizeof(path), "/proc/%d/fd", pids[i]);
-		dir = opendir(path);
-		if (!dir)
-			return -errno;
-		while ((entry = readdir(dir)))
-			n_fds += entry->d_name[0] != '.';
-		closedir(dir);
+		if (n_of_one < 0)
+			return n_of_one;
+		n_fds += n_of_one;
 	}
 	return n_fds;
 }

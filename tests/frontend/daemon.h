@@ -81,6 +81,9 @@ bool daemon_is_asleep(const struct daemon *daemon);
 /* The descendants whose name (/proc/PID/comm) starts so, as "vsockd-worker". */
 size_t daemon_find(const struct daemon *daemon, const char *name, pid_t *ret_pids);
 
+/* Open fds of one process, or negative errno. */
+int daemon_count_fds_of(pid_t pid);
+
 /* Open fds of all of them together, or negative errno. */
 int daemon_count_fds(const struct daemon *daemon);
 

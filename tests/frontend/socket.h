@@ -7,6 +7,7 @@
  * -ETIMEDOUT. All sockets are close-on-exec and non-blocking.
  */
 
+#include <stdbool.h>
 #include <stdint.h>
 
 #define SOCKET_TIMEOUT 5000 /* milliseconds; the default limit of a single wait */
@@ -35,6 +36,12 @@ int socket_listen(const char *path, int type);
  * if other_fd (say, a pidfd; -1: none) becomes readable first.
  */
 int socket_wait_path(const char *path, int other_fd, int timeout);
+
+/* To another process, by a socket of a pair. false: that is gone. */
+bool socket_pass_fd(int socket, int fd);
+
+/* That fd, when who passed it has closed its end, or has ended; -1: none came. */
+int socket_take_fd(int socket);
 
 /*
  * An fd that whoever runs the one poll loop (guest_poll()) watches as well.

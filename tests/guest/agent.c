@@ -38,7 +38,6 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
-#include <sys/mount.h>
 #include <sys/reboot.h>
 #include <sys/socket.h>
 #include <sys/wait.h>
@@ -46,7 +45,7 @@
 
 #include <linux/vm_sockets.h>
 
-#include "tests/guest/modules.h"
+#include "tests/guest/boot.h"
 #include "tests/guest/stream.h"
 
 #define CONTROL_PORT	 1000
@@ -459,21 +458,9 @@ static bool is_probe(void)
 	return n > 0 && strstr(line, "vsockd.probe");
 }
 
-static void open_console(void)
-{
-	int fd;
-
-	mount("devtmpfs", "/dev", "devtmpfs", 0, NULL);
-	mount("proc", "/proc", "proc", 0, NULL);
-	fd = open("/dev/console", O_RDWR);
-	for (int i = 0; fd >= 0 && i <= 2; i++)
-		dup2(fd, i);
-	setvbuf(stdout, NULL, _IOLBF, 0);
-}
-
 int main(void)
 {
-	open_console();
+	boot_console();
 	signal(SIGPIPE, SIG_IGN);
 	meeting = mmap(NULL, sizeof(*meeting), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS,
 		       -1, 0);
@@ -481,7 +468,7 @@ int main(void)
 		printf("agent: the guest lives\n");
 		reboot(RB_POWER_OFF);
 	}
-	modules_load();
+	boot_modules();
 	for (;;) {
 		char line[STREAM_LINE_MAX];
 

@@ -28,7 +28,6 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/ioctl.h>
-#include <sys/mount.h>
 #include <sys/reboot.h>
 #include <sys/resource.h>
 #include <sys/socket.h>
@@ -36,7 +35,7 @@
 #include <time.h>
 #include <unistd.h>
 
-#include "tests/guest/modules.h"
+#include "tests/guest/boot.h"
 
 #define N_TESTS_MAX   64
 #define FIRST_CID     42
@@ -64,18 +63,6 @@ static uint64_t now_ms(void)
 
 	clock_gettime(CLOCK_MONOTONIC, &time);
 	return (uint64_t)time.tv_sec * 1000 + (uint64_t)time.tv_nsec / 1000000;
-}
-
-static void open_console(void)
-{
-	int fd;
-
-	mount("devtmpfs", "/dev", "devtmpfs", 0, NULL);
-	mount("proc", "/proc", "proc", 0, NULL);
-	fd = open("/dev/console", O_RDWR);
-	for (int i = 0; fd >= 0 && i <= 2; i++)
-		dup2(fd, i);
-	setvbuf(stdout, NULL, _IOLBF, 0);
 }
 
 static bool read_command_line(void)
@@ -275,8 +262,8 @@ int main(void)
 {
 	int error;
 
-	open_console();
-	modules_load();
+	boot_console();
+	boot_modules();
 	error = read_command_line() && read_plan() ? set_up_network() : -ENOENT;
 	if (error < 0)
 		printf("suite: no plan or no network: %s\n", strerror(-error));

@@ -15,7 +15,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-#include "tests/guest/modules.h"
+#include "tests/guest/boot.h"
 
 #define DISK	"/dev/vda"
 #define ROOT	"/root"
@@ -39,7 +39,7 @@ int main(void)
 	int error;
 
 	mount("devtmpfs", "/dev", "devtmpfs", 0, NULL);
-	modules_load();
+	boot_modules();
 	mkdir(ROOT, 0755);
 	error = mount_root();
 	if (error == 0 && chdir(ROOT) == 0 && mount("/dev", "dev", NULL, MS_MOVE, NULL) == 0 &&

@@ -5,7 +5,6 @@
 #include "tests/integration/replacer.h"
 #include "tests/integration/tool.h"
 
-#include <dirent.h>
 #include <errno.h>
 #include <poll.h>
 #include <setjmp.h>
@@ -77,23 +76,6 @@ static void wait_workers(const struct setup *setup, size_t n)
 			fail_msg("%zu workers instead of %zu", count_workers(setup), n);
 		wait_a_moment(deadline, "");
 	}
-}
-
-/* Open fds of one process, or negative errno. */
-static int count_fds_of(pid_t pid)
-{
-	char path[64];
-	DIR *directory;
-	int n = 0;
-
-	snprintf(path, sizeof(path), "/proc/%d/fd", pid);
-	directory = opendir(path);
-	if (!directory)
-		return -errno;
-	for (struct dirent *entry = readdir(directory); entry; entry = readdir(directory))
-		n += entry->d_name[0] != '.';
-	closedir(directory);
-	return n;
 }
 
 /* A spare is there before it has opened everything; then it sleeps, as all do. */
@@ -269,7 +251,7 @@ int setup_try_start(struct setup *setup, size_t n_vms, const char *vm_options,
 		setup->replacer = replacer_fork(setup, atoi(replaces));
 	setup->n_fds = setup_count_fds(setup);
 	assert_int_equal(find_workers(setup, spare), 1);
-	setup->n_spare_fds = count_fds_of(spare[0]);
+	setup->n_spare_fds = daemon_count_fds_of(spare[0]);
 	return 0;
 }
 

@@ -45,52 +45,13 @@ static void exchange(struct guest_connection *connection, size_t part)
 	must(memcmp(bytes, down + part * LEN, LEN) == 0, 12);
 }
 
-static void pass_fd(int socket, int fd)
-{
-	union {
-		char room[CMSG_SPACE(sizeof(int))];
-		struct cmsghdr header;
-	} control = {.header = {.cmsg_len = CMSG_LEN(sizeof(int)),
-				.cmsg_level = SOL_SOCKET,
-				.cmsg_type = SCM_RIGHTS}};
-	struct iovec part = {(char[]){"x"}, 1};
-	struct msghdr message = {.msg_iov = &part,
-				 .msg_iovlen = 1,
-				 .msg_control = control.room,
-				 .msg_controllen = sizeof(control.room)};
-
-	memcpy(CMSG_DATA(&control.header), &fd, sizeof(fd));
-	must(sendmsg(socket, &message, 0) == 1, 20);
-}
-
-/* And waits until who passed it is gone. */
-static int take_fd(int socket)
-{
-	union {
-		char room[CMSG_SPACE(sizeof(int))];
-		struct cmsghdr header;
-	} control;
-	char byte;
-	struct iovec part = {&byte, 1};
-	struct msghdr message = {.msg_iov = &part,
-				 .msg_iovlen = 1,
-				 .msg_control = control.room,
-				 .msg_controllen = sizeof(control.room)};
-	int fd;
-
-	must(recvmsg(socket, &message, MSG_CMSG_CLOEXEC) == 1, 21);
-	must(message.msg_controllen >= CMSG_LEN(sizeof(int)), 22);
-	memcpy(&fd, CMSG_DATA(&control.header), sizeof(fd));
-	must(recv(socket, &byte, 1, 0) == 0, 23);
-	return fd;
-}
-
 /* The second process: all that the first one knew, and the socket anew. */
 static _Noreturn void live_on(struct guest *guest, struct guest_connection *connection, int socket,
 			      int report)
 {
 	close(guest->vhost.fd);
-	guest->vhost.fd = take_fd(socket);
+	guest->vhost.fd = socket_take_fd(socket);
+	must(guest->vhost.fd >= 0, 20);
 	exchange(connection, 1);
 	must(guest_stop(guest) == 0, 30);
 	must(guest_resume(guest) == 0, 31);
@@ -123,7 +84,7 @@ static _Noreturn void live(struct setup *setup, int report)
 		close(pair[0]);
 		live_on(&guest, connection, pair[1], report);
 	}
-	pass_fd(pair[0], guest.vhost.fd);
+	must(socket_pass_fd(pair[0], guest.vhost.fd), 21);
 	_exit(0);
 }
 

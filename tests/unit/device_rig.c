@@ -311,6 +311,14 @@ int rig_command(Vsockd__Envelope *envelope, int fd)
 	return rig.done_status;
 }
 
+int rig_command_of(ProtobufCMessage *body, int fd)
+{
+	Vsockd__Envelope envelope;
+
+	message_wrap(body, &envelope);
+	return rig_command(&envelope, fd);
+}
+
 static void on_closed(uint32_t endpoint)
 {
 	assert_true(endpoint < RIG_ENDPOINTS && rig.copies[endpoint] >= 0);

@@ -138,6 +138,7 @@ uint8_t rig_byte(uint32_t stream, uint64_t at);
 
 /* Send a command, run; the status of its Done. rig.done_value is set. */
 int rig_command(Vsockd__Envelope *envelope, int fd);
+int rig_command_of(ProtobufCMessage *body, int fd);
 /* bytes_per_second, buffer_memory and the incoming ports from now on; the rest is not looked at. */
 void rig_limit(const struct rig_options *options);
 void rig_post(const Vsockd__Envelope *envelope, int fd); /* only send */

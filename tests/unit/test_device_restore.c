@@ -31,32 +31,23 @@ static int tear_down(void **state)
 static int load(int fd)
 {
 	Vsockd__StateLoad body = VSOCKD__STATE_LOAD__INIT;
-	Vsockd__Envelope envelope = VSOCKD__ENVELOPE__INIT;
 
-	envelope.body_case = VSOCKD__ENVELOPE__BODY_STATE_LOAD;
-	envelope.state_load = &body;
-	return rig_command(&envelope, fd);
+	return rig_command_of(&body.base, fd);
 }
 
 static int save(int fd)
 {
 	Vsockd__StateSave body = VSOCKD__STATE_SAVE__INIT;
-	Vsockd__Envelope envelope = VSOCKD__ENVELOPE__INIT;
 
-	envelope.body_case = VSOCKD__ENVELOPE__BODY_STATE_SAVE;
-	envelope.state_save = &body;
-	return rig_command(&envelope, fd);
+	return rig_command_of(&body.base, fd);
 }
 
 static void quarantine(bool is_on)
 {
 	Vsockd__Quarantine body = VSOCKD__QUARANTINE__INIT;
-	Vsockd__Envelope envelope = VSOCKD__ENVELOPE__INIT;
 
 	body.is_on = is_on;
-	envelope.body_case = VSOCKD__ENVELOPE__BODY_QUARANTINE;
-	envelope.quarantine = &body;
-	assert_int_equal(rig_command(&envelope, -1), 0);
+	assert_int_equal(rig_command_of(&body.base, -1), 0);
 }
 
 static void make_pipe(int *pipes)

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-#include "tests/guest/modules.h"
+#include "tests/guest/boot.h"
 
 #include <dirent.h>
 #include <errno.h>
@@ -7,6 +7,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mount.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
@@ -15,7 +16,19 @@ static int is_module(const struct dirent *entry)
 	return entry->d_name[0] != '.';
 }
 
-void modules_load(void)
+void boot_console(void)
+{
+	int fd;
+
+	mount("devtmpfs", "/dev", "devtmpfs", 0, NULL);
+	mount("proc", "/proc", "proc", 0, NULL);
+	fd = open("/dev/console", O_RDWR);
+	for (int i = 0; fd >= 0 && i <= 2; i++)
+		dup2(fd, i);
+	setvbuf(stdout, NULL, _IOLBF, 0);
+}
+
+void boot_modules(void)
 {
 	struct dirent **entries;
 	int n = scandir("/modules", &entries, is_module, alphasort);
