@@ -283,6 +283,8 @@ bool host_may_be_deaf(struct connection *connection, uint32_t events);
 /* The host program took so many bytes, or nobody wants them any more. */
 void host_took(struct device *device, struct connection *connection, size_t len);
 void host_turn_deaf(struct device *device, struct connection *connection);
+/* Ask the socket of a stream, unless it is known, whether its other end reads no more. */
+void host_check_reader(struct device *device, struct connection *connection);
 bool host_watch(struct device *device, const struct connection *connection);
 void host_accepted(struct device *device, const Vsockd__Accepted *accepted, int fd);
 /* Another guest's connection: its ports are known. */

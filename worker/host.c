@@ -543,7 +543,7 @@ static bool may_be_deaf(const struct connection *connection)
 {
 	return connection->has_rested && connection->state == CONNECTION_ESTABLISHED &&
 	       connection->type == PACKET_TYPE_STREAM && connection_has_sibling(connection) &&
-	       connection->buffer.len == 0 && !connection->is_deaf && !connection->has_shut_write;
+	       connection->buffer.len == 0;
 }
 
 bool host_may_be_deaf(struct connection *connection, uint32_t events)
@@ -555,9 +555,12 @@ bool host_may_be_deaf(struct connection *connection, uint32_t events)
 }
 
 /* A stream takes nothing without a trace, but not when its other end reads no more. */
-static bool is_deaf(const struct connection *connection)
+void host_check_reader(struct device *device, struct connection *connection)
 {
-	return sendmsg(connection->fd, policy_empty_message, MSG_NOSIGNAL) < 0 && errno == EPIPE;
+	if (connection->is_deaf || connection->has_shut_write || connection->has_hung_up)
+		return;
+	if (sendmsg(connection->fd, policy_empty_message, MSG_NOSIGNAL) < 0 && errno == EPIPE)
+		host_turn_deaf(device, connection);
 }
 
 static void flush_stream(struct device *device, struct connection *connection)
@@ -573,8 +576,8 @@ static void flush_stream(struct device *device, struct connection *connection)
 		buffer_consume(&device->pool, &connection->buffer, (uint32_t)n);
 		host_took(device, connection, (size_t)n);
 	}
-	if (may_be_deaf(connection) && is_deaf(connection))
-		host_turn_deaf(device, connection);
+	if (may_be_deaf(connection))
+		host_check_reader(device, connection);
 }
 
 void host_flush(struct device *device, struct connection *connection)

@@ -349,12 +349,19 @@ static void learn_read_ahead(struct connection *connection, bool was_filled)
 	connection->read_ahead = (uint8_t)least(next > 0 ? next : 1, TURN_PACKETS);
 }
 
+/*
+ * A socket of AF_VSOCK does not hang up when its other end is closed, as a unix socket
+ * does: a close looks like the end of the stream, or later like nothing but an event.
+ */
 static void end_stream(struct device *device, struct connection *connection)
 {
-	if (connection->ends_in_rst)
+	connection->is_readable = false;
+	if (connection->ends_in_rst) {
 		host_reset(device, connection);
-	else
-		connection->has_ended = true;
+		return;
+	}
+	connection->has_ended = true;
+	host_check_reader(device, connection);
 }
 
 /* One readv() from the host program into rx buffers. */
@@ -430,10 +437,12 @@ static enum served serve_bytes(struct device *device, struct connection *connect
 	if (connection->type == PACKET_TYPE_SEQPACKET)
 		return seqpacket_serve(device, connection);
 	served = send_early(device, connection);
-	if (connection->early_skip == connection->early_len && connection->is_readable &&
-	    !connection->has_ended)
-		served = read_stream(device, connection);
-	return served;
+	if (connection->early_skip < connection->early_len || !connection->is_readable)
+		return served;
+	if (!connection->has_ended)
+		return read_stream(device, connection);
+	end_stream(device, connection);
+	return SERVED;
 }
 
 static enum served serve_established(struct device *device, struct connection *connection)

@@ -7,6 +7,7 @@
 #include <stdarg.h>
 #include <stdio.h>
 #include <string.h>
+#include <sys/epoll.h>
 #include <sys/socket.h>
 #include <sys/un.h>
 #include <unistd.h>
@@ -458,6 +459,72 @@ static void test_a_port_is_denied_from_now_on(void **state)
 	assert_true(is_let_in(22));
 }
 
+/*
+ * A socket of AF_VSOCK, which not every host has: it does not say EPOLLHUP when its other
+ * end is closed. A unix socket stands in whose own events nobody hears any more.
+ */
+static void hear_as_vsock(const struct rig_peer *peer)
+{
+	struct connection *connection = connection_find(
+		&rig.device.connections, 2, peer->guest_port, peer->host_port, PACKET_TYPE_STREAM);
+	uint64_t event;
+
+	assert_non_null(connection);
+	epoll_ctl(rig.epoll, EPOLL_CTL_DEL, connection->fd, NULL);
+	event = device_event(DEVICE_EVENT_CONNECTION,
+			     connection_index(&rig.device.connections, connection),
+			     connection->generation);
+	assert_true(device_note_event(&rig.device, event, EPOLLIN | EPOLLOUT | EPOLLRDHUP));
+	rig_run();
+}
+
+static void expect_shutdown(const struct rig_peer *peer, uint32_t flags)
+{
+	assert_int_equal(rig_expect(peer, PACKET_OP_SHUTDOWN)->header.flags, flags);
+}
+
+static struct rig_peer open_vsock(void)
+{
+	struct rig_peer peer = be_asked_directly(22);
+
+	rig_say(&peer, PACKET_OP_RESPONSE, 0);
+	return peer;
+}
+
+static void test_a_guest_hears_that_a_program_closed_whose_socket_does_not_hang_up(void **state)
+{
+	struct rig_peer peer = open_vsock();
+
+	(void)state;
+	rig_host_writes(&peer, "bye", 3);
+	rig_close_host(&peer);
+	hear_as_vsock(&peer);
+	rig_expect(&peer, PACKET_OP_RW);
+	expect_shutdown(&peer, PACKET_SHUTDOWN_BOTH);
+	rig_say(&peer, PACKET_OP_RST, 0);
+	assert_true(rig_is_closed(peer.endpoint));
+}
+
+static void test_half_a_close_is_told_as_half_of_one_and_the_other_half_later(void **state)
+{
+	struct rig_peer peer = open_vsock();
+
+	(void)state;
+	assert_int_equal(shutdown(peer.host, SHUT_WR), 0);
+	hear_as_vsock(&peer);
+	expect_shutdown(&peer, PACKET_SHUTDOWN_SEND);
+	rig_rw(&peer, "answer", 6);
+	rig_host_reads(&peer, "answer", 6);
+	hear_as_vsock(&peer); /* it was read */
+	rig_rw(&peer, "more", 4);
+	rig_host_reads(&peer, "more", 4);
+	rig_expect_no_packet();
+	/* Nothing shows but that something has changed. */
+	rig_close_host(&peer);
+	hear_as_vsock(&peer);
+	expect_shutdown(&peer, PACKET_SHUTDOWN_BOTH);
+}
+
 #define AS(name, start) cmocka_unit_test_setup_teardown(name, start, tear_down)
 #define TEST(name)	AS(name, set_up)
 #define PATIENT(name)	AS(name, set_up_patient)
@@ -483,6 +550,8 @@ int main(void)
 		AS(test_the_two_directions_take_turns, set_up_slow),
 		AS(test_a_limit_changes_while_bytes_wait_for_it, set_up_slow),
 		TEST(test_a_port_is_denied_from_now_on),
+		TEST(test_a_guest_hears_that_a_program_closed_whose_socket_does_not_hang_up),
+		TEST(test_half_a_close_is_told_as_half_of_one_and_the_other_half_later),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);
