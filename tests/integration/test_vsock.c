@@ -62,6 +62,7 @@ static int connect_vsock(uint32_t port)
 
 	if (connect(fd, (struct sockaddr *)&address, sizeof(address)))
 		assert_int_equal(errno, EINPROGRESS);
+	assert_int_equal(socket_wait(fd, POLLOUT, deadline_in(LIMIT)), 0);
 	return fd;
 }
 
@@ -87,6 +88,14 @@ static void talk(struct guest_connection *connection, int fd)
 	assert_int_equal(host_write(fd, "and back", 8, LIMIT), 0);
 	assert_int_equal(guest_receive_all(connection, bytes, 8, LIMIT), 8);
 	assert_memory_equal(bytes, "and back", 8);
+}
+
+/* The guest writes nothing, and hears that nobody would read it. */
+static void expect_close(struct guest_connection *connection)
+{
+	assert_int_equal(guest_wait_state(connection, GUEST_CLOSED, LIMIT), 0);
+	assert_int_equal(connection->error, 0);
+	assert_int_equal(connection->peer_shutdown, PACKET_SHUTDOWN_BOTH);
 }
 
 static void test_a_guest_reaches_the_same_port_of_the_cid(void **state)
@@ -150,8 +159,37 @@ static void test_the_host_reaches_the_guest_and_loses_no_early_byte(void **state
 	assert_memory_equal(bytes, "early", 5);
 	talk(connection, fd);
 	close(fd);
-	while (connection->state != GUEST_CLOSED)
-		assert_true(guest_poll(guest, LIMIT) >= 0);
+	expect_close(connection);
+}
+
+static bool has_heard(void *context)
+{
+	const struct guest_connection *connection = context;
+
+	return connection->peer_shutdown != 0;
+}
+
+static void test_a_guest_hears_which_half_a_program_closes(void **state)
+{
+	struct guest *guest = setup_guest(*state, 0, (struct guest_options){0});
+	int listener = listen_vsock(port_a), fd;
+	struct guest_connection *connection;
+	char bytes[6];
+
+	connection = guest_connect_wait(guest, PACKET_HOST_CID, port_a, LIMIT);
+	assert_non_null(connection);
+	fd = host_accept(listener, LIMIT);
+	assert_true(fd >= 0);
+	assert_int_equal(shutdown(fd, SHUT_WR), 0);
+	assert_int_equal(guest_wait_until(guest, has_heard, connection, LIMIT), 0);
+	assert_int_equal(connection->peer_shutdown, PACKET_SHUTDOWN_SEND);
+	assert_int_equal(guest_send_all(connection, "answer", 6, LIMIT), 0);
+	assert_int_equal(host_read(fd, bytes, 6, LIMIT), 0);
+	assert_memory_equal(bytes, "answer", 6);
+	assert_int_equal(connection->peer_shutdown, PACKET_SHUTDOWN_SEND);
+	close(fd);
+	expect_close(connection);
+	close(listener);
 }
 
 #define STARTED(name) cmocka_unit_test_setup_teardown(name, start, setup_end)
@@ -162,6 +200,7 @@ int main(void)
 		STARTED(test_a_guest_reaches_the_same_port_of_the_cid),
 		STARTED(test_a_unix_socket_counts_before_the_cid),
 		STARTED(test_the_host_reaches_the_guest_and_loses_no_early_byte),
+		STARTED(test_a_guest_hears_which_half_a_program_closes),
 	};
 	int listener;
 
