@@ -153,7 +153,7 @@ static int tell_notifications(struct device *device)
 	for (uint32_t i = 0; i < RINGS && r == 0; i++) {
 		struct ring *ring = &device->rings[i];
 
-		if (ring->owes_call) {
+		if (ring->owes_call && ring_calls_in_band(ring)) {
 			r = send_notify(device, i, false);
 			ring->owes_call = r != 0;
 		}
@@ -235,6 +235,7 @@ static int flush_done(struct device *device)
 
 	/* Behind what was used: a front-end knows of all of it when its message is answered. */
 	if (r == 0 && device->has_done) {
+		ring_pay_call(&device->rings[RING_TX]);
 		r = control_send(device, &device->done.base);
 		device->has_done = r == CHANNEL_E_AGAIN;
 	}
@@ -296,6 +297,8 @@ bool control_flush(struct device *device)
 	bool had_to_wait = device->waits_to_write;
 	int r = device_is_at_rest(device) ? flush_at_rest(device) : flush(device);
 
+	/* Whom the front is to reach for the guest is on the way before the guest wakes up. */
+	ring_pay_call(&device->rings[RING_TX]);
 	if (r != 0 && r != CHANNEL_E_AGAIN)
 		return false;
 	device->waits_to_write = r == CHANNEL_E_AGAIN;

@@ -214,7 +214,10 @@ void control_detach(struct device *device);
 /* control_tell.c */
 /* The answer to a command, said at the next control_flush(). */
 void control_done(struct device *device, uint32_t sequence, int status, uint32_t value);
-/* Say what is due to the front; false when it is gone. */
+/*
+ * Behind device_pump(): say what is due to the front, then call the driver for what ring 1
+ * gave back. false when the front is gone.
+ */
 bool control_flush(struct device *device);
 int control_send(struct device *device, ProtobufCMessage *body);
 /* false: not now, there will be another pump. */

@@ -425,7 +425,7 @@ bool from_guest_run(struct device *device)
 		n_packets++;
 	}
 	flush_batch(device);
-	ring_publish(ring);
+	ring_publish_uncalled(ring);
 	statistics_count(device, COUNTER_FROM_GUEST_PACKETS, n_packets);
 	return n_packets == ROUND_PACKETS;
 }

@@ -223,15 +223,24 @@ void ring_push(struct ring *ring, const struct ring_ticket *ticket, uint32_t len
 		put_used(ring, ticket, len);
 }
 
-void ring_publish(struct ring *ring)
+/* Does the driver want to be called? */
+static bool publish(struct ring *ring)
 {
 	if (ring->batch.n_slots > 0)
 		put_used(ring, &ring->batch, 0);
 	ring->batch.n_slots = 0;
-	if (ring->is_packed)
-		packed_publish(ring);
-	else
-		split_publish(ring);
+	return ring->is_packed ? packed_publish(ring) : split_publish(ring);
+}
+
+void ring_publish(struct ring *ring)
+{
+	if (publish(ring))
+		ring_call(ring);
+}
+
+void ring_publish_uncalled(struct ring *ring)
+{
+	ring->owes_call |= publish(ring);
 }
 
 static void ask_for_kicks(struct ring *ring, uint16_t position)
@@ -292,12 +301,25 @@ bool ring_is_polled(const struct ring *ring)
 	return ring->kick < 0 && !(ring->in_band & RING_KICKED_IN_BAND);
 }
 
+bool ring_calls_in_band(const struct ring *ring)
+{
+	return ring->in_band & RING_CALLED_IN_BAND;
+}
+
 void ring_call(struct ring *ring)
 {
-	if (ring->in_band & RING_CALLED_IN_BAND)
+	if (ring_calls_in_band(ring))
 		ring->owes_call = true;
 	else
 		signal_fd(ring->call);
+}
+
+void ring_pay_call(struct ring *ring)
+{
+	if (!ring->owes_call || ring_calls_in_band(ring))
+		return;
+	ring->owes_call = false;
+	signal_fd(ring->call);
 }
 
 void ring_signal_error(struct ring *ring)

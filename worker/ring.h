@@ -57,11 +57,12 @@ struct ring {
 	/* As negotiated; the layout counts at the next start. */
 	bool has_event_idx, has_indirect, has_in_order, has_packed;
 	bool is_packed;
-	uint32_t in_band;	    /* RING_..._IN_BAND: what has no fd, and goes by message */
-	bool owes_call, owes_error; /* such messages that are due */
-	bool owes_first_call;	    /* once it runs: for what another process gave back */
-	bool is_notified_once;	    /* a first call after start is sent without asking */
-	uint32_t broken_reason;	    /* enum report_ring_reason */
+	uint32_t in_band;	/* RING_..._IN_BAND: what has no fd, and goes by message */
+	bool owes_call;		/* it is due: such a message, or see ring_publish_uncalled() */
+	bool owes_error;	/* such a message is due */
+	bool owes_first_call;	/* once it runs: for what another process gave back */
+	bool is_notified_once;	/* a first call after start is sent without asking */
+	uint32_t broken_reason; /* enum report_ring_reason */
 	uint64_t broken_value;
 	uint32_t num;
 	struct ring_addresses addresses;
@@ -157,6 +158,13 @@ void ring_push(struct ring *ring, const struct ring_ticket *ticket, uint32_t len
 /* Make what was pushed visible and call the driver if it wants to be called. */
 void ring_publish(struct ring *ring);
 
+/*
+ * The same where something is more urgent than the call, which wakes the guest:
+ * ring_pay_call() makes up for it, before anything is waited for. In band it is a message.
+ */
+void ring_publish_uncalled(struct ring *ring);
+void ring_pay_call(struct ring *ring);
+
 /* Does the driver have chains that were not fetched? Reads guest memory. */
 bool ring_has_chains(struct ring *ring);
 
@@ -178,4 +186,5 @@ bool ring_is_polled(const struct ring *ring);
 
 /* Call the driver whatever it asked for, by eventfd or, later, by message. */
 void ring_call(struct ring *ring);
+bool ring_calls_in_band(const struct ring *ring);
 void ring_signal_error(struct ring *ring);

@@ -127,7 +127,7 @@ bool split_has_chains(struct ring *ring);
 int split_pop(struct ring *ring, struct guest_memory *memory, size_t n_parts_max,
 	      struct chain *chain);
 void split_put_used(struct ring *ring, const struct ring_ticket *ticket, uint32_t len);
-void split_publish(struct ring *ring);
+bool split_publish(struct ring *ring); /* does the driver want to be called? */
 void split_ask_for_kicks(struct ring *ring, uint16_t position);
 void split_disable_kicks(struct ring *ring);
 uint16_t split_driver_position(const struct ring *ring);
@@ -139,7 +139,7 @@ bool packed_has_chains(const struct ring *ring);
 int packed_pop(struct ring *ring, struct guest_memory *memory, size_t n_parts_max,
 	       struct chain *chain);
 void packed_put_used(struct ring *ring, const struct ring_ticket *ticket, uint32_t len);
-void packed_publish(struct ring *ring);
+bool packed_publish(struct ring *ring);
 void packed_ask_for_kicks(struct ring *ring, uint16_t position);
 void packed_disable_kicks(struct ring *ring);
 uint16_t packed_driver_position(const struct ring *ring);

@@ -273,14 +273,13 @@ static bool wants_call(struct ring *ring)
 	       distance(ring, (uint16_t)event, ring->next_used) - 1 < n_used;
 }
 
-void packed_publish(struct ring *ring)
+bool packed_publish(struct ring *ring)
 {
 	if (ring->n_uncalled == 0)
-		return;
+		return false;
 	/* The driver writes its wish, then looks at the descriptor; we the other way round. */
 	__atomic_thread_fence(__ATOMIC_SEQ_CST);
-	if (wants_call(ring))
-		ring_call(ring);
+	return wants_call(ring);
 }
 
 static void write_event(struct ring *ring, uint16_t position, uint32_t flags)

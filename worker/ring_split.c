@@ -164,12 +164,12 @@ static bool wants_call(struct ring *ring, uint16_t before)
 	       (uint16_t)(ring->used_idx - before);
 }
 
-void split_publish(struct ring *ring)
+bool split_publish(struct ring *ring)
 {
 	uint16_t before = ring->used_idx;
 
 	if (before == ring->next_used)
-		return;
+		return false;
 	/* Elements first, then the index that makes them the driver's. */
 	__atomic_thread_fence(__ATOMIC_RELEASE);
 	guest_store16(used_index(ring), ring->next_used);
@@ -177,8 +177,7 @@ void split_publish(struct ring *ring)
 	ring->used_idx = ring->next_used;
 	/* The driver writes its wish, then reads our index; we the other way round. */
 	__atomic_thread_fence(__ATOMIC_SEQ_CST);
-	if (wants_call(ring, before))
-		ring_call(ring);
+	return wants_call(ring, before);
 }
 
 void split_ask_for_kicks(struct ring *ring, uint16_t position)

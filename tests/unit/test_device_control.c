@@ -913,6 +913,24 @@ static void test_the_end_is_told_when_the_guest_has_its_rst_though_the_front_was
 	rig_close_host(&peer);
 }
 
+static void test_the_front_is_asked_before_the_guest_is_called_for_what_it_sent(void **state)
+{
+	struct rig_peer peer = {.guest_port = 9, .host_port = 80, .buf_alloc = RIG_GUEST_BUFFER};
+	struct packet_header header = rig_header(&peer, PACKET_OP_REQUEST);
+
+	(void)state;
+	rig_run();
+	(void)rig_calls(RING_TX);
+	rig_put(&header, NULL);
+	device_pump(&rig.device);
+	assert_int_equal(rig_n_sent(), 1); /* it sees that, if it looks */
+	assert_int_equal(rig_calls(RING_TX), 0);
+	assert_true(control_flush(&rig.device));
+	assert_int_equal(rig_calls(RING_TX), 1);
+	rig_collect();
+	rig_expect_told(VSOCKD__ENVELOPE__BODY_CONNECT, NULL);
+}
+
 static void test_commands_wait_while_an_answer_does(void **state)
 {
 	Vsockd__RingEnable enable = VSOCKD__RING_ENABLE__INIT;
@@ -1093,6 +1111,7 @@ int main(void)
 		TEST_WITH(set_up_idle, test_a_ring_that_cannot_be_is_not_started),
 		TEST_WITH(set_up_many, test_no_question_is_lost_when_the_front_is_slow),
 		TEST(test_the_end_is_told_when_the_guest_has_its_rst_though_the_front_was_slow),
+		TEST(test_the_front_is_asked_before_the_guest_is_called_for_what_it_sent),
 		TEST(test_commands_wait_while_an_answer_does),
 		TEST(test_an_event_of_a_former_life_is_not_noted),
 		TEST(test_a_worker_without_front_delivers_what_the_guest_sent_and_ends),
