@@ -295,8 +295,10 @@ static int flush(struct device *device)
 bool control_flush(struct device *device)
 {
 	bool had_to_wait = device->waits_to_write;
-	int r = device_is_at_rest(device) ? flush_at_rest(device) : flush(device);
+	int r;
 
+	host_release(device);
+	r = device_is_at_rest(device) ? flush_at_rest(device) : flush(device);
 	/* Whom the front is to reach for the guest is on the way before the guest wakes up. */
 	ring_pay_call(&device->rings[RING_TX]);
 	if (r != 0 && r != CHANNEL_E_AGAIN)

@@ -305,6 +305,7 @@ void device_detach(struct device *device)
 	/* Who stopped for a successor that did not come sends what it has. */
 	handover_resume(device);
 	control_detach(device);
+	host_release(device);
 }
 
 bool device_is_drained(const struct device *device)

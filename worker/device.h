@@ -59,6 +59,14 @@ struct orphan {
 	uint16_t type;
 };
 
+/* Sockets that no connection has any more, on their way out. */
+#define RELEASED_MAX 64
+
+struct released {
+	int fd;
+	bool is_shut; /* for its other end to see */
+};
+
 /* TRANSPORT_RESET, as the front ordered it. */
 enum reset {
 	RESET_NONE,
@@ -131,6 +139,9 @@ struct device {
 
 	struct orphan orphans[ORPHANS_MAX];
 	uint32_t first_orphan, n_orphans;
+
+	struct released released[RELEASED_MAX];
+	uint32_t n_released;
 
 	/* Done that the channel had no room for; commands wait as long. */
 	bool has_done;
@@ -315,6 +326,8 @@ void host_shut_write_when_empty(struct device *device, struct connection *connec
 void host_stop_reading(const struct connection *connection);
 /* The socket goes; the entry stays until packets and messages are out. */
 void host_close(struct device *device, struct connection *connection);
+/* Sockets that went are closed: behind each round, before the front is told. */
+void host_release(struct device *device);
 /* Close, and RST to the guest. */
 void host_reset(struct device *device, struct connection *connection);
 /* The same after an error of the socket; one that is the kernel's own is reported. */

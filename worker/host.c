@@ -40,17 +40,36 @@ void host_free_when_done(struct device *device, struct connection *connection)
 
 /*
  * The front keeps a duplicate of the socket, so closing ours neither takes it
- * out of epoll nor ends the stream: both are done by hand. Another guest's worker
- * would take that end for an orderly one; after a reset the front tells it first.
+ * out of epoll nor ends the stream: both are done by hand.
+ */
+void host_release(struct device *device)
+{
+	for (uint32_t i = 0; i < device->n_released; i++) {
+		int fd = device->released[i].fd;
+
+		epoll_ctl(device->epoll, EPOLL_CTL_DEL, fd, NULL);
+		if (device->released[i].is_shut)
+			shutdown(fd, SHUT_RDWR);
+		close(fd);
+	}
+	device->n_released = 0;
+}
+
+/*
+ * Three calls, of which one wakes the host program: they wait until the guest has its
+ * answer. Another guest's worker would take that end for an orderly one; after a reset
+ * the front tells it first.
  */
 static void release_socket(struct device *device, struct connection *connection)
 {
 	if (connection->fd < 0)
 		return;
-	epoll_ctl(device->epoll, EPOLL_CTL_DEL, connection->fd, NULL);
-	if (!connection_has_sibling(connection) || !connection->is_reset)
-		shutdown(connection->fd, SHUT_RDWR);
-	close(connection->fd);
+	if (device->n_released == RELEASED_MAX)
+		host_release(device);
+	device->released[device->n_released++] = (struct released){
+		.fd = connection->fd,
+		.is_shut = !connection_has_sibling(connection) || !connection->is_reset,
+	};
 	connection->fd = -1;
 	if (connection->buffer.len > 0)
 		buffer_consume(&device->pool, &connection->buffer, connection->buffer.len);

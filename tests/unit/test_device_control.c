@@ -931,6 +931,28 @@ static void test_the_front_is_asked_before_the_guest_is_called_for_what_it_sent(
 	rig_expect_told(VSOCKD__ENVELOPE__BODY_CONNECT, NULL);
 }
 
+static void test_a_guest_has_its_answer_before_the_socket_is_closed(void **state)
+{
+	struct rig_peer peer;
+	struct packet_header header;
+	char byte;
+
+	(void)state;
+	rig_offer(2, 4096);
+	peer = rig_guest_connects(9, 80);
+	header = rig_header(&peer, PACKET_OP_SHUTDOWN);
+	header.flags = PACKET_SHUTDOWN_BOTH;
+	rig_put(&header, NULL);
+	device_pump(&rig.device);
+	rig_expect(&peer, PACKET_OP_RST);
+	assert_int_equal(recv(peer.host, &byte, 1, MSG_DONTWAIT), -1);
+	assert_true(control_flush(&rig.device));
+	assert_int_equal(recv(peer.host, &byte, 1, MSG_DONTWAIT), 0);
+	rig_collect();
+	assert_true(rig_is_closed(peer.endpoint));
+	rig_close_host(&peer);
+}
+
 static void test_commands_wait_while_an_answer_does(void **state)
 {
 	Vsockd__RingEnable enable = VSOCKD__RING_ENABLE__INIT;
@@ -1112,6 +1134,7 @@ int main(void)
 		TEST_WITH(set_up_many, test_no_question_is_lost_when_the_front_is_slow),
 		TEST(test_the_end_is_told_when_the_guest_has_its_rst_though_the_front_was_slow),
 		TEST(test_the_front_is_asked_before_the_guest_is_called_for_what_it_sent),
+		TEST(test_a_guest_has_its_answer_before_the_socket_is_closed),
 		TEST(test_commands_wait_while_an_answer_does),
 		TEST(test_an_event_of_a_former_life_is_not_noted),
 		TEST(test_a_worker_without_front_delivers_what_the_guest_sent_and_ends),
