@@ -143,11 +143,14 @@ static void run_round_trip(const struct test *test, size_t index)
 
 static void run_opening(const struct test *test, size_t index)
 {
-	double per_second;
+	struct opening_figures figures;
 
 	if (measure_opening(&candidates[index], test->is_from_guest, test->n_connections,
-			    plan.opening, &per_second) == 0)
-		add(test, index, METRIC_OPENED, per_second);
+			    plan.opening, &figures) < 0)
+		return;
+	add(test, index, METRIC_OPENED, figures.per_second);
+	add(test, index, METRIC_OPENED_CPU, figures.cpu_microseconds);
+	add(test, index, METRIC_OPENED_SWITCHES, figures.switches);
 }
 
 static double per_connection(uint64_t before, uint64_t after)

@@ -34,6 +34,12 @@ struct round_trip_figures {
 	double p50, p99, p999; /* microseconds */
 };
 
+struct opening_figures {
+	double per_second;
+	/* Of the back-end's processes, for each connection. */
+	double cpu_microseconds, switches;
+};
+
 struct memory_figures {
 	struct processes_memory idle, with_connections; /* all processes */
 	struct processes_memory worker;			/* idle; zero: no such process */
@@ -49,7 +55,7 @@ int measure_round_trip(const struct candidate *candidate, int duration,
 
 /* Back-ends only. Connections opened and closed in a second, so many at a time. */
 int measure_opening(const struct candidate *candidate, bool is_by_guest, size_t n_at_once,
-		    int duration, double *ret_per_second);
+		    int duration, struct opening_figures *ret);
 int measure_memory(const struct candidate *candidate, size_t n_connections,
 		   struct memory_figures *ret);
 

@@ -10,6 +10,7 @@
 #include <unistd.h>
 
 #include "tests/bench/host_program.h"
+#include "tests/bench/measure.h"
 #include "tests/bench/subject.h"
 #include "tests/frontend/socket.h"
 
@@ -32,6 +33,32 @@ static bool has_settled(void *context)
 			return false;
 	}
 	return true;
+}
+
+struct moment {
+	double time;
+	struct processes_usage usage;
+};
+
+static struct moment take_moment(const struct subject *subject)
+{
+	struct moment moment = {.time = subject_now()};
+
+	processes_usage(subject->driver->pid, &moment.usage);
+	return moment;
+}
+
+static void count_since(const struct subject *subject, const struct moment *begin, size_t n,
+			struct opening_figures *ret)
+{
+	struct moment end = take_moment(subject);
+
+	*ret = (struct opening_figures){
+		.per_second = (double)n / (end.time - begin->time),
+		.cpu_microseconds =
+			1e6 * (end.usage.cpu_seconds - begin->usage.cpu_seconds) / (double)n,
+		.switches = (double)(end.usage.n_switches - begin->usage.n_switches) / (double)n,
+	};
 }
 
 static int open_and_close(struct guest *guest, size_t n_at_once, struct opened *opened)
@@ -60,13 +87,14 @@ static int open_and_close(struct guest *guest, size_t n_at_once, struct opened *
 }
 
 static int run_opening_by_guest(struct subject *subject, size_t n_at_once, int duration,
-				double *ret)
+				struct opening_figures *ret)
 {
 	static struct host_program host;
 	static struct opened opened;
 	int listener = backend_listener(subject->backend);
 	int error = host_program_start(&host, &listener, 1, HOST_ACCEPTS, 1);
-	double begin = subject_now(), end = begin + duration / 1e3;
+	struct moment begin = take_moment(subject);
+	double end = begin.time + duration / 1e3;
 	size_t n = 0;
 
 	if (error)
@@ -75,7 +103,8 @@ static int run_opening_by_guest(struct subject *subject, size_t n_at_once, int d
 		error = open_and_close(backend_guest(subject->backend), n_at_once, &opened);
 		n += n_at_once;
 	}
-	*ret = (double)n / (subject_now() - begin);
+	if (!error)
+		count_since(subject, &begin, n, ret);
 	host_program_stop(&host);
 	return error;
 }
@@ -164,13 +193,15 @@ static int serve_accepted(struct guest *guest, struct opened *opened)
 	return n;
 }
 
-static int run_opening_by_host(struct subject *subject, size_t n_at_once, int duration, double *ret)
+static int run_opening_by_host(struct subject *subject, size_t n_at_once, int duration,
+			       struct opening_figures *ret)
 {
 	static struct opened opened;
 	struct guest *guest = backend_guest(subject->backend);
 	struct opener opener = {.uds_path = backend_uds_path(subject->backend),
 				.n_at_once = n_at_once};
-	double begin = subject_now(), end = begin + duration / 1e3;
+	struct moment begin = take_moment(subject);
+	double end = begin.time + duration / 1e3;
 	pthread_t thread;
 	int error = guest_listen(guest, BACKEND_PORT), n = 0;
 
@@ -181,18 +212,23 @@ static int run_opening_by_host(struct subject *subject, size_t n_at_once, int du
 		return error;
 	while (n >= 0 && subject_now() < end)
 		n = serve_accepted(guest, &opened);
-	*ret = (double)opener.n / (subject_now() - begin);
+	if (opener.n > 0)
+		count_since(subject, &begin, opener.n, ret);
+	else
+		error = -ETIMEDOUT;
 	opener.is_stopped = true;
 	/* The last of them want their answers. */
 	end = subject_now() + SUBJECT_STUCK_SECONDS;
 	while (n >= 0 && !opener.is_done && subject_now() < end)
 		n = serve_accepted(guest, &opened);
 	pthread_join(thread, NULL);
-	return n < 0 ? n : opener.error;
+	if (n < 0)
+		return n;
+	return error ? error : opener.error;
 }
 
 int measure_opening(const struct candidate *candidate, bool is_by_guest, size_t n_at_once,
-		    int duration, double *ret_per_second)
+		    int duration, struct opening_figures *ret)
 {
 	struct subject subject;
 	/* One that stays: without it a host program may come before the rings are started. */
@@ -201,9 +237,9 @@ int measure_opening(const struct candidate *candidate, bool is_by_guest, size_t 
 	if (error)
 		return error;
 	if (is_by_guest)
-		error = run_opening_by_guest(&subject, n_at_once, duration, ret_per_second);
+		error = run_opening_by_guest(&subject, n_at_once, duration, ret);
 	else
-		error = run_opening_by_host(&subject, n_at_once, duration, ret_per_second);
+		error = run_opening_by_host(&subject, n_at_once, duration, ret);
 	subject_stop(&subject);
 	return error ? subject_fail(candidate, "opening", error) : 0;
 }

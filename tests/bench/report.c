@@ -152,6 +152,8 @@ void report_print(const struct results *results)
 	static const char *const costs[] = {METRIC_RATE,  METRIC_CPU,	       METRIC_SWITCHES,
 					    METRIC_CALLS, METRIC_INSTRUCTIONS, METRIC_SLOWEST};
 	static const char *const times[] = {METRIC_P50, METRIC_P99, METRIC_P999, NULL};
+	static const char *const opened[] = {METRIC_OPENED, METRIC_OPENED_CPU,
+					     METRIC_OPENED_SWITCHES};
 	static const char *const memory[] = {METRIC_RESIDENT,
 					     METRIC_PSS,
 					     METRIC_PRIVATE,
@@ -169,7 +171,9 @@ void report_print(const struct results *results)
 			print_table(results, streams[k], costs[i]);
 	}
 	print_metrics(results, TEST_ROUND_TRIP, times);
-	print_table(results, TEST_OPENED_BY_GUEST, METRIC_OPENED);
-	print_table(results, TEST_OPENED_BY_HOST, METRIC_OPENED);
+	for (size_t i = 0; i < sizeof(opened) / sizeof(*opened); i++) {
+		print_table(results, TEST_OPENED_BY_GUEST, opened[i]);
+		print_table(results, TEST_OPENED_BY_HOST, opened[i]);
+	}
 	print_metrics(results, TEST_MEMORY, memory);
 }
