@@ -119,6 +119,7 @@ static void run_stream(const struct test *test, size_t index)
 	}
 	add(test, index, METRIC_RATE, figures.mib_per_second);
 	add(test, index, METRIC_CPU, figures.cpu_per_gib);
+	add(test, index, METRIC_ENDS_CPU, figures.ends_cpu_per_gib);
 	add(test, index, METRIC_SWITCHES, figures.switches_per_mib);
 	if (test->n_connections > 1)
 		add(test, index, METRIC_SLOWEST, figures.slowest);

@@ -26,7 +26,8 @@ struct stream_figures {
 	double mib_per_second; /* both directions together */
 	double from_guest_share;
 	double cpu_per_gib, switches_per_mib, calls_per_mib;
-	double slowest; /* of the connections, as a share of their mean */
+	double ends_cpu_per_gib; /* guest and host programs */
+	double slowest;		 /* of the connections, as a share of their mean */
 	struct processes_memory peak;
 };
 

@@ -116,6 +116,14 @@ static double seconds_of(const struct rusage *usage)
 	       (double)(usage->ru_utime.tv_usec + usage->ru_stime.tv_usec) / 1e6;
 }
 
+double processes_own_cpu(void)
+{
+	struct rusage self;
+
+	getrusage(RUSAGE_SELF, &self);
+	return seconds_of(&self);
+}
+
 void processes_machine(struct processes_machine *ret)
 {
 	FILE *file = fopen("/proc/stat", "r");

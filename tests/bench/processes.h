@@ -32,6 +32,8 @@ struct processes_machine {
 void processes_machine(struct processes_machine *ret);
 
 void processes_usage(pid_t root, struct processes_usage *ret);
+/* CPU seconds of all threads of this process: the guest and the host programs. */
+double processes_own_cpu(void);
 void processes_memory(pid_t root, struct processes_memory *ret);
 
 /* The descendant of that name with the most memory of its own: false if there is none. */

@@ -149,8 +149,9 @@ static void print_metrics(const struct results *results, const char *test,
 void report_print(const struct results *results)
 {
 	static const char *const streams[] = {TEST_FROM_GUEST, TEST_FROM_HOST, TEST_DUPLEX};
-	static const char *const costs[] = {METRIC_RATE,  METRIC_CPU,	       METRIC_SWITCHES,
-					    METRIC_CALLS, METRIC_INSTRUCTIONS, METRIC_SLOWEST};
+	static const char *const costs[] = {METRIC_RATE,     METRIC_CPU,   METRIC_ENDS_CPU,
+					    METRIC_SWITCHES, METRIC_CALLS, METRIC_INSTRUCTIONS,
+					    METRIC_SLOWEST};
 	static const char *const times[] = {METRIC_P50, METRIC_P99, METRIC_P999, NULL};
 	static const char *const opened[] = {METRIC_OPENED, METRIC_OPENED_CPU,
 					     METRIC_OPENED_SWITCHES};

@@ -16,6 +16,7 @@
 
 #define METRIC_RATE	       "MiB/s"
 #define METRIC_CPU	       "CPU s/GiB"
+#define METRIC_ENDS_CPU	       "both ends: CPU s/GiB"
 #define METRIC_SWITCHES	       "switches/MiB"
 #define METRIC_CALLS	       "calls/MiB"
 #define METRIC_INSTRUCTIONS    "instructions/MiB"

@@ -76,6 +76,7 @@ struct snapshot {
 	uint64_t n_bytes, n_from_guest, n_calls;
 	uint64_t each[DRIVER_CONNECTIONS_MAX];
 	struct processes_usage usage;
+	double own_cpu;
 };
 
 static void take_snapshot(const struct subject *subject, const struct host_program *host,
@@ -83,6 +84,7 @@ static void take_snapshot(const struct subject *subject, const struct host_progr
 {
 	ret->n_calls = processes_calls_read(calls);
 	processes_usage(subject->driver->pid, &ret->usage);
+	ret->own_cpu = processes_own_cpu();
 	ret->n_bytes = sum_received(subject, host, ret->each, &ret->n_from_guest);
 	ret->at = subject_now();
 }
@@ -103,6 +105,7 @@ static void compare(const struct snapshot *before, const struct snapshot *after,
 	ret->mib_per_second = mib / (after->at - before->at);
 	ret->from_guest_share = (double)(after->n_from_guest - before->n_from_guest) / bytes;
 	ret->cpu_per_gib = (after->usage.cpu_seconds - before->usage.cpu_seconds) / (mib / 1024);
+	ret->ends_cpu_per_gib = (after->own_cpu - before->own_cpu) / (mib / 1024);
 	ret->switches_per_mib = (double)(after->usage.n_switches - before->usage.n_switches) / mib;
 	ret->calls_per_mib = (double)(after->n_calls - before->n_calls) / mib;
 	ret->slowest = slowest / mean;
