@@ -159,10 +159,11 @@ void device_set_time(struct device *device, uint64_t now_us)
 /* Said at each power of two: it may happen many times a second. */
 void device_pass(struct device *device, uint32_t len)
 {
-	uint64_t n_waits = device->counters[COUNTER_BANDWIDTH_WAITS] + 1;
+	uint64_t n_waits;
 
 	if (!rate_take(&device->rate, len))
 		return;
+	n_waits = device->counters[COUNTER_BANDWIDTH_WAITS] + 1;
 	statistics_count(device, COUNTER_BANDWIDTH_WAITS, 1);
 	if ((n_waits & (n_waits - 1)) == 0)
 		control_report(device, REPORT_RATE_LIMIT, device->rate.per_second, n_waits, 0);

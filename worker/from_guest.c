@@ -51,9 +51,8 @@ static void write_all(struct device *device, uint32_t i)
 
 		if (packet->connection != connection)
 			continue;
-		memcpy(batch.joined + n_parts, batch.payload + packet->first,
-		       packet->n_parts * sizeof(batch.joined[0]));
-		n_parts += packet->n_parts;
+		for (size_t k = 0; k < packet->n_parts; k++)
+			batch.joined[n_parts++] = batch.payload[packet->first + k];
 		len += packet->len;
 		packet->connection = NULL;
 		if (packet->message_flags & PACKET_SEQ_EOM) {

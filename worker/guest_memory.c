@@ -132,18 +132,11 @@ void guest_memory_clear(struct guest_memory *memory)
 	unmap_table(&memory->staged);
 }
 
-/* Almost all buffers of a guest lie in the region of the buffer before. */
-static const struct guest_region *find_region(struct guest_memory *memory, uint64_t guest_address)
+const struct guest_region *guest_memory_find(struct guest_memory *memory, uint64_t guest_address)
 {
 	const struct guest_table *table = &memory->table;
 	size_t low = 0, high = table->n_regions;
 
-	if (memory->last_hit < table->n_regions) {
-		const struct guest_region *last = &table->regions[memory->last_hit];
-
-		if (guest_address - last->guest_address < last->size)
-			return last;
-	}
 	while (low < high) {
 		size_t middle = low + (high - low) / 2;
 		const struct guest_region *region = &table->regions[middle];
@@ -158,21 +151,6 @@ static const struct guest_region *find_region(struct guest_memory *memory, uint6
 		}
 	}
 	return NULL;
-}
-
-bool guest_memory_translate(struct guest_memory *memory, uint64_t guest_address, uint32_t len,
-			    struct iovec *ret_part)
-{
-	const struct guest_region *region = find_region(memory, guest_address);
-	uint64_t offset, room;
-
-	if (!region)
-		return false;
-	offset = guest_address - region->guest_address;
-	room = region->size - offset;
-	ret_part->iov_base = region->start + offset;
-	ret_part->iov_len = len < room ? len : (size_t)room;
-	return true;
 }
 
 void *guest_memory_at_user_address(const struct guest_memory *memory, uint64_t user_address,

@@ -68,13 +68,32 @@ void guest_memory_commit(struct guest_memory *memory);
 /* Unmap everything. */
 void guest_memory_clear(struct guest_memory *memory);
 
+/* The region that an address lies in; NULL: none. */
+const struct guest_region *guest_memory_find(struct guest_memory *memory, uint64_t guest_address);
+
 /*
  * Translate the part of [guest_address, guest_address + len) that lies in one
  * region, which may be shorter than len: ask again for the rest. false when the
  * first byte lies in no region. len > 0.
  */
-bool guest_memory_translate(struct guest_memory *memory, uint64_t guest_address, uint32_t len,
-			    struct iovec *ret_part);
+static inline bool guest_memory_translate(struct guest_memory *memory, uint64_t guest_address,
+					  uint32_t len, struct iovec *ret_part)
+{
+	const struct guest_table *table = &memory->table;
+	const struct guest_region *region = &table->regions[memory->last_hit];
+	uint64_t offset = guest_address - region->guest_address;
+
+	/* Almost all buffers of a guest lie in the region of the buffer before. */
+	if (memory->last_hit >= table->n_regions || offset >= region->size) {
+		region = guest_memory_find(memory, guest_address);
+		if (!region)
+			return false;
+		offset = guest_address - region->guest_address;
+	}
+	ret_part->iov_base = region->start + offset;
+	ret_part->iov_len = len < region->size - offset ? len : (size_t)(region->size - offset);
+	return true;
+}
 
 /* A whole piece by front-end user address, in one region; NULL otherwise. */
 void *guest_memory_at_user_address(const struct guest_memory *memory, uint64_t user_address,

@@ -3,7 +3,9 @@
 
 #include <string.h>
 
-bool packet_read_header(const struct iovec *parts, size_t n_parts, struct packet_header *ret)
+/* Kept out of the way of drivers as they are, whose header is one piece of memory. */
+static __attribute__((noinline)) bool gather_header(const struct iovec *parts, size_t n_parts,
+						    struct packet_header *ret)
 {
 	struct packet_header header;
 	size_t len = 0;
@@ -21,8 +23,21 @@ bool packet_read_header(const struct iovec *parts, size_t n_parts, struct packet
 	return true;
 }
 
-void packet_write_header(const struct iovec *parts, size_t n_parts,
-			 const struct packet_header *header)
+/*
+ * Never in line: what the caller looks at is the copy, and not what the guest has made of
+ * the original since.
+ */
+__attribute__((noinline)) bool packet_read_header(const struct iovec *parts, size_t n_parts,
+						  struct packet_header *ret)
+{
+	if (n_parts == 0 || parts[0].iov_len < PACKET_HEADER_LEN)
+		return gather_header(parts, n_parts, ret);
+	memcpy(ret, parts[0].iov_base, PACKET_HEADER_LEN);
+	return true;
+}
+
+static __attribute__((noinline)) void scatter_header(const struct iovec *parts, size_t n_parts,
+						     const struct packet_header *header)
 {
 	size_t len = 0;
 
@@ -33,6 +48,15 @@ void packet_write_header(const struct iovec *parts, size_t n_parts,
 		memcpy(parts[i].iov_base, (const uint8_t *)header + len, n);
 		len += n;
 	}
+}
+
+void packet_write_header(const struct iovec *parts, size_t n_parts,
+			 const struct packet_header *header)
+{
+	if (n_parts == 0 || parts[0].iov_len < PACKET_HEADER_LEN)
+		scatter_header(parts, n_parts, header);
+	else
+		memcpy(parts[0].iov_base, header, PACKET_HEADER_LEN);
 }
 
 size_t packet_slice(const struct iovec *parts, size_t n_parts, size_t skip, size_t len,
