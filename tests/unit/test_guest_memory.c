@@ -88,7 +88,7 @@ static size_t part_len(uint64_t guest_address, uint32_t len)
 
 static void check_byte(uint64_t guest_address, uint64_t offset)
 {
-	struct iovec part;
+	struct iovec part = {0};
 
 	assert_true(guest_memory_translate(&memory, guest_address, 1, &part));
 	assert_int_equal(part.iov_len, 1);
