@@ -2,6 +2,7 @@
 #include "broker/spawner.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <inttypes.h>
 #include <poll.h>
 #include <signal.h>
@@ -210,10 +211,13 @@ static int on_spawn(struct spawner *spawner, const struct spawner_request *reque
 	struct processes_slot *slot;
 	int pair[2], status, step;
 
-	if (socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC | SOCK_NONBLOCK, 0, pair))
+	/* The worker may wait at its end, the front never. */
+	if (socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, pair))
 		return refuse(spawner, reply, errno);
 	AUTO_CLOSE int front_end = pair[0];
 	AUTO_CLOSE int worker_end = pair[1];
+	if (fcntl(front_end, F_SETFL, O_NONBLOCK) < 0)
+		return refuse(spawner, reply, errno);
 
 	status = processes_start(&spawner->workers, worker_end, request->number != 0, &slot);
 	if (status)

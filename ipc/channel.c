@@ -108,3 +108,11 @@ int channel_receive(int socket, struct channel_packet *ret_packet)
 	ret_packet->fd = n_fds ? fds[0] : -1;
 	return 0;
 }
+
+void channel_wait(int socket)
+{
+	struct msghdr message = {0};
+
+	/* Without room for them no fds are taken out, nor copied. */
+	(void)recvmsg(socket, &message, MSG_PEEK);
+}

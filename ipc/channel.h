@@ -13,7 +13,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
-/* The longest message, HandoverConnection, fills it but for a few bytes. */
+/* The longest message, HandoverConnections, fills it but for a few bytes. */
 #define CHANNEL_MESSAGE_MAX 256
 #define CHANNEL_FDS_MAX	    1
 
@@ -40,3 +40,9 @@ int channel_send(int socket, const struct channel_packet *packet);
  * else no fd was kept. 0, CHANNEL_E_..., or negative errno.
  */
 int channel_receive(int socket, struct channel_packet *ret_packet);
+
+/*
+ * Wait until there is a packet, or the end; for a socket that is not set to O_NONBLOCK.
+ * Anything else may end the wait as well. System call: recvmsg.
+ */
+void channel_wait(int socket);

@@ -121,6 +121,21 @@ static uint64_t now_us(void)
 	return (uint64_t)now.tv_sec * 1000000 + (uint64_t)now.tv_nsec / 1000;
 }
 
+/*
+ * While another worker serves, or may, only the front matters: events of sockets stay
+ * where they are. They come before the next packet is moved.
+ */
+static bool rest_once(bool *ret_has_more)
+{
+	bool is_attached;
+
+	channel_wait(POLICY_WORKER_CHANNEL_FD);
+	device_set_time(&device, now_us());
+	is_attached = control_receive(&device);
+	*ret_has_more = true;
+	return is_attached && control_flush(&device);
+}
+
 /* One wake-up. false when the front is gone. */
 static bool serve_once(int timeout_ms, bool *ret_has_more)
 {
@@ -128,6 +143,8 @@ static bool serve_once(int timeout_ms, bool *ret_has_more)
 	bool is_attached = true;
 	int n;
 
+	if (device_is_at_rest(&device) && !device.waits_to_write)
+		return rest_once(ret_has_more);
 	n = epoll_wait(POLICY_WORKER_EPOLL_FD, events, EVENTS_MAX, timeout_ms);
 	if (n < 0 && errno != EINTR)
 		__builtin_trap();

@@ -286,6 +286,29 @@ static void test_one_free_number_for_two_fds_leaks_none(void **state)
 
 #define TEST(name) cmocka_unit_test_setup_teardown(name, set_up, tear_down)
 
+/* A look takes nothing: neither the packet nor, by copying them, the fds. */
+static void test_waiting_ends_with_a_packet_or_the_end_and_takes_nothing(void **state)
+{
+	struct channel_packet packet;
+	int event = eventfd(0, EFD_CLOEXEC);
+	size_t n_before = n_open();
+
+	(void)state;
+	send_raw("one", 3, event, 1);
+	channel_wait(near_end);
+	channel_wait(near_end);
+	assert_int_equal(n_open(), n_before);
+	assert_int_equal(receive(&packet), 0);
+	assert_int_equal(packet.len, 3);
+	assert_true(packet.fd >= 0);
+	close(packet.fd);
+	close(event);
+	close(far_end);
+	far_end = -1;
+	channel_wait(near_end);
+	assert_int_equal(receive(&packet), CHANNEL_E_CLOSED);
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
@@ -300,6 +323,7 @@ int main(void)
 		TEST(test_an_empty_packet_is_the_end_and_with_an_fd_an_offence),
 		TEST(test_an_fd_that_finds_no_number_is_not_overlooked),
 		TEST(test_one_free_number_for_two_fds_leaks_none),
+		TEST(test_waiting_ends_with_a_packet_or_the_end_and_takes_nothing),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);
