@@ -229,6 +229,14 @@ static int send_pool(struct device *device, struct worker *worker)
 	return send_command(device, worker, &pool.base, device->worker->buffer);
 }
 
+/* Behind the sockets; when there is no room for all of them it goes on where it was. */
+static int send_sockets(struct device *device, struct worker *worker)
+{
+	int r = handover_give_sockets(device);
+
+	return r != 0 ? r : send_bare(device, worker, &vsockd__handover_sockets__descriptor, -1);
+}
+
 static int send_ring_kick(struct device *device, struct worker *worker, uint32_t ring)
 {
 	Vsockd__RingKick kick = VSOCKD__RING_KICK__INIT;
@@ -305,6 +313,8 @@ int command_send(struct device *device, struct worker *worker, const struct step
 		return send_bare(device, worker, &vsockd__handover_resume__descriptor, -1);
 	case STEP_HANDOVER_POOL:
 		return send_pool(device, worker);
+	case STEP_HANDOVER_SOCKETS:
+		return send_sockets(device, worker);
 	case STEP_HANDOVER_CHECK:
 		return send_bare(device, worker, &vsockd__handover_check__descriptor, -1);
 	case STEP_HANDOVER_COMMIT:

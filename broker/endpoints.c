@@ -136,6 +136,11 @@ void endpoints_told(struct endpoints *endpoints)
 		endpoint->state = ENDPOINT_OPEN;
 }
 
+bool endpoint_is_at_worker(const struct endpoint *endpoint)
+{
+	return endpoint->state == ENDPOINT_OPEN || endpoint->state == ENDPOINT_ENDING;
+}
+
 struct endpoint *endpoints_find(struct endpoints *endpoints, uint32_t index,
 				enum endpoint_state state)
 {
@@ -228,7 +233,7 @@ uint32_t endpoints_lose(struct endpoints *endpoints)
 	for (uint32_t i = 0; i < endpoints->n_max; i++) {
 		struct endpoint *endpoint = &endpoints->all[i];
 
-		n_open += endpoint->state == ENDPOINT_OPEN || endpoint->state == ENDPOINT_ENDING;
+		n_open += endpoint_is_at_worker(endpoint);
 		if (endpoint->state == ENDPOINT_FREE)
 			continue;
 		if (!endpoint->has_ports || endpoint->state == ENDPOINT_GONE) {

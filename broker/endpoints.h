@@ -96,6 +96,9 @@ uint32_t endpoints_untold(const struct endpoints *endpoints);
 /* It was told: REFUSED and GONE entries are freed, LOST ones RESETTING, others OPEN. */
 void endpoints_told(struct endpoints *endpoints);
 
+/* The worker has its socket. */
+bool endpoint_is_at_worker(const struct endpoint *endpoint);
+
 /* The entry if it exists and is in that state; NULL otherwise. */
 struct endpoint *endpoints_find(struct endpoints *endpoints, uint32_t index,
 				enum endpoint_state state);

@@ -103,6 +103,7 @@ enum step_kind {
 	STEP_HANDOVER,
 	STEP_HANDOVER_RESUME,
 	STEP_HANDOVER_POOL,
+	STEP_HANDOVER_SOCKETS,
 	STEP_HANDOVER_CHECK,
 	STEP_HANDOVER_COMMIT,
 	STEP_NONE, /* of an operation that no step answers */
@@ -115,9 +116,9 @@ struct step {
 
 /*
  * Assign, limits, port ranges, features, log, journal, quarantine or pool, suspension, capture,
- * regions, commit, four a ring, and what is pending.
+ * regions, commit, four a ring, sockets, and what is pending.
  */
-#define STEPS_MAX (9 + 2 * PORT_RANGES_MAX + SESSION_REGIONS_MAX + 1 + 4 * SESSION_RINGS + 4)
+#define STEPS_MAX (10 + 2 * PORT_RANGES_MAX + SESSION_REGIONS_MAX + 1 + 4 * SESSION_RINGS + 4)
 
 struct sync {
 	bool is_of_successor; /* who is told; else the worker */
@@ -219,16 +220,17 @@ enum handover_phase {
 
 struct handover {
 	enum handover_phase phase;
-	struct worker *successor;      /* NULL before it was started, and once it serves */
-	uint64_t deadline;	       /* ms: of WANTED and WAITING */
-	bool is_frozen;		       /* the worker has begun to tell */
-	uint32_t sequence;	       /* of Handover, once its answer is none any more */
-	bool has_pending;	       /* the successor had no room for: */
-	struct channel_packet pending; /* its fd is an endpoint's */
-	uint32_t former;	       /* number of the worker that was replaced */
-	uint64_t began_us;	       /* monotonic: the worker was told to stop */
-	uint64_t pause_us;	       /* from then until the successor said that it serves */
-	int status;		       /* how it ends */
+	struct worker *successor; /* NULL before it was started, and once it serves */
+	uint64_t deadline;	  /* ms: of WANTED, WAITING and PREPARING */
+	uint32_t next_socket;	  /* endpoint: those before were given to it */
+	bool is_frozen;		  /* the worker has begun to tell */
+	uint32_t sequence;	  /* of Handover, once its answer is none any more */
+	bool has_pending;	  /* the successor had no room for: */
+	struct channel_packet pending;
+	uint32_t former;   /* number of the worker that was replaced */
+	uint64_t began_us; /* monotonic: the worker was told to stop */
+	uint64_t pause_us; /* from then until the successor said that it serves */
+	int status;	   /* how it ends */
 };
 
 /* How long the guest waited for a successor: how often up to each bound, and longer. */
@@ -413,8 +415,13 @@ uint64_t workers_deadline(const struct front *front);
 void worker_dismiss(struct worker *worker, struct front *front);
 /* It broke the rules, or can't be used: end it now. */
 void worker_kill(struct worker *worker, struct front *front);
-/* Another one serves in its place: it ends without a word, and without touching anything. */
+/*
+ * Another one serves in its place: it is not heard any more, and touches nothing until
+ * workers_stop() ends it without a word.
+ */
 void worker_retire(struct worker *worker, struct front *front);
+/* By its number: it may have ended before. */
+void workers_stop(struct front *front, uint32_t number);
 /* It is of no use for that device any more, but may be for another one. */
 void worker_release(struct worker *worker, struct front *front);
 /* Spares of another program than this one are replaced. */
@@ -618,6 +625,8 @@ void handover_update(struct device *device);
 uint64_t handover_deadline(const struct device *device);
 /* Why it failed, in words. */
 const char *handover_reason(int status);
+/* Give the successor all sockets, as far as there is room; as worker_send(). */
+int handover_give_sockets(struct device *device);
 /* Who is to blame when the answer to a step does not come in time. */
 struct worker *handover_late(const struct device *device);
 

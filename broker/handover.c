@@ -16,6 +16,7 @@
  *
  *	worker			front			successor
  *	 serves		Assign, HandoverPool, ... ->	 takes
+ *	 serves		HandoverSocket, ... ->		 takes
  *	 stops		<- Handover
  *	 HandoverDevice, ...	->	->	->	 checks
  *	 Done			HandoverCheck ->
@@ -27,13 +28,16 @@
  * successor is the worker. A worker that dies before has died like any other.
  *
  * What the worker tells is a claim of the process of one guest, made to the next one
- * of the same guest, which checks it; what it says of sockets is checked here.
+ * of the same guest, which checks it; what it says of sockets is checked here. What takes
+ * long is done before: the guest waits from Handover to HandoverCommit.
  */
 
 /* The guest and its programs wait that long at most for a handover that hangs. */
 #define HANDOVER_MS 2000
 /* For one of all the workers that there may be to end, if so many live. */
 #define WANTED_MS 10000
+/* For the successor to be told all that is known before. */
+#define PREPARING_MS 10000
 /* For a start of a ring, say, or a device state on its way, to come to its end. */
 #define WAITING_MS 5000
 
@@ -89,6 +93,9 @@ enum message_state handover_states(const struct device *device)
 
 static void end(struct device *device, int status)
 {
+	/* Not before the guest is served again: its end takes a processor for a while. */
+	if (device->handover.phase == HANDOVER_COMMITTING)
+		workers_stop(device->front, device->handover.former);
 	device->handover.phase = HANDOVER_NONE;
 	device->handover.status = status;
 	/* Edge-triggered: a message that came meanwhile is not told again. */
@@ -110,6 +117,7 @@ static void drop_successor(struct device *device)
 	/* It may be the worker's death, or nobody's fault: no line in the log. */
 	successor->device = NULL;
 	worker_retire(successor, device->front);
+	workers_stop(device->front, successor->number);
 }
 
 /* The worker has not stopped, or is no more: nothing is to be told to it. */
@@ -183,6 +191,31 @@ void handover_successor_died(struct device *device, int error)
 	device_update(device);
 }
 
+static int give_socket(struct device *device, uint32_t endpoint)
+{
+	Vsockd__HandoverSocket socket = VSOCKD__HANDOVER_SOCKET__INIT;
+
+	socket.endpoint = endpoint;
+	return worker_send(device->front, device->handover.successor, 0, &socket.base,
+			   device->endpoints.all[endpoint].fd);
+}
+
+/*
+ * Meanwhile the worker may be done with some, and then the successor closes what nobody
+ * claims; but it gets none, since nothing is told to it.
+ */
+int handover_give_sockets(struct device *device)
+{
+	struct handover *handover = &device->handover;
+	int r = 0;
+
+	for (; r == 0 && handover->next_socket < device->endpoints.n_max;
+	     handover->next_socket += r == 0)
+		if (endpoint_is_at_worker(&device->endpoints.all[handover->next_socket]))
+			r = give_socket(device, handover->next_socket);
+	return r;
+}
+
 void handover_ready(struct device *device)
 {
 	device->handover.phase = HANDOVER_WAITING;
@@ -204,6 +237,10 @@ void handover_update(struct device *device)
 
 	if (handover->phase == HANDOVER_WANTED && is_late)
 		give_up(device, -EAGAIN);
+	if (handover->phase == HANDOVER_PREPARING && is_late) {
+		device_log(device, LOG_ERR, "worker does not answer");
+		worker_kill(handover->successor, device->front);
+	}
 	if (handover->phase != HANDOVER_WAITING)
 		return;
 	if (!can_begin(device)) {
@@ -213,6 +250,8 @@ void handover_update(struct device *device)
 	}
 	handover->successor->was_assigned = true;
 	handover->successor->place = device->index;
+	handover->deadline = device->front->now + PREPARING_MS;
+	handover->next_socket = 0;
 	handover->successor->cid = device->configuration->guest_cid;
 	handover->phase = HANDOVER_PREPARING;
 	sync_prepare_successor(device);
@@ -222,7 +261,8 @@ uint64_t handover_deadline(const struct device *device)
 {
 	const struct handover *handover = &device->handover;
 
-	if (handover->phase != HANDOVER_WANTED && handover->phase != HANDOVER_WAITING)
+	if (handover->phase != HANDOVER_WANTED && handover->phase != HANDOVER_WAITING &&
+	    handover->phase != HANDOVER_PREPARING)
 		return UINT64_MAX;
 	return handover->deadline;
 }
@@ -239,36 +279,47 @@ struct worker *handover_late(const struct device *device)
 /* ---- what the worker tells ---- */
 
 /* Each names its socket once, one that it has. */
-static const char *check_endpoint(struct device *device, const Vsockd__HandoverConnection *told,
-				  int *ret_fd)
+static const char *check_endpoint(struct device *device, const struct handover_claim *claim)
 {
 	struct endpoint *endpoint;
 
-	if (told->endpoint >= device->endpoints.n_max)
+	if (claim->endpoint >= device->endpoints.n_max)
 		return "a connection handed over with no such endpoint";
-	endpoint = &device->endpoints.all[told->endpoint];
-	if (endpoint->state != ENDPOINT_OPEN && endpoint->state != ENDPOINT_ENDING &&
-	    (endpoint->state != ENDPOINT_RESETTING || told->has_socket))
+	endpoint = &device->endpoints.all[claim->endpoint];
+	if (!endpoint_is_at_worker(endpoint) &&
+	    (endpoint->state != ENDPOINT_RESETTING || claim->has_socket))
 		return "a connection handed over with an endpoint that is not open";
 	if (endpoint->is_handed)
 		return "two connections handed over with one endpoint";
 	endpoint->is_handed = true;
-	if (told->has_socket)
-		*ret_fd = endpoint->fd;
 	return NULL;
 }
 
-static const char *check_connection(struct device *device, const Vsockd__HandoverConnection *told,
-				    int *ret_fd)
+static const char *check_connection(struct device *device, const struct handover_claim *claim)
 {
-	if (told->index >= 2 * device->endpoints.n_max)
+	if (claim->index >= 2 * device->endpoints.n_max)
 		return "a connection handed over with a number out of range";
 	/* So an answer that is still to come finds who asked. */
-	if (told->awaits_answer != (device->endpoints.requests[told->index] != ENDPOINT_NONE))
+	if (claim->awaits_answer != (device->endpoints.requests[claim->index] != ENDPOINT_NONE))
 		return "a connection handed over that awaits another answer than the front";
-	if (!told->has_endpoint)
-		return told->has_socket ? "a connection handed over with a socket of nobody" : NULL;
-	return check_endpoint(device, told, ret_fd);
+	if (!claim->has_endpoint)
+		return claim->has_socket ? "a connection handed over with a socket of nobody"
+					 : NULL;
+	return check_endpoint(device, claim);
+}
+
+static const char *check_connections(struct device *device, const Vsockd__HandoverConnections *told)
+{
+	const char *reason = NULL;
+
+	if (told->n > HANDOVER_CLAIMS_MAX)
+		return "more connections handed over at once than there may be";
+	for (uint32_t i = 0; i < told->n && !reason; i++) {
+		const struct handover_claim claim = message_claim(told, i);
+
+		reason = check_connection(device, &claim);
+	}
+	return reason;
 }
 
 /* Nothing that the front holds for this guest was left out. */
@@ -277,19 +328,18 @@ static const char *check_all_named(struct device *device)
 	for (uint32_t i = 0; i < device->endpoints.n_max; i++) {
 		const struct endpoint *endpoint = &device->endpoints.all[i];
 
-		if ((endpoint->state == ENDPOINT_OPEN || endpoint->state == ENDPOINT_ENDING ||
-		     endpoint->state == ENDPOINT_RESETTING) &&
+		if ((endpoint_is_at_worker(endpoint) || endpoint->state == ENDPOINT_RESETTING) &&
 		    !endpoint->is_handed)
 			return "a handover without a connection that is open";
 	}
 	return NULL;
 }
 
-static void relay(struct device *device, const Vsockd__Envelope *envelope, int fd)
+static void relay(struct device *device, const Vsockd__Envelope *envelope)
 {
 	struct handover *handover = &device->handover;
 
-	message_encode(envelope, fd, &handover->pending);
+	message_encode(envelope, -1, &handover->pending);
 	if (worker_send_packet(device->front, handover->successor, &handover->pending) !=
 	    CHANNEL_E_AGAIN)
 		return; /* or it is dead, and that is told elsewhere */
@@ -301,7 +351,6 @@ const char *handover_message(struct device *device, const Vsockd__Envelope *enve
 {
 	struct handover *handover = &device->handover;
 	const char *reason = NULL;
-	int fd = -1;
 
 	if (handover->phase == HANDOVER_RESUMING)
 		return NULL; /* said before it knew */
@@ -316,10 +365,10 @@ const char *handover_message(struct device *device, const Vsockd__Envelope *enve
 	}
 	if (!handover->is_frozen)
 		return "a handover that begins in the middle";
-	if (envelope->body_case == VSOCKD__ENVELOPE__BODY_HANDOVER_CONNECTION)
-		reason = check_connection(device, envelope->handover_connection, &fd);
+	if (envelope->body_case == VSOCKD__ENVELOPE__BODY_HANDOVER_CONNECTIONS)
+		reason = check_connections(device, envelope->handover_connections);
 	if (!reason)
-		relay(device, envelope, fd);
+		relay(device, envelope);
 	return reason;
 }
 

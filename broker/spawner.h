@@ -107,11 +107,14 @@ struct spawner_reply {
 /* Fds of a worker besides its connections: fixed ones, rings, memory, handshakes in passing. */
 #define SPAWNER_WORKER_FILES 96
 
-/* Room of a connection's buffer beyond the guest's tx_buffer_size. */
-#define SPAWNER_BUFFER_EXTRA (32u * 1024)
+/*
+ * Room of a connection's buffer beyond the guest's tx_buffer_size, and for what a successor
+ * is told of it.
+ */
+#define SPAWNER_BUFFER_EXTRA (48u * 1024)
 
-/* Room for one message to a guest, besides those buffers. */
-#define SPAWNER_MESSAGE_EXTRA (4u * 1024 * 1024)
+/* Room for one message to a guest, besides those buffers; and for what there is once. */
+#define SPAWNER_MESSAGE_EXTRA ((4u * 1024 + 32) * 1024)
 
 struct spawner_setup {
 	const struct configuration *configuration;

@@ -93,6 +93,7 @@ void sync_prepare_successor(struct device *device)
 	add_step(&device->sync, STEP_ASSIGN, 0);
 	add_limits(device);
 	add_session(device, STEP_HANDOVER_POOL);
+	add_step(&device->sync, STEP_HANDOVER_SOCKETS, 0);
 	sync_run(device);
 }
 

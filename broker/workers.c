@@ -280,7 +280,14 @@ void worker_retire(struct worker *worker, struct front *front)
 	close_fd(&worker->buffer);
 	worker->state = WORKER_LEAVING;
 	worker->deadline = front->now + LEAVING_MS;
-	stop(worker, front);
+}
+
+void workers_stop(struct front *front, uint32_t number)
+{
+	struct worker *worker = find_worker(front, number);
+
+	if (worker && worker->state == WORKER_LEAVING && !worker->is_stopped)
+		stop(worker, front);
 }
 
 void worker_release(struct worker *worker, struct front *front)

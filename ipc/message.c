@@ -1,6 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include "ipc/message.h"
 
+#include <string.h>
+
 #include "ipc/arena.h"
 
 #define RULE(upper, lower, direction, states, fds_min, fds_max)                                    \
@@ -67,7 +69,7 @@ const struct message_rule message_rules[] = {
 
 	RULE(HANDOVER_DEVICE, "HandoverDevice", MESSAGE_RELAYED, HANDING, 0, 0),
 	RULE(HANDOVER_RING, "HandoverRing", MESSAGE_RELAYED, HANDING, 0, 0),
-	RULE(HANDOVER_CONNECTION, "HandoverConnection", MESSAGE_RELAYED, HANDING, 0, 1),
+	RULE(HANDOVER_CONNECTIONS, "HandoverConnections", MESSAGE_RELAYED, HANDING, 0, 0),
 	RULE(HANDOVER_MORE, "HandoverMore", MESSAGE_RELAYED, HANDING, 0, 0),
 	RULE(HANDOVER_LIST, "HandoverList", MESSAGE_RELAYED, HANDING, 0, 0),
 	RULE(HANDOVER_ORPHAN, "HandoverOrphan", MESSAGE_RELAYED, HANDING, 0, 0),
@@ -81,6 +83,8 @@ const struct message_rule message_rules[] = {
 	RULE(CONNECTIONS_QUERY, "ConnectionsQuery", MESSAGE_TO_WORKER, MESSAGE_ASSIGNED, 0, 0),
 	RULE(ABORT, "Abort", MESSAGE_TO_WORKER, MESSAGE_ASSIGNED, 0, 0),
 	COMMAND(CAPTURE, "Capture", CONFIGURED, 0, 1),
+	RULE(HANDOVER_SOCKET, "HandoverSocket", MESSAGE_TO_WORKER, MESSAGE_TAKING, 1, 1),
+	COMMAND(HANDOVER_SOCKETS, "HandoverSockets", MESSAGE_TAKING, 0, 0),
 };
 const size_t n_message_rules = sizeof(message_rules) / sizeof(message_rules[0]);
 
@@ -176,4 +180,40 @@ void message_encode(const Vsockd__Envelope *envelope, int fd, struct channel_pac
 	/* Fixed-width fields: no message can outgrow the buffer (test_message checks each). */
 	ret_packet->len = vsockd__envelope__pack(envelope, ret_packet->bytes);
 	ret_packet->fd = fd;
+}
+
+/* Above the index, of which a table has no more than this leaves. */
+#define CLAIM_HAS_ENDPOINT  (UINT32_C(1) << 31)
+#define CLAIM_HAS_SOCKET    (UINT32_C(1) << 30)
+#define CLAIM_AWAITS_ANSWER (UINT32_C(1) << 29)
+#define CLAIM_INDEX	    (CLAIM_AWAITS_ANSWER - 1)
+
+#define CLAIM_OFFSET(at) (offsetof(Vsockd__HandoverConnections, item_0) + (at) * sizeof(uint64_t))
+_Static_assert(CLAIM_OFFSET(HANDOVER_CLAIMS_MAX) ==
+		       offsetof(Vsockd__HandoverConnections, item_23) + sizeof(uint64_t),
+	       "items lie beside each other");
+
+void message_put_claim(Vsockd__HandoverConnections *told, uint32_t at,
+		       const struct handover_claim *claim)
+{
+	uint32_t index = claim->index | (claim->has_endpoint ? CLAIM_HAS_ENDPOINT : 0) |
+			 (claim->has_socket ? CLAIM_HAS_SOCKET : 0) |
+			 (claim->awaits_answer ? CLAIM_AWAITS_ANSWER : 0);
+	uint64_t item = (uint64_t)claim->endpoint << 32 | index;
+
+	memcpy((uint8_t *)told + CLAIM_OFFSET(at), &item, sizeof(item));
+}
+
+struct handover_claim message_claim(const Vsockd__HandoverConnections *told, uint32_t at)
+{
+	uint64_t item;
+
+	memcpy(&item, (const uint8_t *)told + CLAIM_OFFSET(at), sizeof(item));
+	return (struct handover_claim){
+		.index = (uint32_t)item & CLAIM_INDEX,
+		.endpoint = (uint32_t)(item >> 32),
+		.has_endpoint = (uint32_t)item & CLAIM_HAS_ENDPOINT,
+		.has_socket = (uint32_t)item & CLAIM_HAS_SOCKET,
+		.awaits_answer = (uint32_t)item & CLAIM_AWAITS_ANSWER,
+	};
 }

@@ -26,7 +26,7 @@
 enum message_direction {
 	MESSAGE_TO_FRONT,
 	MESSAGE_TO_WORKER,
-	MESSAGE_RELAYED, /* in the table: to the front without an fd, and by it to another worker */
+	MESSAGE_RELAYED, /* in the table: to the front, and by it to another worker */
 };
 
 /* What the two ends have agreed on; each end keeps its own copy. */
@@ -74,6 +74,21 @@ void message_wrap(ProtobufCMessage *body, Vsockd__Envelope *ret_envelope);
 
 /* Pack an envelope; fd -1 for none, stays the caller's. */
 void message_encode(const Vsockd__Envelope *envelope, int fd, struct channel_packet *ret_packet);
+
+/* One of HandoverConnections: what the front has to know of a connection. */
+struct handover_claim {
+	uint32_t index;	   /* its place in the table: Connect has named it */
+	uint32_t endpoint; /* the front's name, if it has one: */
+	bool has_endpoint;
+	bool has_socket;    /* the front has given it */
+	bool awaits_answer; /* Connect was sent, Connected has not come */
+};
+#define HANDOVER_CLAIMS_MAX 24
+
+/* at: below HANDOVER_CLAIMS_MAX. */
+void message_put_claim(Vsockd__HandoverConnections *told, uint32_t at,
+		       const struct handover_claim *claim);
+struct handover_claim message_claim(const Vsockd__HandoverConnections *told, uint32_t at);
 
 /* Of RingStart: what comes and goes in messages, where there is no eventfd for it. */
 enum {

@@ -276,6 +276,15 @@ bool buffer_adopt_chunk(struct buffer_pool *pool, struct buffer *buffer, bool is
 
 void buffer_pool_settle(struct buffer_pool *pool)
 {
+	/* Chunks that were named for a while are as free as those that never were. */
+	while (pool->first_free != NO_CHUNK) {
+		uint32_t chunk = pool->first_free;
+
+		pool->first_free = pool->next[chunk];
+		pool->next[chunk] = UNNAMED_CHUNK;
+	}
+	while (pool->n_touched > 0 && pool->next[pool->n_touched - 1] == UNNAMED_CHUNK)
+		pool->n_touched--;
 	/* Downwards, so that those with warm pages are taken first. */
 	for (uint32_t i = pool->n_touched; i-- > 0;) {
 		if (pool->next[i] != UNNAMED_CHUNK)

@@ -76,7 +76,8 @@ void buffer_consume(struct buffer_pool *pool, struct buffer *buffer, uint32_t le
  * A worker takes over from another one, whose pool this is: the memory takes the
  * place of the one before, with room for no more than that had, and no chunk is in
  * use. false when it is larger. Then each chunk in which bytes wait is named, each
- * buffer's in order, its skip and len being set; and at last the rest is free.
+ * buffer's in order, its skip and len being set; and at last the rest is free, and so
+ * is what was consumed meanwhile.
  * What lies in the memory is bytes for host programs and nothing else.
  */
 bool buffer_pool_adopt(struct buffer_pool *pool, void *start, uint64_t len);

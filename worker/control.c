@@ -23,8 +23,7 @@ static uint32_t allowed_types(uint64_t features)
 
 static int on_assign(struct device *device, const Vsockd__Assign *assign)
 {
-	/* And the rest of one message. */
-	if (buffer_pool_len(assign->max_connections, assign->buffer_size) + BUFFER_MESSAGE_MAX >
+	if (device_pool_len(assign->max_connections, assign->buffer_size) >
 	    (uint64_t)device->pool.n_chunks * BUFFER_CHUNK_LEN)
 		return -ENOSPC;
 	if (assign->max_connections > device->connections.n_max / 2)
@@ -512,6 +511,8 @@ static int obey(struct device *device, const Vsockd__Envelope *envelope, int fd)
 		return 0;
 	case VSOCKD__ENVELOPE__BODY_HANDOVER_POOL:
 		return handover_begin_taking(device, envelope->handover_pool->size, fd);
+	case VSOCKD__ENVELOPE__BODY_HANDOVER_SOCKETS:
+		return 0;
 	case VSOCKD__ENVELOPE__BODY_HANDOVER_CHECK:
 		return handover_check(device);
 	default:

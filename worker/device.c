@@ -17,6 +17,12 @@ uint64_t device_event(enum device_event_kind kind, uint32_t index, uint32_t gene
 	return (uint64_t)kind << 56 | (uint64_t)(generation & GENERATION_MASK) << 32 | index;
 }
 
+uint64_t device_pool_len(uint32_t n_connections, uint32_t buffer_size)
+{
+	return buffer_pool_len(n_connections, buffer_size) + BUFFER_MESSAGE_MAX +
+	       handover_tape_len(n_connections, buffer_size);
+}
+
 bool device_init(struct device *device, int channel, int epoll)
 {
 	struct epoll_event event = {

@@ -159,6 +159,7 @@ struct device {
 	bool tells_reset_sent, tells_reset_handled; /* messages that are due */
 
 	struct handover handover;
+	struct handover_sockets sockets;
 	uint64_t counters[COUNTER_MAX];
 	struct answer answer;
 	struct capture capture;
@@ -208,6 +209,12 @@ bool device_is_drained(const struct device *device);
 int device_timeout(const struct device *device);
 
 /* ---- between the parts ---- */
+
+/*
+ * device.c: how long the pool has to be: for all buffers, the rest of one message, and
+ * what a successor is told.
+ */
+uint64_t device_pool_len(uint32_t n_connections, uint32_t buffer_size);
 
 /* device.c: so many stream bytes passed, in either direction. */
 void device_pass(struct device *device, uint32_t len);

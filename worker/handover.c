@@ -78,6 +78,17 @@ static const struct field fields[] = {
 #define GROUP_LEN sizeof(struct credit_group)
 _Static_assert(sizeof(struct connection) < HANDOVER_RECORD_MAX, "a record has room for all of it");
 
+/* Two entries for each connection, as in their table; and each chunk that there may be. */
+uint64_t handover_tape_len(uint32_t n_connections, uint32_t buffer_size)
+{
+	uint64_t n_chunks = (buffer_pool_len(n_connections, buffer_size) + BUFFER_MESSAGE_MAX) /
+			    BUFFER_CHUNK_LEN;
+	uint64_t len = 2 * (uint64_t)n_connections * (sizeof(uint32_t) + HANDOVER_RECORD_MAX) +
+		       n_chunks * sizeof(uint32_t);
+
+	return (len + BUFFER_CHUNK_LEN - 1) / BUFFER_CHUNK_LEN * BUFFER_CHUNK_LEN;
+}
+
 #define NO_TIMER  (1u << CONNECTION_TIMERS)
 #define TIMER(of) (1u << CONNECTION_TIMER_##of)
 

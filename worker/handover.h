@@ -23,23 +23,31 @@
 #include <stdint.h>
 
 #include "ipc/message.h"
+#include "worker/buffer.h"
 #include "worker/connection.h"
 
 struct device;
 
-/* Bytes of a record in one HandoverConnection or HandoverMore. */
-#define HANDOVER_PIECE 192
 /* Enough for the table and all groups of the credit; handover.c checks it. */
-#define HANDOVER_RECORD_MAX (3 * HANDOVER_PIECE)
+#define HANDOVER_RECORD_MAX 576
+
+/*
+ * The tape: for each connection the length of its record, 32 bits, the record, and the
+ * chunks of its buffer and of the rest of a message. It lies where bytes of connections
+ * lie otherwise, in chunks that the pool has besides, so that the front has little to
+ * relay while the guest waits. The worker before may write there as long as it lives:
+ * what stands in it is copied once, and then looked at.
+ */
 
 /* What a HandoverList lists. */
 enum handover_list {
 	HANDOVER_READY,
 	HANDOVER_TELL,
-	HANDOVER_TIMERS, /* and one for each timer */
-	HANDOVER_CHUNKS = HANDOVER_TIMERS + CONNECTION_TIMERS,
+	HANDOVER_TIMERS,				     /* and one for each timer */
+	HANDOVER_TAPE = HANDOVER_TIMERS + CONNECTION_TIMERS, /* its chunks */
 };
 #define HANDOVER_LIST_MAX 32 /* items in one message */
+#define HANDOVER_WORDS	  24 /* of HandoverMore */
 
 enum handover_phase {
 	HANDOVER_NONE,
@@ -52,6 +60,7 @@ enum handover_stage {
 	HANDOVER_STAGE_DEVICE,
 	HANDOVER_STAGE_COUNTERS,
 	HANDOVER_STAGE_RINGS,
+	HANDOVER_STAGE_TAPE,
 	HANDOVER_STAGE_CONNECTIONS,
 	HANDOVER_STAGE_LISTS,
 	HANDOVER_STAGE_ORPHANS,
@@ -60,29 +69,38 @@ enum handover_stage {
 
 struct handover {
 	enum handover_phase phase;
-	uint32_t sequence; /* of Handover, until it is answered */
+	uint32_t sequence;  /* of Handover, until it is answered */
+	struct buffer tape; /* all of it; while taking: what was not read so far */
 	/* While telling: what the channel took last. */
 	enum handover_stage stage;
 	uint32_t at;		 /* of the stage's things */
-	uint32_t n_pieces;	 /* of the record in hand */
-	uint32_t n_chunks;	 /* of its chunks, told; while taking: still to come */
-	uint32_t chunk;		 /* the next of them */
+	uint32_t chunk;		 /* the next of the tape's */
 	const struct link *link; /* of the list in hand */
 	/* While taking. */
 	bool is_bad;	 /* nothing of it is believed any more */
 	bool has_device; /* HandoverDevice came */
 	uint32_t n_counters;
-	bool is_checked;			      /* nothing more is taken */
-	uint32_t rings;				      /* bit per ring that came */
-	struct connection *connection;		      /* the one in hand */
-	bool has_record;			      /* its bytes are not looked at yet */
-	bool has_endpoint, has_socket, awaits_answer; /* as said of it */
-	uint32_t n_bare;			      /* entries that the front does not count */
-	uint8_t bytes[HANDOVER_RECORD_MAX];
-	size_t len;
+	uint32_t n_chunks; /* of the tape, still to be named */
+	bool has_lists;	   /* no connection comes behind them */
+	bool is_checked;   /* nothing more is taken */
+	uint32_t rings;	   /* bit per ring that came */
+	uint32_t n_bare;   /* entries that the front does not count */
+};
+
+/* Sockets that the front gave for connections that are still to be told, by endpoint. */
+struct handover_sockets {
+	int *all; /* each + 1; 0: none */
+	uint32_t n_max;
+	uint32_t n_touched; /* entries from here on were never used */
 };
 
 /* ---- handover.c ---- */
+
+/*
+ * The most that a tape may need, with buffers of so many bytes; the pool of a worker has
+ * room for it besides.
+ */
+uint64_t handover_tape_len(uint32_t n_connections, uint32_t buffer_size);
 
 /* The record of a connection; its length is returned. Times are of this device. */
 size_t handover_put_record(const struct device *device, const struct connection *connection,
@@ -105,7 +123,7 @@ bool handover_is_hashed(const struct connection *connection);
 
 /* ---- handover_tell.c ---- */
 
-/* Stop. 0, or -EBUSY: it can't be now, and nothing has changed. */
+/* Stop. 0, or negative errno: it can't be now, and nothing has changed. */
 int handover_freeze(struct device *device, uint32_t sequence);
 /* Go on. */
 void handover_resume(struct device *device);
@@ -113,6 +131,11 @@ void handover_resume(struct device *device);
 int handover_tell(struct device *device);
 
 /* ---- handover_take.c ---- */
+
+/* As many as there may be endpoints. false when there is no memory. */
+bool handover_sockets_init(struct handover_sockets *sockets, uint32_t n_max);
+/* Close those that nobody took. */
+void handover_sockets_close(struct handover_sockets *sockets);
 
 /* From here on the device takes. Owns the fd. 0 or negative errno. */
 int handover_begin_taking(struct device *device, uint64_t size, int fd);

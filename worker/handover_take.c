@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include <errno.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
 #include <unistd.h>
@@ -13,9 +14,54 @@
  */
 #define ARE_IN_A_ROW(type, first, last, n, size)                                                   \
 	_Static_assert(offsetof(type, last) == offsetof(type, first) + ((n)-1) * (size), "")
-ARE_IN_A_ROW(Vsockd__HandoverConnection, word_0, word_23, HANDOVER_PIECE / 8, 8);
-ARE_IN_A_ROW(Vsockd__HandoverMore, word_0, word_23, HANDOVER_PIECE / 8, 8);
+ARE_IN_A_ROW(Vsockd__HandoverMore, word_0, word_23, HANDOVER_WORDS, 8);
 ARE_IN_A_ROW(Vsockd__HandoverList, item_0, item_31, HANDOVER_LIST_MAX, 4);
+
+/* ---- sockets ---- */
+
+bool handover_sockets_init(struct handover_sockets *sockets, uint32_t n_max)
+{
+	*sockets = (struct handover_sockets){.all = calloc(n_max, sizeof(int)), .n_max = n_max};
+	return sockets->all != NULL;
+}
+
+void handover_sockets_close(struct handover_sockets *sockets)
+{
+	for (uint32_t i = 0; i < sockets->n_touched; i++) {
+		if (sockets->all[i] != 0)
+			close(sockets->all[i] - 1);
+		sockets->all[i] = 0;
+	}
+}
+
+/* One of an endpoint that had another life meanwhile takes the place of the former. */
+static bool give_socket(struct handover_sockets *sockets, uint32_t endpoint, int fd)
+{
+	if (endpoint >= sockets->n_max) {
+		close(fd);
+		return false;
+	}
+	if (sockets->all[endpoint] != 0)
+		close(sockets->all[endpoint] - 1);
+	sockets->all[endpoint] = fd + 1;
+	if (endpoint >= sockets->n_touched)
+		sockets->n_touched = endpoint + 1;
+	return true;
+}
+
+/* -1: there is none, or it was taken before. */
+static int take_socket(struct handover_sockets *sockets, uint32_t endpoint)
+{
+	int fd;
+
+	if (endpoint >= sockets->n_touched)
+		return -1;
+	fd = sockets->all[endpoint] - 1;
+	sockets->all[endpoint] = 0;
+	return fd;
+}
+
+/* ---- the device ---- */
 
 static int replace_pool(struct device *device, uint64_t size, int fd)
 {
@@ -23,8 +69,7 @@ static int replace_pool(struct device *device, uint64_t size, int fd)
 	uint64_t own_len = (uint64_t)pool->n_chunks * BUFFER_CHUNK_LEN;
 	void *own = pool->start, *start;
 
-	if (size < buffer_pool_len(device->connections.n_allowed, device->buffer_size) +
-			   BUFFER_MESSAGE_MAX)
+	if (size < device_pool_len(device->connections.n_allowed, device->buffer_size))
 		return -ENOSPC;
 	start = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_NORESERVE, fd, 0);
 	if (start == MAP_FAILED)
@@ -54,6 +99,8 @@ static bool take_device(struct device *device, const Vsockd__HandoverDevice *tol
 	    told->reset_index > UINT16_MAX)
 		return false;
 	device->handover.has_device = true;
+	device->handover.tape.len = told->tape_len;
+	device->handover.n_chunks = buffer_n_chunks(&device->handover.tape);
 	connections_assign(&device->connections, device->connections.n_allowed, told->next_port);
 	device->n_dropped = told->n_dropped;
 	device->n_refused = told->n_refused;
@@ -99,32 +146,49 @@ static bool take_ring(struct device *device, const Vsockd__HandoverRing *told)
 	return true;
 }
 
-/* Its record is whole: the entry becomes what it says. */
-static bool read_record(struct device *device)
+/* Once, since the worker before may still write there. */
+static bool read_tape(struct device *device, void *ret_bytes, uint32_t len)
+{
+	struct buffer *tape = &device->handover.tape;
+
+	if (tape->len < len)
+		return false;
+	buffer_read(&device->pool, tape, 0, ret_bytes, len);
+	buffer_consume(&device->pool, tape, len);
+	return true;
+}
+
+/* The entry becomes what its record says. */
+static bool read_record(struct device *device, struct connection *connection)
+{
+	uint8_t bytes[HANDOVER_RECORD_MAX];
+	uint32_t len;
+
+	return read_tape(device, &len, sizeof(len)) && len <= sizeof(bytes) &&
+	       read_tape(device, bytes, len) && handover_get_record(device, connection, bytes, len);
+}
+
+static bool read_chunks(struct device *device, struct buffer *buffer)
+{
+	uint32_t n = buffer_n_chunks(buffer), chunk;
+
+	for (uint32_t i = 0; i < n; i++)
+		if (!read_tape(device, &chunk, sizeof(chunk)) ||
+		    !buffer_adopt_chunk(&device->pool, buffer, i == 0, chunk))
+			return false;
+	return true;
+}
+
+static bool count_connection(struct device *device, const struct connection *connection)
 {
 	struct handover *handover = &device->handover;
 	struct connections *connections = &device->connections;
-	struct connection *connection = handover->connection;
 
-	if (!handover->has_record)
-		return true;
-	handover->has_record = false;
-	if (!handover_get_record(device, connection, handover->bytes, handover->len) ||
-	    handover->has_socket != handover_has_socket(connection) ||
-	    handover->has_endpoint != handover_has_endpoint(connection) ||
-	    handover->awaits_answer != handover_awaits_answer(connection))
-		return false;
-	if (handover_is_hashed(connection)) {
-		if (connection_find(connections, connection->peer_cid, connection->guest_port,
-				    connection->host_port, connection->type))
-			return false;
-		connection_hash(connections, connection);
-	}
 	connections->budget.reserved += budget_cost(connection->buffer_max);
 	connections->n_handshakes += connection->state == CONNECTION_HANDSHAKE;
 	/* An entry for each socket that the front counts: so many others, and no more. */
-	handover->n_bare += !handover->has_endpoint && !handover->awaits_answer;
-	handover->n_chunks = handover_n_chunks(connection);
+	handover->n_bare +=
+		!handover_has_endpoint(connection) && !handover_awaits_answer(connection);
 	/* There is room for one in the pool. */
 	if (connection->rest.len > 0 && device->has_rest)
 		return false;
@@ -133,45 +197,58 @@ static bool read_record(struct device *device)
 	       connections->n_handshakes <= device->max_handshakes;
 }
 
-/* The connection in hand is done with. */
-static bool finish_connection(struct device *device)
+static bool take_connection(struct device *device, const struct handover_claim *claim)
 {
-	return read_record(device) && device->handover.n_chunks == 0;
-}
-
-static bool take_connection(struct device *device, const Vsockd__HandoverConnection *told, int fd)
-{
-	struct handover *handover = &device->handover;
+	struct connections *connections = &device->connections;
 	struct connection *connection;
 
-	connection = connection_take_at(&device->connections, told->index, CONNECTION_DEAD);
-	if (!connection) {
-		if (fd >= 0)
-			close(fd);
+	connection = connection_take_at(connections, claim->index, CONNECTION_DEAD);
+	if (!connection)
 		return false;
+	connection->endpoint = claim->endpoint;
+	connection->fd = claim->has_socket ? take_socket(&device->sockets, claim->endpoint) : -1;
+	if (claim->has_socket != (connection->fd >= 0) || !read_record(device, connection) ||
+	    claim->has_socket != handover_has_socket(connection) ||
+	    claim->has_endpoint != handover_has_endpoint(connection) ||
+	    claim->awaits_answer != handover_awaits_answer(connection) ||
+	    !read_chunks(device, &connection->buffer) || !read_chunks(device, &connection->rest))
+		return false;
+	if (handover_is_hashed(connection)) {
+		if (connection_find(connections, connection->peer_cid, connection->guest_port,
+				    connection->host_port, connection->type))
+			return false;
+		connection_hash(connections, connection);
 	}
-	connection->fd = fd;
-	connection->endpoint = told->endpoint;
-	handover->connection = connection;
-	handover->has_record = true;
-	handover->has_endpoint = told->has_endpoint;
-	handover->has_socket = told->has_socket;
-	handover->awaits_answer = told->awaits_answer;
-	memcpy(handover->bytes, &told->word_0, HANDOVER_PIECE);
-	handover->len = HANDOVER_PIECE;
-	if (told->has_socket != (fd >= 0))
+	return count_connection(device, connection) &&
+	       (connection->fd < 0 || host_watch(device, connection));
+}
+
+static bool take_connections(struct device *device, const Vsockd__HandoverConnections *told)
+{
+	const struct handover *handover = &device->handover;
+
+	if (!handover->has_device || handover->n_chunks > 0 || handover->has_lists ||
+	    told->n > HANDOVER_CLAIMS_MAX)
 		return false;
-	return fd < 0 || host_watch(device, connection);
+	for (uint32_t i = 0; i < told->n; i++) {
+		const struct handover_claim claim = message_claim(told, i);
+
+		if (!take_connection(device, &claim))
+			return false;
+	}
+	return true;
 }
 
 /* Sums; the front takes none beyond what it can add up. */
 static bool take_counters(struct device *device, const Vsockd__HandoverMore *told)
 {
 	struct handover *handover = &device->handover;
-	uint64_t words[HANDOVER_PIECE / sizeof(uint64_t)];
+	uint64_t words[HANDOVER_WORDS];
 
+	if (!handover->has_device || handover->n_counters == COUNTER_MAX)
+		return false;
 	memcpy(words, &told->word_0, sizeof(words));
-	for (size_t i = 0; i < HANDOVER_PIECE / sizeof(uint64_t); i++) {
+	for (size_t i = 0; i < HANDOVER_WORDS; i++) {
 		if (words[i] > INT64_MAX)
 			return false;
 		if (handover->n_counters < COUNTER_MAX)
@@ -180,35 +257,13 @@ static bool take_counters(struct device *device, const Vsockd__HandoverMore *tol
 	return true;
 }
 
-static bool take_more(struct device *device, const Vsockd__HandoverMore *told)
-{
-	struct handover *handover = &device->handover;
-
-	if (handover->has_device && handover->n_counters < COUNTER_MAX)
-		return take_counters(device, told);
-	if (!handover->has_record || HANDOVER_RECORD_MAX - handover->len < HANDOVER_PIECE)
-		return false;
-	memcpy(handover->bytes + handover->len, &told->word_0, HANDOVER_PIECE);
-	handover->len += HANDOVER_PIECE;
-	return true;
-}
-
 static bool take_chunk(struct device *device, uint32_t chunk)
 {
 	struct handover *handover = &device->handover;
-	struct buffer *buffer;
-	uint32_t n_of_rest, n_left;
+	bool is_first = handover->n_chunks == buffer_n_chunks(&handover->tape);
 
-	if (!handover->connection || handover->n_chunks == 0)
-		return false;
-	n_of_rest = buffer_n_chunks(&handover->connection->rest);
-	buffer = &handover->connection->rest;
-	n_left = handover->n_chunks;
-	if (n_left > n_of_rest) {
-		buffer = &handover->connection->buffer;
-		n_left -= n_of_rest;
-	}
-	if (!buffer_adopt_chunk(&device->pool, buffer, n_left == buffer_n_chunks(buffer), chunk))
+	if (handover->n_chunks == 0 ||
+	    !buffer_adopt_chunk(&device->pool, &handover->tape, is_first, chunk))
 		return false;
 	handover->n_chunks--;
 	return true;
@@ -247,20 +302,13 @@ static bool take_list(struct device *device, const Vsockd__HandoverList *told)
 {
 	uint32_t items[HANDOVER_LIST_MAX];
 
-	if (told->list > HANDOVER_CHUNKS || told->n > HANDOVER_LIST_MAX)
+	if (told->list > HANDOVER_TAPE || told->n > HANDOVER_LIST_MAX)
 		return false;
-	if (told->list != HANDOVER_CHUNKS) {
-		if (!finish_connection(device))
-			return false;
-		/* Connections come first: no more of them, and none in hand. */
-		device->handover.connection = NULL;
-	} else if (!read_record(device)) {
-		return false;
-	}
+	device->handover.has_lists |= told->list != HANDOVER_TAPE;
 	memcpy(items, &told->item_0, sizeof(items));
 	for (uint32_t i = 0; i < told->n; i++)
-		if (!(told->list == HANDOVER_CHUNKS ? take_chunk(device, items[i])
-						    : take_entry(device, told->list, items[i])))
+		if (!(told->list == HANDOVER_TAPE ? take_chunk(device, items[i])
+						  : take_entry(device, told->list, items[i])))
 			return false;
 	return true;
 }
@@ -290,12 +338,14 @@ void handover_take(struct device *device, const Vsockd__Envelope *envelope, int 
 	case VSOCKD__ENVELOPE__BODY_HANDOVER_RING:
 		is_good = take_ring(device, envelope->handover_ring);
 		break;
-	case VSOCKD__ENVELOPE__BODY_HANDOVER_CONNECTION:
-		is_good = finish_connection(device);
-		is_good = take_connection(device, envelope->handover_connection, fd) && is_good;
+	case VSOCKD__ENVELOPE__BODY_HANDOVER_SOCKET:
+		is_good = give_socket(&device->sockets, envelope->handover_socket->endpoint, fd);
+		break;
+	case VSOCKD__ENVELOPE__BODY_HANDOVER_CONNECTIONS:
+		is_good = take_connections(device, envelope->handover_connections);
 		break;
 	case VSOCKD__ENVELOPE__BODY_HANDOVER_MORE:
-		is_good = take_more(device, envelope->handover_more);
+		is_good = take_counters(device, envelope->handover_more);
 		break;
 	case VSOCKD__ENVELOPE__BODY_HANDOVER_LIST:
 		is_good = take_list(device, envelope->handover_list);
@@ -348,8 +398,10 @@ int handover_check(struct device *device)
 {
 	struct handover *handover = &device->handover;
 
-	if (handover->is_checked || handover->is_bad || !finish_connection(device) ||
-	    !settle(device)) {
+	/* Of connections that ended while they were given. */
+	handover_sockets_close(&device->sockets);
+	if (handover->is_checked || handover->is_bad || handover->n_chunks > 0 ||
+	    handover->tape.len > 0 || !settle(device)) {
 		handover->is_bad = true;
 		return -EBADMSG;
 	}

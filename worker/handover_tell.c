@@ -5,6 +5,53 @@
 #include "worker/device.h"
 #include "worker/handover.h"
 
+static bool record(struct device *device, const void *bytes, size_t len)
+{
+	const struct iovec part = {(void *)(uintptr_t)bytes, len};
+
+	return buffer_append(&device->pool, &device->handover.tape, &part, 1);
+}
+
+static bool record_chunks(struct device *device, const struct buffer *buffer)
+{
+	uint32_t n = buffer_n_chunks(buffer), chunk = buffer->first;
+
+	for (uint32_t i = 0; i < n; i++) {
+		if (!record(device, &chunk, sizeof(chunk)))
+			return false;
+		chunk = buffer_chunk_behind(&device->pool, chunk);
+	}
+	return true;
+}
+
+static bool record_connection(struct device *device, const struct connection *connection)
+{
+	struct {
+		uint32_t len;
+		uint8_t bytes[HANDOVER_RECORD_MAX];
+	} head;
+
+	if (connection->state == CONNECTION_FREE)
+		return true;
+	head.len = (uint32_t)handover_put_record(device, connection, head.bytes);
+	return record(device, &head, sizeof(head.len) + head.len) &&
+	       record_chunks(device, &connection->buffer) &&
+	       record_chunks(device, &connection->rest);
+}
+
+static bool make_tape(struct device *device)
+{
+	for (uint32_t i = 0; i < device->connections.n_touched; i++)
+		if (!record_connection(device, &device->connections.all[i]))
+			return false;
+	return true;
+}
+
+static void drop_tape(struct device *device)
+{
+	buffer_consume(&device->pool, &device->handover.tape, device->handover.tape.len);
+}
+
 int handover_freeze(struct device *device, uint32_t sequence)
 {
 	/* A state on its way through a pipe is no business of anybody else. */
@@ -14,11 +61,15 @@ int handover_freeze(struct device *device, uint32_t sequence)
 		.phase = HANDOVER_TELLING,
 		.sequence = sequence,
 	};
-	return 0;
+	if (make_tape(device))
+		return 0;
+	handover_resume(device);
+	return -ENOSPC; /* the pool was made with room for it */
 }
 
 void handover_resume(struct device *device)
 {
+	drop_tape(device);
 	device->handover.phase = HANDOVER_NONE;
 }
 
@@ -45,6 +96,7 @@ static int tell_device(struct device *device)
 	told.was_announced = device->was_announced;
 	told.announced_used = device->announced_used;
 	told.capture_dropped = device->capture.n_dropped;
+	told.tape_len = device->handover.tape.len;
 	told.rate_tokens = (uint64_t)device->rate.tokens;
 	/* Lists are told next: what is held back is only ready. */
 	to_guest_release(device);
@@ -54,32 +106,25 @@ static int tell_device(struct device *device)
 	return r;
 }
 
-/* The words of a message, as the bytes that they are. */
-#define WORDS(message, type) ((uint8_t *)(message) + offsetof(type, word_0))
-#define ITEMS(message)	     ((uint8_t *)(message) + offsetof(Vsockd__HandoverList, item_0))
-
-static int send_more(struct device *device, const uint8_t *bytes)
-{
-	Vsockd__HandoverMore told = VSOCKD__HANDOVER_MORE__INIT;
-
-	memcpy(WORDS(&told, Vsockd__HandoverMore), bytes, HANDOVER_PIECE);
-	return control_send(device, &told.base);
-}
+/* The items of a list, as the bytes that they are. */
+#define ITEMS(message) ((uint8_t *)(message) + offsetof(Vsockd__HandoverList, item_0))
 
 static int tell_counters(struct device *device)
 {
 	struct handover *handover = &device->handover;
-	uint64_t words[HANDOVER_PIECE / sizeof(uint64_t)] = {0};
-	const uint32_t n_words = HANDOVER_PIECE / sizeof(uint64_t);
+	Vsockd__HandoverMore told = VSOCKD__HANDOVER_MORE__INIT;
+	uint32_t n = COUNTER_MAX - handover->at;
 	int r;
 
-	for (uint32_t i = 0; i < n_words && handover->at + i < COUNTER_MAX; i++)
-		words[i] = device->counters[handover->at + i];
-	r = send_more(device, (const uint8_t *)words);
+	if (n > HANDOVER_WORDS)
+		n = HANDOVER_WORDS;
+	memcpy((uint8_t *)&told + offsetof(Vsockd__HandoverMore, word_0),
+	       &device->counters[handover->at], n * sizeof(device->counters[0]));
+	r = control_send(device, &told.base);
 	if (r != 0)
 		return r;
-	handover->at += n_words;
-	if (handover->at >= COUNTER_MAX)
+	handover->at += n;
+	if (handover->at == COUNTER_MAX)
 		next_stage(handover);
 	return 0;
 }
@@ -106,20 +151,6 @@ static int tell_ring(struct device *device)
 	return r;
 }
 
-static int send_connection(struct device *device, const struct connection *connection,
-			   const uint8_t *bytes)
-{
-	Vsockd__HandoverConnection told = VSOCKD__HANDOVER_CONNECTION__INIT;
-
-	told.index = connection_index(&device->connections, connection);
-	told.has_endpoint = handover_has_endpoint(connection);
-	told.endpoint = told.has_endpoint ? connection->endpoint : 0;
-	told.has_socket = handover_has_socket(connection);
-	told.awaits_answer = handover_awaits_answer(connection);
-	memcpy(WORDS(&told, Vsockd__HandoverConnection), bytes, HANDOVER_PIECE);
-	return control_send(device, &told.base);
-}
-
 static int send_list(struct device *device, uint32_t list, const uint32_t *items, uint32_t n)
 {
 	Vsockd__HandoverList told = VSOCKD__HANDOVER_LIST__INIT;
@@ -130,72 +161,55 @@ static int send_list(struct device *device, uint32_t list, const uint32_t *items
 	return control_send(device, &told.base);
 }
 
-static int tell_record(struct device *device, const struct connection *connection)
+static int tell_tape(struct device *device)
 {
 	struct handover *handover = &device->handover;
-	uint8_t bytes[HANDOVER_RECORD_MAX] = {0};
-	size_t len = handover_put_record(device, connection, bytes);
+	uint32_t n_all = buffer_n_chunks(&handover->tape);
+	uint32_t chunk = handover->at == 0 ? handover->tape.first : handover->chunk;
+	uint32_t items[HANDOVER_LIST_MAX], n = 0;
 	int r = 0;
 
-	while (r == 0 && handover->n_pieces * HANDOVER_PIECE < len) {
-		const uint8_t *piece = bytes + handover->n_pieces * HANDOVER_PIECE;
-
-		r = handover->n_pieces == 0 ? send_connection(device, connection, piece)
-					    : send_more(device, piece);
-		handover->n_pieces += r == 0;
+	while (n < HANDOVER_LIST_MAX && handover->at + n < n_all) {
+		items[n++] = chunk;
+		chunk = buffer_chunk_behind(&device->pool, chunk);
 	}
-	return r;
-}
-
-static int tell_chunks(struct device *device, const struct connection *connection)
-{
-	struct handover *handover = &device->handover;
-	uint32_t n_of_buffer = buffer_n_chunks(&connection->buffer);
-	uint32_t n_all = handover_n_chunks(connection);
-
-	while (handover->n_chunks < n_all) {
-		uint32_t items[HANDOVER_LIST_MAX], n = 0, chunk = handover->chunk;
-		int r;
-
-		while (n < HANDOVER_LIST_MAX && handover->n_chunks + n < n_all) {
-			if (handover->n_chunks + n == 0 && n_of_buffer > 0)
-				chunk = connection->buffer.first;
-			else if (handover->n_chunks + n == n_of_buffer)
-				chunk = connection->rest.first;
-			items[n++] = chunk;
-			chunk = buffer_chunk_behind(&device->pool, chunk);
-		}
-		r = send_list(device, HANDOVER_CHUNKS, items, n);
-		if (r != 0)
-			return r;
-		handover->n_chunks += n;
-		handover->chunk = chunk;
-	}
+	if (n > 0)
+		r = send_list(device, HANDOVER_TAPE, items, n);
+	if (r != 0)
+		return r;
+	handover->at += n;
+	handover->chunk = chunk;
+	if (handover->at == n_all)
+		next_stage(handover);
 	return 0;
 }
 
-static int tell_connection(struct device *device)
+static int tell_connections(struct device *device)
 {
 	struct handover *handover = &device->handover;
-	const struct connection *connection;
-	int r;
+	Vsockd__HandoverConnections told = VSOCKD__HANDOVER_CONNECTIONS__INIT;
+	uint32_t at = handover->at;
+	int r = 0;
 
-	while (handover->at < device->connections.n_touched &&
-	       device->connections.all[handover->at].state == CONNECTION_FREE)
-		handover->at++;
-	if (handover->at == device->connections.n_touched) {
-		next_stage(handover);
-		return 0;
+	for (; at < device->connections.n_touched && told.n < HANDOVER_CLAIMS_MAX; at++) {
+		const struct connection *connection = &device->connections.all[at];
+		struct handover_claim claim = {.index = at};
+
+		if (connection->state == CONNECTION_FREE)
+			continue;
+		claim.has_endpoint = handover_has_endpoint(connection);
+		claim.endpoint = claim.has_endpoint ? connection->endpoint : 0;
+		claim.has_socket = handover_has_socket(connection);
+		claim.awaits_answer = handover_awaits_answer(connection);
+		message_put_claim(&told, told.n++, &claim);
 	}
-	connection = &device->connections.all[handover->at];
-	r = tell_record(device, connection);
-	if (r == 0)
-		r = tell_chunks(device, connection);
+	if (told.n > 0)
+		r = control_send(device, &told.base);
 	if (r != 0)
 		return r;
-	handover->at++;
-	handover->n_pieces = 0;
-	handover->n_chunks = 0;
+	handover->at = at;
+	if (at == device->connections.n_touched)
+		next_stage(handover);
 	return 0;
 }
 
@@ -243,7 +257,7 @@ static int tell_list(struct device *device)
 	if (link != head)
 		return 0;
 	handover->link = NULL;
-	if (++handover->at == HANDOVER_CHUNKS)
+	if (++handover->at == HANDOVER_TAPE)
 		next_stage(handover);
 	return 0;
 }
@@ -275,7 +289,8 @@ int handover_tell(struct device *device)
 		[HANDOVER_STAGE_DEVICE] = tell_device,
 		[HANDOVER_STAGE_COUNTERS] = tell_counters,
 		[HANDOVER_STAGE_RINGS] = tell_ring,
-		[HANDOVER_STAGE_CONNECTIONS] = tell_connection,
+		[HANDOVER_STAGE_TAPE] = tell_tape,
+		[HANDOVER_STAGE_CONNECTIONS] = tell_connections,
 		[HANDOVER_STAGE_LISTS] = tell_list,
 		[HANDOVER_STAGE_ORPHANS] = tell_orphan,
 	};

@@ -80,7 +80,8 @@ static int prepare(const struct arguments *arguments)
 		return -errno;
 	close(POLICY_WORKER_BUFFER_FD);
 	if (!buffer_pool_init(&device.pool, pool, arguments->buffer_len) ||
-	    !connections_init(&device.connections, (uint32_t)arguments->n_connections))
+	    !connections_init(&device.connections, (uint32_t)arguments->n_connections) ||
+	    !handover_sockets_init(&device.sockets, (uint32_t)arguments->n_connections))
 		return -ENOMEM;
 
 	device.state.capacity = transfer_len(device.connections.n_max + ORPHANS_MAX) + 1;

@@ -60,6 +60,8 @@ static int choose_fd(struct input *input, const Vsockd__Envelope *envelope)
 		return fuzz_open(FUZZ_FD_PIPE_WRITE);
 	case VSOCKD__ENVELOPE__BODY_STATE_LOAD:
 		return fuzz_open(FUZZ_FD_PIPE_READ);
+	case VSOCKD__ENVELOPE__BODY_HANDOVER_SOCKET:
+		return fuzz_open(FUZZ_FD_UNIX);
 	case VSOCKD__ENVELOPE__BODY_ACCEPTED:
 	case VSOCKD__ENVELOPE__BODY_CONNECTED:
 		return choice & 1 || envelope->body_case == VSOCKD__ENVELOPE__BODY_ACCEPTED

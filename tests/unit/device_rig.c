@@ -40,8 +40,7 @@ void rig_start_device(struct device *device, int *ret_front, int *ret_epoll, int
 	void *pool;
 
 	memset(device, 0, sizeof(*device));
-	pool_len =
-		buffer_pool_len(options->n_connections, options->buffer_size) + BUFFER_MESSAGE_MAX;
+	pool_len = device_pool_len(options->n_connections, options->buffer_size);
 	*ret_pool = memfd_create("connections", MFD_CLOEXEC);
 	assert_true(*ret_pool >= 0);
 	assert_int_equal(ftruncate(*ret_pool, (off_t)pool_len), 0);
@@ -49,6 +48,7 @@ void rig_start_device(struct device *device, int *ret_front, int *ret_epoll, int
 	assert_ptr_not_equal(pool, MAP_FAILED);
 	assert_true(buffer_pool_init(&device->pool, pool, pool_len));
 	assert_true(connections_init(&device->connections, options->n_connections));
+	assert_true(handover_sockets_init(&device->sockets, RIG_ENDPOINTS));
 
 	assert_int_equal(socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, channel), 0);
 	*ret_front = channel[0];
@@ -217,6 +217,8 @@ void rig_end_device(struct device *device, int *front, int *epoll, int *pool)
 	free(device->state.bytes);
 	free(device->connections.all);
 	free(device->connections.buckets);
+	handover_sockets_close(&device->sockets);
+	free(device->sockets.all);
 	close_if_open(&device->channel);
 	close_if_open(front);
 	close_if_open(epoll);

@@ -159,6 +159,21 @@ static void tell_ring(const struct rig_worker *to, const struct rig_worker *from
 			body.in_band = ring->in_band; body.from_used_index = true);
 }
 
+static void give_sockets(const struct rig_worker *to)
+{
+	Vsockd__HandoverSocket socket = VSOCKD__HANDOVER_SOCKET__INIT;
+	Vsockd__Envelope given = VSOCKD__ENVELOPE__INIT;
+
+	given.body_case = VSOCKD__ENVELOPE__BODY_HANDOVER_SOCKET;
+	given.handover_socket = &socket;
+	for (uint32_t i = 0; i < RIG_ENDPOINTS; i++) {
+		socket.endpoint = i;
+		if (!rig_is_closed(i))
+			post_to(to, &given, rig.copies[i]);
+	}
+	COMMAND(to, HANDOVER_SOCKETS, handover_sockets, Vsockd__HandoverSockets, -1, (void)0);
+}
+
 static void make(const struct rig_worker *to, const struct rig_worker *from)
 {
 	rig_start_device(to->device, to->front, to->epoll, to->pool);
@@ -167,6 +182,7 @@ static void make(const struct rig_worker *to, const struct rig_worker *from)
 	tell_memory(to, from);
 	for (uint32_t i = 0; i < RINGS; i++)
 		tell_ring(to, from, i);
+	give_sockets(to);
 }
 
 void rig_make_other(void)
@@ -174,20 +190,23 @@ void rig_make_other(void)
 	make(&rig_other, &rig_first);
 }
 
+static void check_claims(const Vsockd__HandoverConnections *told)
+{
+	assert_in_range(told->n, 1, HANDOVER_CLAIMS_MAX);
+	for (uint32_t i = 0; i < told->n; i++) {
+		const struct handover_claim claim = message_claim(told, i);
+
+		if (claim.has_endpoint)
+			assert_false(rig_is_closed(claim.endpoint));
+	}
+}
+
 static void relay_one(const struct rig_worker *to, Vsockd__Envelope *envelope, rig_tamper *tamper)
 {
-	int fd = -1;
-
-	if (envelope->body_case == VSOCKD__ENVELOPE__BODY_HANDOVER_CONNECTION) {
-		const Vsockd__HandoverConnection *told = envelope->handover_connection;
-
-		if (told->has_endpoint)
-			assert_false(rig_is_closed(told->endpoint));
-		if (told->has_socket)
-			fd = rig.copies[told->endpoint];
-	}
-	if (!tamper || tamper(envelope, &fd))
-		post_to(to, envelope, fd);
+	if (envelope->body_case == VSOCKD__ENVELOPE__BODY_HANDOVER_CONNECTIONS)
+		check_claims(envelope->handover_connections);
+	if (!tamper || tamper(envelope))
+		post_to(to, envelope, -1);
 	/* It may see what its sockets can do before it knows all about them, or after. */
 	if (rig_random() % 2)
 		rig_run_worker(to);

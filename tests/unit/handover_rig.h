@@ -20,10 +20,10 @@ extern struct rig_worker rig_other;
 extern int rig_log_fd; /* of the dirty log, when there is one; -1 */
 
 /*
- * What the first worker says, on its way: it may be changed. fd: the socket that the
- * front adds, or -1; false: it gets lost.
+ * What the first worker says, on its way: it may be changed, and so may the tape, of
+ * which rig.device has the pool. false: it gets lost.
  */
-typedef bool rig_tamper(Vsockd__Envelope *envelope, int *fd);
+typedef bool rig_tamper(Vsockd__Envelope *envelope);
 
 /* To another worker and back again: whatever is not handed over is lost twice. */
 void rig_hand_over(void);

@@ -482,6 +482,83 @@ static void test_full_tables_fit_into_another_worker(void **state)
 	assert_int_equal(rig_n_chunks(), 0);
 }
 
+static void test_more_connections_than_a_message_names_go_along(void **state)
+{
+	enum { N = 150 };
+	struct rig_peer peers[N];
+
+	(void)state;
+	rig_end();
+	rig_start(&(struct rig_options){.num = 1024, .n_connections = 200});
+	rig_offer(600, 256);
+	for (uint32_t i = 0; i < N; i++)
+		peers[i] = rig_guest_connects(1000 + i, 80);
+	rig_narrow(&peers[30]);
+	rig_choke(&peers[30], 1, 20000);
+	rig_say(&peers[7], PACKET_OP_RST, 0);
+	rig_make_other();
+	rig_relay(NULL, UINT32_MAX);
+	assert_true(rig.device.handover.tape.len > BUFFER_CHUNK_LEN);
+	assert_int_equal(rig_check_other(), 0);
+	rig_commit_other();
+	assert_int_equal(rig.device.connections.n_used, N - 1);
+	assert_int_equal(rig_n_chunks(), 2);
+	for (uint32_t i = 0; i < N; i++) {
+		uint8_t byte = (uint8_t)i;
+
+		if (i != 7 && i != 30) {
+			rig_rw(&peers[i], &byte, 1);
+			rig_host_reads(&peers[i], &byte, 1);
+		}
+		rig_close_host(&peers[i]);
+	}
+}
+
+/* Both ways: of a worker that goes on, and of a successor that is told of nothing. */
+static void test_a_tape_is_gone_when_it_was_read_or_is_of_no_use(void **state)
+{
+	struct rig_peer peer;
+
+	(void)state;
+	rig_offer(8, 4096);
+	peer = rig_guest_connects(1000, 80);
+	rig_make_other();
+	rig_relay(NULL, UINT32_MAX);
+	assert_int_equal(rig_n_chunks(), 1);
+	rig_resume_first();
+	assert_int_equal(rig_n_chunks(), 0);
+	rig_hand_over();
+	assert_int_equal(rig_n_chunks(), 0);
+	assert_int_equal(rig.device.pool.n_touched, 0);
+	rig_close_host(&peer);
+}
+
+static void test_a_socket_whose_connection_has_ended_meanwhile_is_closed(void **state)
+{
+	struct rig_peer stays, ends;
+	int given;
+
+	(void)state;
+	rig.after_run = NULL;
+	rig_offer(8, 4096);
+	stays = rig_guest_connects(1000, 80);
+	ends = rig_guest_connects(1001, 80);
+	rig_make_other();
+	given = rig_other.device->sockets.all[ends.endpoint] - 1;
+	assert_true(fcntl(given, F_GETFD) >= 0);
+	rig_say(&ends, PACKET_OP_RST, 0);
+	assert_true(rig_is_closed(ends.endpoint));
+	rig_relay(NULL, UINT32_MAX);
+	assert_int_equal(rig_check_other(), 0);
+	assert_int_equal(fcntl(given, F_GETFD), -1);
+	rig_commit_other();
+	rig_host_reads_end(&ends);
+	rig_rw(&stays, "x", 1);
+	rig_host_reads(&stays, "x", 1);
+	rig_close_host(&ends);
+	rig_close_host(&stays);
+}
+
 static void test_the_dirty_log_goes_on(void **state)
 {
 	Vsockd__LogSet set = VSOCKD__LOG_SET__INIT;
@@ -655,24 +732,53 @@ static void test_event_buffers_of_no_use_are_not_taken_for_the_reset(void **stat
 
 /* ---- lies ---- */
 
+/* In the tape: the length of the first record, or a chunk behind it. */
+enum tape_lie { NO_TAPE_LIE, TAPE_RECORD_LEN, TAPE_FIRST_CHUNK, TAPE_SECOND_CHUNK };
+
 static struct lie {
 	Vsockd__Envelope__BodyCase type;
 	uint32_t nth;	 /* of that type */
-	uint32_t offset; /* of the field, in the message */
+	uint32_t offset; /* of the field, in the message or the claim */
 	uint32_t size;
 	uint64_t value;
-	bool is_lost; /* instead: the message never comes */
+	bool is_lost;	    /* instead: the message never comes */
+	uint32_t claim;	    /* its number and 1: it is about that one */
+	enum tape_lie tape; /* before the message */
 } lie;
 static uint32_t n_seen;
 
-static bool tell_lie(Vsockd__Envelope *envelope, int *fd)
+static void lie_about_claim(Vsockd__HandoverConnections *told)
 {
-	(void)fd;
+	struct handover_claim claim = message_claim(told, lie.claim - 1);
+
+	assert_in_range(lie.claim, 1, told->n);
+	memcpy((uint8_t *)&claim + lie.offset, &lie.value, lie.size);
+	message_put_claim(told, lie.claim - 1, &claim);
+}
+
+static void lie_in_tape(void)
+{
+	const struct buffer *tape = &rig.device.handover.tape;
+	uint32_t value = (uint32_t)lie.value, at = 0, len;
+
+	buffer_read(&rig.device.pool, tape, 0, &len, sizeof(len));
+	if (lie.tape != TAPE_RECORD_LEN)
+		at = (uint32_t)sizeof(len) + len + (lie.tape - TAPE_FIRST_CHUNK) * 4;
+	buffer_overwrite(&rig.device.pool, tape, at, &value, sizeof(value));
+}
+
+static bool tell_lie(Vsockd__Envelope *envelope)
+{
 	if (envelope->body_case != lie.type || n_seen++ != lie.nth)
 		return true;
 	if (lie.is_lost)
 		return false;
-	memcpy((uint8_t *)envelope->ready + lie.offset, &lie.value, lie.size);
+	if (lie.tape != NO_TAPE_LIE)
+		lie_in_tape();
+	else if (lie.claim > 0)
+		lie_about_claim(envelope->handover_connections);
+	else
+		memcpy((uint8_t *)envelope->ready + lie.offset, &lie.value, lie.size);
 	return true;
 }
 
@@ -697,13 +803,21 @@ static int take_lie(void)
 	}
 #define DEVICE_LIE(field, to)  LIE(HANDOVER_DEVICE, Vsockd__HandoverDevice, field, 0, to)
 #define RING_LIE(field, n, to) LIE(HANDOVER_RING, Vsockd__HandoverRing, field, n, to)
-#define CONNECTION_LIE(field, n, to)                                                               \
-	LIE(HANDOVER_CONNECTION, Vsockd__HandoverConnection, field, n, to)
+#define CLAIM_LIE(field, n, to)                                                                    \
+	{                                                                                          \
+		.type = VSOCKD__ENVELOPE__BODY_HANDOVER_CONNECTIONS, .claim = (n) + 1,             \
+		.offset = offsetof(struct handover_claim, field),                                  \
+		.size = sizeof(((struct handover_claim *)0)->field), .value = to                   \
+	}
+#define TAPE_LIE(what, to)                                                                         \
+	{                                                                                          \
+		.type = VSOCKD__ENVELOPE__BODY_HANDOVER_CONNECTIONS, .tape = what, .value = to     \
+	}
 #define LIST_LIE(field, n, to) LIE(HANDOVER_LIST, Vsockd__HandoverList, field, n, to)
 
 /*
  * Connections 0 and 1 live, 0 has bytes in two chunks; 2 is dead and owed a RST; 3
- * waits for Connected. Lists: 0 has the chunks, 1 those that are ready.
+ * waits for Connected. Lists: 0 has the chunks of the tape, 1 those that are ready.
  */
 static void make_some(struct rig_peer *peers)
 {
@@ -735,28 +849,47 @@ static void test_lies_about_what_can_be_checked_are_refused(void **state)
 		RING_LIE(is_started, 0, 0),
 		RING_LIE(is_started, 2, 1),
 		RING_LIE(broken_reason, 1, REPORT_RING_REASON_MAX),
-		CONNECTION_LIE(index, 1, 0),
-		CONNECTION_LIE(index, 0, 32),
-		CONNECTION_LIE(index, 0, UINT32_MAX),
-		CONNECTION_LIE(index, 0, 1),
-		CONNECTION_LIE(has_socket, 0, 0),
-		CONNECTION_LIE(has_socket, 3, 1),
-		CONNECTION_LIE(has_endpoint, 0, 0),
-		CONNECTION_LIE(has_endpoint, 2, 1),
-		CONNECTION_LIE(awaits_answer, 0, 1),
-		CONNECTION_LIE(awaits_answer, 3, 0),
-		LIST_LIE(list, 0, HANDOVER_CHUNKS + 1),
-		LIST_LIE(list, 0, HANDOVER_READY), /* no chunks, then */
+		DEVICE_LIE(tape_len, 0),
+		DEVICE_LIE(tape_len, 100),
+		DEVICE_LIE(tape_len, BUFFER_CHUNK_LEN), /* more than was written */
+		DEVICE_LIE(tape_len, BUFFER_CHUNK_LEN + 1),
+		DEVICE_LIE(tape_len, UINT32_MAX),
+		CLAIM_LIE(index, 1, 0),
+		CLAIM_LIE(index, 0, 32),
+		CLAIM_LIE(index, 0, (1u << 29) - 1),
+		CLAIM_LIE(index, 0, 1),
+		CLAIM_LIE(endpoint, 0, UINT32_MAX),
+		CLAIM_LIE(endpoint, 0, RIG_ENDPOINTS - 1), /* has no socket */
+		CLAIM_LIE(has_socket, 0, 0),
+		CLAIM_LIE(has_socket, 3, 1),
+		CLAIM_LIE(has_endpoint, 0, 0),
+		CLAIM_LIE(has_endpoint, 2, 1),
+		CLAIM_LIE(awaits_answer, 0, 1),
+		CLAIM_LIE(awaits_answer, 3, 0),
+		LIE(HANDOVER_CONNECTIONS, Vsockd__HandoverConnections, n, 0, 3),
+		LIE(HANDOVER_CONNECTIONS, Vsockd__HandoverConnections, n, 0, 5),
+		LIE(HANDOVER_CONNECTIONS, Vsockd__HandoverConnections, n, 0,
+		    HANDOVER_CLAIMS_MAX + 1),
+		LIE(HANDOVER_CONNECTIONS, Vsockd__HandoverConnections, n, 0, UINT32_MAX),
+		TAPE_LIE(TAPE_RECORD_LEN, 0),
+		TAPE_LIE(TAPE_RECORD_LEN, HANDOVER_RECORD_MAX),
+		TAPE_LIE(TAPE_RECORD_LEN, HANDOVER_RECORD_MAX + 1),
+		TAPE_LIE(TAPE_RECORD_LEN, UINT32_MAX),
+		TAPE_LIE(TAPE_SECOND_CHUNK, 0), /* twice the same */
+		TAPE_LIE(TAPE_FIRST_CHUNK, 2),	/* the tape's own */
+		TAPE_LIE(TAPE_FIRST_CHUNK, UINT32_MAX),
+		TAPE_LIE(TAPE_FIRST_CHUNK, UINT32_MAX - 1),
+		TAPE_LIE(TAPE_FIRST_CHUNK, 1000), /* of less than 400 */
+		LIST_LIE(list, 0, HANDOVER_TAPE + 1),
+		LIST_LIE(list, 0, HANDOVER_READY), /* no tape, then */
 		LIST_LIE(list, 0, UINT32_MAX),
 		LIST_LIE(n, 0, HANDOVER_LIST_MAX + 1),
 		LIST_LIE(n, 0, UINT32_MAX),
-		LIST_LIE(n, 0, 1),	/* not all of them */
-		LIST_LIE(n, 0, 3),	/* more than bytes */
-		LIST_LIE(item_1, 0, 0), /* twice the same */
+		LIST_LIE(n, 0, 0),
+		LIST_LIE(n, 0, 2),	/* more than bytes */
+		LIST_LIE(item_0, 0, 0), /* where bytes wait */
 		LIST_LIE(item_0, 0, UINT32_MAX),
-		LIST_LIE(item_0, 0, UINT32_MAX - 1),
-		LIST_LIE(item_0, 0, 1000), /* of 16 * 5, and those for the rest of a message */
-		LIST_LIE(item_0, 0, 16 * 5 + BUFFER_MESSAGE_MAX / BUFFER_CHUNK_LEN),
+		LIST_LIE(item_0, 0, 1000),
 		LIST_LIE(item_0, 1, 4), /* there is no such connection */
 		LIST_LIE(item_0, 1, UINT32_MAX),
 		LIST_LIE(list, 1, HANDOVER_TELL),   /* has nothing to tell */
@@ -764,7 +897,7 @@ static void test_lies_about_what_can_be_checked_are_refused(void **state)
 		LIST_LIE(list, 1, HANDOVER_TIMERS + CONNECTION_TIMERS - 1),
 		{VSOCKD__ENVELOPE__BODY_HANDOVER_DEVICE, .is_lost = true},
 		{VSOCKD__ENVELOPE__BODY_HANDOVER_RING, 1, .is_lost = true},
-		{VSOCKD__ENVELOPE__BODY_HANDOVER_CONNECTION, 0, .is_lost = true}, /* its chunks */
+		{VSOCKD__ENVELOPE__BODY_HANDOVER_CONNECTIONS, 0, .is_lost = true},
 		{VSOCKD__ENVELOPE__BODY_HANDOVER_LIST, 0, .is_lost = true},
 	};
 	struct rig_peer peers[4];
@@ -772,6 +905,7 @@ static void test_lies_about_what_can_be_checked_are_refused(void **state)
 	(void)state;
 	rig.after_run = NULL;
 	make_some(peers);
+	assert_in_range(rig.device.pool.n_chunks, 3, 400);
 	for (size_t i = 0; i < sizeof(lies) / sizeof(lies[0]); i++) {
 		lie = lies[i];
 		if (take_lie() != -EBADMSG)
@@ -911,8 +1045,21 @@ static void test_a_record_that_was_cut_is_refused(void **state)
 
 static uint32_t n_changes;
 
-/* A bit here or there, a message lost or said twice, a socket that is or is not there. */
-static bool add_noise(Vsockd__Envelope *envelope, int *fd)
+static void add_noise_to_tape(void)
+{
+	const struct buffer *tape = &rig.device.handover.tape;
+	uint32_t at = rig_random() % tape->len;
+	uint8_t byte;
+
+	if (rig_random() % 16 == 0)
+		handover_sockets_close(&rig_other.device->sockets);
+	buffer_read(&rig.device.pool, tape, at, &byte, 1);
+	byte ^= (uint8_t)(1u << rig_random() % 8);
+	buffer_overwrite(&rig.device.pool, tape, at, &byte, 1);
+}
+
+/* A bit here or there, a message lost or said twice, sockets that are not there. */
+static bool add_noise(Vsockd__Envelope *envelope)
 {
 	const ProtobufCMessageDescriptor *descriptor = envelope->ready->base.descriptor;
 	const ProtobufCFieldDescriptor *field;
@@ -924,9 +1071,11 @@ static bool add_noise(Vsockd__Envelope *envelope, int *fd)
 	n_changes--;
 	if (rig_random() % 16 == 0)
 		return false;
-	if (envelope->body_case == VSOCKD__ENVELOPE__BODY_HANDOVER_CONNECTION &&
-	    rig_random() % 16 == 0)
-		*fd = *fd >= 0 ? -1 : rig.memory_fd;
+	if (envelope->body_case == VSOCKD__ENVELOPE__BODY_HANDOVER_CONNECTIONS &&
+	    rig_random() % 4) {
+		add_noise_to_tape();
+		return true;
+	}
 	field = &descriptor->fields[rig_random() % descriptor->n_fields];
 	place = (uint8_t *)envelope->ready + field->offset;
 	if (field->type == PROTOBUF_C_TYPE_BOOL) {
@@ -1026,6 +1175,9 @@ int main(void)
 		TEST(test_host_ports_are_not_given_twice),
 		TEST(test_answers_to_connects_find_their_entries),
 		TEST(test_full_tables_fit_into_another_worker),
+		TEST(test_more_connections_than_a_message_names_go_along),
+		TEST(test_a_tape_is_gone_when_it_was_read_or_is_of_no_use),
+		TEST(test_a_socket_whose_connection_has_ended_meanwhile_is_closed),
 		TEST(test_the_dirty_log_goes_on),
 		TEST(test_quarantine_and_reset_go_along),
 		TEST(test_a_reset_is_announced_before_it_can_be_seen),
