@@ -20,6 +20,10 @@
 #include "tests/bench/replacements.h"
 #include "tests/bench/report.h"
 
+/* Of the load at a fixed rate, each way, unless another one is asked for. */
+#define RATE_MIB     64
+#define RATE_MIB_MAX 1048576
+
 #define COUNT(array) (sizeof(array) / sizeof((array)[0]))
 
 enum test_kind { STREAM, ROUND_TRIP, OPENING, MEMORY, CALLS };
@@ -408,13 +412,13 @@ static int finish(const char *json, const char *plots)
 	return failed || (error && error != -ENOENT);
 }
 
-static int replace_workers(size_t n, const char *json)
+static int replace_workers(size_t n, uint64_t rate, const char *json)
 {
 	struct processes_machine before;
 	int result;
 
 	processes_machine(&before);
-	result = replacements_run(&candidates[3].command, n, json);
+	result = replacements_run(&candidates[3].command, n, rate, json);
 	warn_of_others(&before);
 	return result;
 }
@@ -424,7 +428,7 @@ static int usage(void)
 	fprintf(stderr,
 		"usage: bench --vsockd COMMAND [--peer COMMAND] [--json FILE] "
 		"[--plot DIRECTORY] [--only TEXT] [--rounds N] [--quick] [--counted COMMAND "
-		"--pipe FIFO] [--replacements N]\n");
+		"--pipe FIFO] [--replacements N [--rate MIB]]\n");
 	return 64;
 }
 
@@ -441,12 +445,13 @@ int main(int argc, char **argv)
 		{"counted", required_argument, NULL, 'c'},
 		{"pipe", required_argument, NULL, 'i'},
 		{"replacements", required_argument, NULL, 'n'},
+		{"rate", required_argument, NULL, 's'},
 		{0},
 	};
 	const struct rlimit files = {.rlim_cur = 8192, .rlim_max = 8192};
 	const char *json = NULL, *plots = NULL;
 	bool has_vsockd = false, has_peer = false;
-	size_t n_rounds = 0, n_replacements = 0;
+	size_t n_rounds = 0, n_replacements = 0, rate = RATE_MIB;
 	int option;
 
 	plan = plans[0];
@@ -465,6 +470,8 @@ int main(int argc, char **argv)
 			n_rounds = (size_t)strtoul(optarg, NULL, 10);
 		if (option == 'n')
 			n_replacements = (size_t)strtoul(optarg, NULL, 10);
+		if (option == 's')
+			rate = (size_t)strtoul(optarg, NULL, 10);
 		pipe_path = option == 'i' ? optarg : pipe_path;
 		only = option == 'o' ? optarg : only;
 		plan = option == 'q' ? plans[1] : plan;
@@ -472,7 +479,7 @@ int main(int argc, char **argv)
 			return usage();
 	}
 	if (!has_vsockd || optind != argc || n_rounds > RESULTS_ROUNDS_MAX ||
-	    n_replacements > REPLACEMENTS_MAX)
+	    n_replacements > REPLACEMENTS_MAX || rate == 0 || rate > RATE_MIB_MAX)
 		return usage();
 	if (n_rounds > 0)
 		plan.n_rounds = n_rounds;
@@ -480,7 +487,7 @@ int main(int argc, char **argv)
 	signal(SIGPIPE, SIG_IGN);
 	(void)setrlimit(RLIMIT_NOFILE, &files);
 	if (n_replacements > 0)
-		return replace_workers(n_replacements, json);
+		return replace_workers(n_replacements, (uint64_t)rate << 20, json);
 	results.n_candidates = has_peer ? 5 : 4;
 	for (size_t i = 0; i < results.n_candidates; i++)
 		results.candidates[i] = candidates[i].name;
