@@ -1,17 +1,12 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include "broker/configuration_internal.h"
 
-#include <errno.h>
-#include <getopt.h>
-#include <inttypes.h>
-#include <limits.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sysexits.h>
 #include <syslog.h>
-#include <unistd.h>
 
 #include "broker/control.h"
 #include "broker/scrape.h"
@@ -77,88 +72,6 @@ const char *const configuration_keys[N_KEYS] = {
 	[KEY_NO_SECCOMP] = "insecure-no-seccomp",
 };
 
-enum {
-	OPTION_KEY = 256, /* above every character that getopt_long() returns by itself */
-	OPTION_VM = OPTION_KEY + N_KEYS,
-	OPTION_CONFIG,
-	OPTION_CHECK,
-	OPTION_HELP,
-	OPTION_VERSION,
-	OPTION_CAPABILITIES,
-	OPTION_POLICY,
-};
-
-static const struct option options[] = {
-	{"guest-cid", required_argument, NULL, OPTION_KEY + KEY_GUEST_CID},
-	{"socket", required_argument, NULL, OPTION_KEY + KEY_SOCKET},
-	{"socket-path", required_argument, NULL, OPTION_KEY + KEY_SOCKET},
-	{"socket-mode", required_argument, NULL, OPTION_KEY + KEY_SOCKET_MODE},
-	{"socket-owner", required_argument, NULL, OPTION_KEY + KEY_SOCKET_OWNER},
-	{"socket-group", required_argument, NULL, OPTION_KEY + KEY_SOCKET_GROUP},
-	{"fd", required_argument, NULL, OPTION_KEY + KEY_FD},
-	{"uds-path", required_argument, NULL, OPTION_KEY + KEY_UDS_PATH},
-	{"uds-mode", required_argument, NULL, OPTION_KEY + KEY_UDS_MODE},
-	{"uds-owner", required_argument, NULL, OPTION_KEY + KEY_UDS_OWNER},
-	{"uds-group", required_argument, NULL, OPTION_KEY + KEY_UDS_GROUP},
-	{"forward-cid", required_argument, NULL, OPTION_KEY + KEY_FORWARD_CID},
-	{"forward-listen", required_argument, NULL, OPTION_KEY + KEY_FORWARD_LISTEN},
-	{"connect", required_argument, NULL, OPTION_KEY + KEY_CONNECT},
-	{"listen", required_argument, NULL, OPTION_KEY + KEY_LISTEN},
-	{"ok", required_argument, NULL, OPTION_KEY + KEY_OK},
-	{"wait", required_argument, NULL, OPTION_KEY + KEY_WAIT},
-	{"tx-buffer-size", required_argument, NULL, OPTION_KEY + KEY_TX_BUFFER_SIZE},
-	{"queue-size", required_argument, NULL, OPTION_KEY + KEY_QUEUE_SIZE},
-	{"groups", required_argument, NULL, OPTION_KEY + KEY_GROUPS},
-	{"poll-us", required_argument, NULL, OPTION_KEY + KEY_POLL_US},
-	{"max-connections", required_argument, NULL, OPTION_KEY + KEY_MAX_CONNECTIONS},
-	{"max-handshakes", required_argument, NULL, OPTION_KEY + KEY_MAX_HANDSHAKES},
-	{"max-connection-rate", required_argument, NULL, OPTION_KEY + KEY_MAX_CONNECTION_RATE},
-	{"max-bandwidth", required_argument, NULL, OPTION_KEY + KEY_MAX_BANDWIDTH},
-	{"max-buffer-memory", required_argument, NULL, OPTION_KEY + KEY_MAX_BUFFER_MEMORY},
-	{"allow-outgoing", required_argument, NULL, OPTION_KEY + KEY_ALLOW_OUTGOING},
-	{"deny-outgoing", required_argument, NULL, OPTION_KEY + KEY_DENY_OUTGOING},
-	{"allow-incoming", required_argument, NULL, OPTION_KEY + KEY_ALLOW_INCOMING},
-	{"deny-incoming", required_argument, NULL, OPTION_KEY + KEY_DENY_INCOMING},
-	{"allow-uid", required_argument, NULL, OPTION_KEY + KEY_ALLOW_UID},
-	{"deny-uid", required_argument, NULL, OPTION_KEY + KEY_DENY_UID},
-	{"allow-gid", required_argument, NULL, OPTION_KEY + KEY_ALLOW_GID},
-	{"deny-gid", required_argument, NULL, OPTION_KEY + KEY_DENY_GID},
-	{"offer", required_argument, NULL, OPTION_KEY + KEY_OFFER},
-	{"vm", required_argument, NULL, OPTION_VM},
-	{"config", required_argument, NULL, OPTION_CONFIG},
-	{"check-config", required_argument, NULL, OPTION_CHECK},
-	{"user", required_argument, NULL, OPTION_KEY + KEY_USER},
-	{"log-level", required_argument, NULL, OPTION_KEY + KEY_LOG_LEVEL},
-	{"worker", required_argument, NULL, OPTION_KEY + KEY_WORKER},
-	{"control", required_argument, NULL, OPTION_KEY + KEY_CONTROL},
-	{"control-mode", required_argument, NULL, OPTION_KEY + KEY_CONTROL_MODE},
-	{"control-owner", required_argument, NULL, OPTION_KEY + KEY_CONTROL_OWNER},
-	{"control-group", required_argument, NULL, OPTION_KEY + KEY_CONTROL_GROUP},
-	{"metrics", required_argument, NULL, OPTION_KEY + KEY_METRICS},
-	{"metrics-mode", required_argument, NULL, OPTION_KEY + KEY_METRICS_MODE},
-	{"metrics-owner", required_argument, NULL, OPTION_KEY + KEY_METRICS_OWNER},
-	{"metrics-group", required_argument, NULL, OPTION_KEY + KEY_METRICS_GROUP},
-	{"metrics-http", required_argument, NULL, OPTION_KEY + KEY_METRICS_HTTP},
-	{"experimental-suspend", no_argument, NULL, OPTION_KEY + KEY_EXPERIMENTAL_SUSPEND},
-	{"insecure-no-namespaces", no_argument, NULL, OPTION_KEY + KEY_NO_NAMESPACES},
-	{"insecure-no-seccomp", no_argument, NULL, OPTION_KEY + KEY_NO_SECCOMP},
-	{"print-capabilities", no_argument, NULL, OPTION_CAPABILITIES},
-	{"print-policy", required_argument, NULL, OPTION_POLICY},
-	{"help", no_argument, NULL, OPTION_HELP},
-	{"version", no_argument, NULL, OPTION_VERSION},
-	{NULL, 0, NULL, 0},
-};
-
-struct command_line {
-	enum configuration_action action;
-	enum policy_role policy_role;
-	const char *values[N_KEYS];
-	char *lists[N_KEYS]; /* own the values of keys that are lists */
-	const char *vms[CONFIGURATION_VMS_MAX];
-	size_t n_vms;
-	const char *file; /* of --config or --check-config */
-};
-
 static int fail(struct configuration_error *ret_error, int code, const char *prefix,
 		const char *format, va_list arguments) __attribute__((format(printf, 4, 0)));
 static int fail(struct configuration_error *ret_error, int code, const char *prefix,
@@ -220,145 +133,6 @@ int configuration_fail_at(struct configuration_error *ret_error, int code,
 int configuration_fail_memory(struct configuration_error *ret_error)
 {
 	return configuration_fail(ret_error, EX_OSERR, "out of memory");
-}
-
-static int keep_list(struct command_line *line, enum key key, const char *value,
-		     struct configuration_error *ret_error)
-{
-	char *joined = configuration_join(line->values[key], value);
-
-	if (!joined)
-		return configuration_fail_memory(ret_error);
-	free(line->lists[key]);
-	line->lists[key] = joined;
-	line->values[key] = joined;
-	return 0;
-}
-
-static int keep_value(struct command_line *line, enum key key, const char *value,
-		      struct configuration_error *ret_error)
-{
-	if (configuration_is_list(key))
-		return keep_list(line, key, value, ret_error);
-	if (line->values[key])
-		return configuration_fail(ret_error, EX_USAGE, "--%s is given more than once%s",
-					  configuration_keys[key],
-					  key == KEY_SOCKET ? " (--socket-path is the same)" : "");
-	line->values[key] = value;
-	return 0;
-}
-
-static int keep_file(struct command_line *line, const char *path,
-		     struct configuration_error *ret_error)
-{
-	if (line->file)
-		return configuration_fail(ret_error, EX_USAGE,
-					  "--config and --check-config: give one of them, once");
-	line->file = path;
-	return 0;
-}
-
-static int take_role(struct command_line *line, const char *name,
-		     struct configuration_error *ret_error)
-{
-	for (int role = 0; role < POLICY_ROLE_MAX; role++) {
-		if (strcmp(name, configuration_roles[role]) != 0)
-			continue;
-		line->action = CONFIGURATION_POLICY;
-		line->policy_role = (enum policy_role)role;
-		return 0;
-	}
-	return configuration_fail(
-		ret_error, EX_USAGE,
-		"print-policy " QUOTED ": unknown role; give front, worker or exporter", name);
-}
-
-static int take_option(struct command_line *line, int option, const char *value,
-		       struct configuration_error *ret_error)
-{
-	switch (option) {
-	case OPTION_VM:
-		if (line->n_vms == CONFIGURATION_VMS_MAX)
-			return configuration_fail(
-				ret_error, EX_USAGE,
-				"--vm is given more than %d times; start another vsockd",
-				CONFIGURATION_VMS_MAX);
-		line->vms[line->n_vms++] = value;
-		return 0;
-	case OPTION_CHECK:
-		line->action = CONFIGURATION_CHECK;
-		return keep_file(line, value, ret_error);
-	case OPTION_CONFIG:
-		return keep_file(line, value, ret_error);
-	case OPTION_HELP:
-		line->action = CONFIGURATION_HELP;
-		return 0;
-	case OPTION_VERSION:
-		line->action = CONFIGURATION_VERSION;
-		return 0;
-	case OPTION_CAPABILITIES:
-		line->action = CONFIGURATION_CAPABILITIES;
-		return 0;
-	case OPTION_POLICY:
-		return take_role(line, value, ret_error);
-	case OPTION_KEY + KEY_EXPERIMENTAL_SUSPEND:
-	case OPTION_KEY + KEY_NO_NAMESPACES:
-	case OPTION_KEY + KEY_NO_SECCOMP:
-		line->values[option - OPTION_KEY] = "true";
-		return 0;
-	default:
-		return keep_value(line, (enum key)(option - OPTION_KEY), value, ret_error);
-	}
-}
-
-/* The others are done with what the option itself says. */
-static bool has_vms(enum configuration_action action)
-{
-	return action == CONFIGURATION_RUN || action == CONFIGURATION_CHECK;
-}
-
-/* Only whole names count: an abbreviation would change its meaning with a later version. */
-static bool is_whole_name(const char *argument, const struct option *option)
-{
-	const char *name = argument + strlen("--");
-	size_t len = strcspn(name, "=");
-
-	return strlen(option->name) == len && strncmp(option->name, name, len) == 0;
-}
-
-static int read_command_line(int argc, char **argv, struct command_line *line,
-			     struct configuration_error *ret_error)
-{
-	opterr = 0;
-	optind = 0; /* glibc and musl: start anew */
-	while (has_vms(line->action)) {
-		int at = optind ? optind : 1;
-		int index = -1;
-		int option = getopt_long(argc, argv, "+:", options, &index);
-		int r;
-
-		if (option == -1)
-			break;
-		if (option == ':')
-			return configuration_fail(ret_error, EX_USAGE,
-						  QUOTED " needs a value; see vsockd --help",
-						  argv[at]);
-		if (option == '?' && optopt >= OPTION_KEY)
-			return configuration_fail(ret_error, EX_USAGE,
-						  QUOTED ": this option takes no value", argv[at]);
-		if (option == '?' || !is_whole_name(argv[at], &options[index]))
-			return configuration_fail(ret_error, EX_USAGE,
-						  "unknown option " QUOTED "; see vsockd --help",
-						  argv[at]);
-		r = take_option(line, option, optarg, ret_error);
-		if (r)
-			return r;
-	}
-	if (has_vms(line->action) && optind < argc)
-		return configuration_fail(ret_error, EX_USAGE,
-					  "unexpected argument " QUOTED "; see vsockd --help",
-					  argv[optind]);
-	return 0;
 }
 
 static int check_forms(const struct command_line *line, struct configuration_error *ret_error)
@@ -598,30 +372,17 @@ static int read_configuration(const struct command_line *line, struct configurat
 	return r == EX_DATAERR && line->file ? EX_CONFIG : r;
 }
 
-/* The conventions for vhost-user programs want it to win over everything else that is given. */
-static bool asks_for_capabilities(int argc, char **argv)
-{
-	for (int i = 1; i < argc; i++)
-		if (strcmp(argv[i], "--print-capabilities") == 0)
-			return true;
-	return false;
-}
-
 int configuration_parse(int argc, char **argv, struct configuration *ret,
 			struct configuration_error *ret_error)
 {
-	struct command_line line = {.action = CONFIGURATION_RUN};
+	struct command_line line;
 	struct configuration result = {.action = CONFIGURATION_RUN};
-	int r = 0;
+	int r;
 
-	if (asks_for_capabilities(argc, argv))
-		line.action = CONFIGURATION_CAPABILITIES;
-	else
-		r = read_command_line(argc, argv, &line, ret_error);
-	if (!r && has_vms(line.action))
+	r = configuration_read_command_line(argc, argv, &line, ret_error);
+	if (!r && configuration_has_vms(line.action))
 		r = read_configuration(&line, &result, ret_error);
-	for (size_t key = 0; key < N_KEYS; key++)
-		free(line.lists[key]);
+	configuration_free_command_line(&line);
 	if (r) {
 		configuration_free(&result);
 		return r;

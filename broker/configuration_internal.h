@@ -2,8 +2,8 @@
 #pragma once
 
 /*
- * Between the files of the configuration: configuration.c takes the command line
- * apart, configuration_file.c a file, and configuration_marks.c knows the lines of
+ * Between the files of the configuration: configuration_command_line.c takes the
+ * command line apart, configuration_file.c a file, and configuration_marks.c knows the lines of
  * that file; configuration_vm.c reads what was said of one VM, configuration_access.c
  * knows users, groups and modes, configuration_ports.c ports, configuration_paths.c which paths can
  * stand beside each other and what the file system says about them.
@@ -102,6 +102,16 @@ struct vm_arguments {
 	char where[160]; /* begin of each error line: the VM, as soon as its CID is known */
 };
 
+struct command_line {
+	enum configuration_action action;
+	enum policy_role policy_role;
+	const char *values[N_KEYS];
+	char *lists[N_KEYS]; /* own the values of keys that are lists */
+	const char *vms[CONFIGURATION_VMS_MAX];
+	size_t n_vms;
+	const char *file; /* of --config or --check-config */
+};
+
 /* What a file says. */
 struct configuration_file {
 	struct vm_arguments globals;
@@ -109,6 +119,13 @@ struct configuration_file {
 	size_t n_vms;
 	void *loaded; /* owns the values */
 };
+
+/* *ret refers to argv, is filled on failure too, and is freed by the function below. */
+int configuration_read_command_line(int argc, char **argv, struct command_line *ret,
+				    struct configuration_error *ret_error);
+void configuration_free_command_line(struct command_line *line);
+/* Is there more to do than what the option itself says? */
+bool configuration_has_vms(enum configuration_action action);
 
 /*
  * Each returns 0, or a sysexits code with ret_error filled. A VM is filled as far
