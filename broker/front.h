@@ -7,7 +7,8 @@
  * allocates what it will ever need, confines itself, and then opens nothing:
  * what has to be connected or started it asks of the spawner.
  *
- *   front.c    the loop, the spawner's answers, time
+ *   front.c    the loop, time
+ *   front_requests.c what is asked of the spawner, and its answers
  *   workers.c  the workers: starting, spare, messages, the end
  *   device.c   one VM: front-end, session, worker
  *   device_programs.c its connections: of host programs, and those that the guest asks for
@@ -375,7 +376,7 @@ enum front_event {
 int front_watch(struct front *front, int operation, int fd, uint32_t events, enum front_event event,
 		size_t index);
 
-/* front.c: ask the spawner; connects are queued, so this can't fail. */
+/* front_requests.c: ask the spawner; connects are queued, so this can't fail. */
 bool front_request_spawn(struct front *front, bool is_first_program, uint64_t token);
 void front_request_stop(struct front *front, uint32_t number);
 void front_request_connect(struct front *front, struct device *device, uint32_t endpoint);
@@ -393,6 +394,11 @@ bool front_request_log_level(struct front *front, int level);
  */
 bool front_request_pair(struct front *front, const struct device *device, uint16_t client,
 			uint32_t type);
+/* The spawner has said something; without it vsockd ends. */
+void front_hear_spawner(struct front *front);
+/* What could not be sent, or has to be asked again, when its time has come. */
+void front_run_requests(struct front *front);
+uint64_t front_requests_deadline(const struct front *front); /* ms; UINT64_MAX: none */
 
 /* workers.c */
 struct worker *workers_take_spare(struct front *front);
