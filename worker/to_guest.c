@@ -414,6 +414,8 @@ static enum served send_shutdown(struct device *device, struct connection *conne
 	connection->our_shutdown = flags;
 	if (flags == PACKET_SHUTDOWN_BOTH) {
 		connection->state = CONNECTION_CLOSING;
+		/* Nothing more comes that credit would be for. */
+		connection->due &= (uint8_t)~CONNECTION_SEND_CREDIT_REQUEST;
 		device_arm(device, connection, CONNECTION_TIMER_CLOSING);
 	}
 	return SERVED;
