@@ -361,7 +361,9 @@ static void end_stream(struct device *device, struct connection *connection)
 		return;
 	}
 	connection->has_ended = true;
-	host_check_reader(device, connection);
+	/* Between guests it may have been a reset: the front's word of that is on its way. */
+	if (!connection_has_sibling(connection))
+		host_check_reader(device, connection);
 }
 
 /* One readv() from the host program into rx buffers. */
