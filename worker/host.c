@@ -127,21 +127,26 @@ void host_fail(struct device *device, struct connection *connection, int error)
 		host_reset(device, connection);
 }
 
+/* More than the messages that a unix socket holds, unless root has said otherwise. */
+#define UNWANTED_READS_MAX 512
+
 /*
  * What was written and not read goes out with it: a unix socket tells a writer that
  * waits for room only when there is some. An empty message ends that early, and is
- * rare enough.
+ * rare enough; a TCP socket goes on to take what comes, so there is a limit.
  */
 void host_stop_reading(const struct connection *connection)
 {
 	uint8_t unwanted[4096];
 	struct iovec parts[64];
+	int n_reads = 0;
 
 	for (size_t i = 0; i < sizeof(parts) / sizeof(*parts); i++)
 		parts[i] = (struct iovec){unwanted, sizeof(unwanted)};
 	shutdown(connection->fd, SHUT_RD);
-	while (readv(connection->fd, parts, sizeof(parts) / sizeof(*parts)) > 0)
-		;
+	while (n_reads < UNWANTED_READS_MAX &&
+	       readv(connection->fd, parts, sizeof(parts) / sizeof(*parts)) > 0)
+		n_reads++;
 }
 
 void host_drain(struct device *device, struct connection *connection, bool with_rst)
