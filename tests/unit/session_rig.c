@@ -1,5 +1,4 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-#include <dirent.h>
 #include <fcntl.h>
 #include <inttypes.h>
 #include <setjmp.h>
@@ -12,6 +11,7 @@
 
 #include <cmocka.h>
 
+#include "tests/unit/open_files.h"
 #include "tests/unit/session_rig.h"
 
 struct session_rig rig;
@@ -166,18 +166,6 @@ const struct session_operations rig_operations = {
 	.config_read = config_read,
 };
 
-size_t rig_count_open_files(void)
-{
-	DIR *directory = opendir("/proc/self/fd");
-	size_t n = 0;
-
-	assert_non_null(directory);
-	while (readdir(directory))
-		n++;
-	closedir(directory);
-	return n;
-}
-
 void rig_begin(void)
 {
 	session_init(&rig.session, CID, SESSION_FEATURES, SESSION_PROTOCOL_FEATURES,
@@ -189,7 +177,7 @@ void rig_begin(void)
 int rig_set_up(void **state)
 {
 	(void)state;
-	rig.n_open = rig_count_open_files();
+	rig.n_open = open_files_count();
 	rig_begin();
 	return 0;
 }
@@ -198,7 +186,7 @@ int rig_tear_down(void **state)
 {
 	(void)state;
 	session_end(&rig.session);
-	assert_int_equal(rig_count_open_files(), rig.n_open);
+	assert_int_equal(open_files_count(), rig.n_open);
 	session_end(&rig.session);
 	return 0;
 }
@@ -206,7 +194,7 @@ int rig_tear_down(void **state)
 void rig_start_over(void)
 {
 	session_end(&rig.session);
-	assert_int_equal(rig_count_open_files(), rig.n_open);
+	assert_int_equal(open_files_count(), rig.n_open);
 	rig_begin();
 }
 

@@ -37,7 +37,6 @@ void rig_begin(void);
 void rig_start_over(void);
 /* End and begin, with more features of the protocol, all of them negotiated. */
 void rig_begin_with(uint64_t protocol_features);
-size_t rig_count_open_files(void);
 
 /* ---- the front-end: each returns what session_handle() does; fds go to the session ---- */
 

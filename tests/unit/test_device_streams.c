@@ -362,6 +362,17 @@ static void test_a_closing_guest_with_nothing_unsent_ends_the_socket_at_once(voi
 	rig_close_host(&peer);
 }
 
+/* The socket takes no more, and `len` bytes more wait. Returns all of them in *ret_total. */
+static struct rig_peer open_choked(uint32_t len, uint32_t *ret_total)
+{
+	struct rig_peer peer = open_one();
+
+	rig_offer(30, 4096);
+	rig_narrow(&peer);
+	*ret_total = rig_choke(&peer, 7, len);
+	return peer;
+}
+
 /* One that writes has to hear of it, by a blocking write or by POLLOUT, while it may read on. */
 static void expect_host_writes_in_vain(const struct rig_peer *peer)
 {
@@ -374,13 +385,10 @@ static void expect_host_writes_in_vain(const struct rig_peer *peer)
 
 static void test_a_writer_hears_of_a_guest_that_has_gone_while_bytes_wait_for_it(void **state)
 {
-	struct rig_peer peer = open_one();
 	uint32_t total;
+	struct rig_peer peer = open_choked(30000, &total);
 
 	(void)state;
-	rig_offer(30, 4096);
-	rig_narrow(&peer);
-	total = rig_choke(&peer, 7, 30000);
 	rig_fill(peer.host);
 	rig_say(&peer, PACKET_OP_RST, 0);
 	expect_host_writes_in_vain(&peer);
@@ -406,12 +414,10 @@ static void test_a_writer_hears_of_a_guest_that_reads_no_more(void **state)
 
 static void test_draining_ends_after_thirty_seconds_rings_or_not(void **state)
 {
-	struct rig_peer peer = open_one();
+	uint32_t total;
+	struct rig_peer peer = open_choked(1000, &total);
 
 	(void)state;
-	rig_offer(30, 4096);
-	rig_narrow(&peer);
-	rig_choke(&peer, 7, 1000);
 	rig_say(&peer, PACKET_OP_RST, 0);
 	rig_stop_rings();
 	assert_int_equal(device_timeout(&rig.device), CONNECTION_DRAINING_MS);
@@ -424,13 +430,10 @@ static void test_draining_ends_after_thirty_seconds_rings_or_not(void **state)
 
 static void test_draining_goes_on_while_the_rings_are_stopped(void **state)
 {
-	struct rig_peer peer = open_one();
 	uint32_t total;
+	struct rig_peer peer = open_choked(30000, &total);
 
 	(void)state;
-	rig_offer(30, 4096);
-	rig_narrow(&peer);
-	total = rig_choke(&peer, 7, 30000);
 	rig_say(&peer, PACKET_OP_RST, 0);
 	rig_stop_rings();
 	expect_host_reads_stream(&peer, 7, total);
@@ -441,12 +444,10 @@ static void test_draining_goes_on_while_the_rings_are_stopped(void **state)
 
 static void test_a_draining_host_program_that_leaves_ends_the_draining(void **state)
 {
-	struct rig_peer peer = open_one();
+	uint32_t total;
+	struct rig_peer peer = open_choked(1000, &total);
 
 	(void)state;
-	rig_offer(30, 4096);
-	rig_narrow(&peer);
-	rig_choke(&peer, 7, 1000);
 	rig_say(&peer, PACKET_OP_RST, 0);
 	rig_close_host(&peer);
 	rig_run();

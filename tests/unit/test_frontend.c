@@ -1,5 +1,4 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-#include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <setjmp.h>
@@ -17,6 +16,7 @@
 #include <cmocka.h>
 
 #include "broker/frontend.h"
+#include "tests/unit/open_files.h"
 
 static struct {
 	struct frontend frontend;
@@ -28,25 +28,13 @@ static struct {
 	size_t n_fds;
 } f;
 
-static size_t count_open_files(void)
-{
-	DIR *directory = opendir("/proc/self/fd");
-	size_t n = 0;
-
-	assert_non_null(directory);
-	while (readdir(directory))
-		n++;
-	closedir(directory);
-	return n;
-}
-
 static int set_up(void **state)
 {
 	int pair[2];
 
 	(void)state;
 	memset(&f, 0, sizeof(f));
-	f.n_open = count_open_files();
+	f.n_open = open_files_count();
 	/* Blocking on purpose: the front-end's reader may not depend on the flag. */
 	if (socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, pair) < 0)
 		return -1;
@@ -71,7 +59,7 @@ static int tear_down(void **state)
 	if (f.peer >= 0)
 		close(f.peer);
 	close(f.event);
-	assert_int_equal(count_open_files(), f.n_open);
+	assert_int_equal(open_files_count(), f.n_open);
 	return 0;
 }
 

@@ -9,6 +9,7 @@
 
 #include <cmocka.h>
 
+#include "tests/unit/open_files.h"
 #include "tests/unit/session_rig.h"
 
 static void test_rings_begin_stopped_and_disabled(void **state)
@@ -409,15 +410,15 @@ static void test_the_old_memory_stays_open_until_the_new_is_in_use(void **state)
 	(void)state;
 	assert_done(rig_handle_regions(2));
 	old = rig.session.regions[0].fd;
-	n_open = rig_count_open_files();
+	n_open = open_files_count();
 
 	rig.answer = SESSION_E_PENDING;
 	assert_int_equal(rig_handle_regions(3), SESSION_E_PENDING);
 	assert_int_equal(rig.session.n_regions, 3);
-	assert_int_equal(rig_count_open_files(), n_open + 3);
+	assert_int_equal(open_files_count(), n_open + 3);
 	assert_true(fcntl(old, F_GETFD) >= 0);
 	assert_done(session_complete(&rig.session, 0, 0));
-	assert_int_equal(rig_count_open_files(), n_open + 1);
+	assert_int_equal(open_files_count(), n_open + 1);
 	assert_int_equal(fcntl(old, F_GETFD), -1);
 }
 
@@ -437,7 +438,7 @@ static void test_a_failed_operation_brings_the_old_state_back(void **state)
 			rig_start_ring(0, 9);
 			rig_prepare_ring(1, 9);
 			before = rig.session.regions[0];
-			n_open = rig_count_open_files();
+			n_open = open_files_count();
 			rig.answer = is_late ? SESSION_E_PENDING : -ENOMEM;
 
 			if (i == 0)
@@ -459,7 +460,7 @@ static void test_a_failed_operation_brings_the_old_state_back(void **state)
 			}
 			assert_closed(status, "error 12");
 
-			assert_int_equal(rig_count_open_files(), n_open);
+			assert_int_equal(open_files_count(), n_open);
 			assert_int_equal(rig.session.n_regions, 2);
 			assert_int_equal(rig.session.regions[0].fd, before.fd);
 			assert_int_equal(rig.session.regions[0].guest_address,

@@ -11,6 +11,7 @@
 
 #include <cmocka.h>
 
+#include "tests/unit/open_files.h"
 #include "tests/unit/session_rig.h"
 
 static void test_there_are_three_rings(void **state)
@@ -229,30 +230,30 @@ static void test_a_second_kick_fd_replaces_the_first(void **state)
 
 	(void)state;
 	rig_start_ring(0, 0);
-	n_open = rig_count_open_files();
+	n_open = open_files_count();
 	assert_done(rig_handle_ring_fd(VHOST_USER_SET_VRING_KICK, 0));
 	assert_calls("started:0 ");
-	assert_int_equal(rig_count_open_files(), n_open);
+	assert_int_equal(open_files_count(), n_open);
 	assert_done(rig_handle_ring_fd(VHOST_USER_SET_VRING_KICK, 0 | NOFD));
 	assert_calls("started:0 ");
-	assert_int_equal(rig_count_open_files(), n_open - 1);
+	assert_int_equal(open_files_count(), n_open - 1);
 }
 
 static void test_call_and_err_fds_are_kept_and_replaced(void **state)
 {
-	size_t n_open = rig_count_open_files();
+	size_t n_open = open_files_count();
 
 	(void)state;
 	for (int i = 0; i < 2; i++) {
 		assert_done(rig_handle_ring_fd(VHOST_USER_SET_VRING_CALL, 2));
 		assert_done(rig_handle_ring_fd(VHOST_USER_SET_VRING_ERR, 2));
 		assert_calls("call:2 err:2 ");
-		assert_int_equal(rig_count_open_files(), n_open + 2);
+		assert_int_equal(open_files_count(), n_open + 2);
 	}
 	assert_done(rig_handle_ring_fd(VHOST_USER_SET_VRING_CALL, 2 | NOFD));
 	assert_int_equal(rig.session.rings[2].fds[SESSION_CALL], -1);
 	assert_true(rig.session.rings[2].fds[SESSION_ERR] >= 0);
-	assert_int_equal(rig_count_open_files(), n_open + 1);
+	assert_int_equal(open_files_count(), n_open + 1);
 }
 
 static void test_get_vring_base_stops_a_ring_and_keeps_its_call_fd(void **state)
