@@ -27,6 +27,7 @@ struct plan {
 	struct address *addresses; /* of what runs, in the order of their texts */
 	size_t n_addresses;
 	size_t n_added, n_changed, n_removed;
+	char reason[200]; /* why it can't be carried out */
 };
 
 int reload_init(struct reload *reload, int argc, char **argv, struct configuration *configuration,
@@ -44,10 +45,17 @@ int reload_init(struct reload *reload, int argc, char **argv, struct configurati
 
 /* ---- reading ---- */
 
-static bool refuse(const char *reason)
+static bool say_refused(const char *reason)
 {
 	log_event(LOG_ERR | LOG_AS(LOG_ID_RELOAD_REFUSED), LOG_NO_VM,
 		  "reload: %s; nothing has changed", reason);
+	return false;
+}
+
+/* It is said when what was made meanwhile is gone again: it says that nothing has changed. */
+static bool refuse(struct plan *plan, const char *reason)
+{
+	(void)snprintf(plan->reason, sizeof(plan->reason), "%s", reason);
 	return false;
 }
 
@@ -121,10 +129,10 @@ static bool read_file(struct reload *reload, struct configuration *ret)
 	struct configuration read;
 
 	if (configuration_parse(reload->argc, reload->argv, &read, &error))
-		return refuse(error.text);
+		return say_refused(error.text);
 	if (configuration_check_paths(&read, &error)) {
 		configuration_free(&read);
-		return refuse(error.text);
+		return say_refused(error.text);
 	}
 	*ret = read;
 	return true;
@@ -176,21 +184,20 @@ static bool place_vms(struct plan *plan, struct configuration *read)
 	return true;
 }
 
-static bool fits(const struct plan *plan)
+static bool fits(struct plan *plan)
 {
 	uint64_t n_files = configuration_n_files(&plan->next), size;
-	char text[200];
 
 	if (n_files > plan->reload->n_files) {
-		snprintf(text, sizeof(text),
+		snprintf(plan->reason, sizeof(plan->reason),
 			 "%" PRIu64 " open files would be needed, the front has %" PRIu64
 			 ": raise the limit (LimitNOFILE=) and restart, or configure fewer "
 			 "connections",
 			 n_files, plan->reload->n_files);
-		return refuse(text);
+		return false;
 	}
 	if (spawner_buffer_size(&plan->next, &size) < 0)
-		return refuse("max-connections times tx-buffer-size is too large");
+		return refuse(plan, "max-connections times tx-buffer-size is too large");
 	return true;
 }
 
@@ -209,7 +216,7 @@ static bool list_addresses(struct plan *plan)
 
 	plan->addresses = calloc(running->n_vms * SOCKETS_MAX + 1, sizeof(*plan->addresses));
 	if (!plan->addresses)
-		return refuse("out of memory");
+		return refuse(plan, "out of memory");
 	for (size_t place = 0; place < running->n_vms; place++)
 		for (size_t number = 0; number < SOCKETS_MAX; number++) {
 			struct address *address = &plan->addresses[n];
@@ -256,7 +263,7 @@ static bool plan_socket(struct plan *plan, size_t place, size_t number,
 
 	if (!from) {
 		if (sockets_open(vm, number, listener) < 0)
-			return refuse("a socket cannot be made");
+			return refuse(plan, "a socket cannot be made");
 		add_message(messages, reply, listener->fd);
 		return true;
 	}
@@ -286,14 +293,14 @@ static bool plan_vm(struct plan *plan, size_t place, struct reload_messages *mes
 	for (size_t number = 0; number < SOCKETS_MAX; number++)
 		if (sockets_has(vm, number) && !plan_socket(plan, place, number, messages))
 			return false;
-	return sockets_check_connects(vm) == 0 || refuse("a rule leads nowhere");
+	return sockets_check_connects(vm) == 0 || refuse(plan, "a rule leads nowhere");
 }
 
 static bool plan_sockets(struct plan *plan, struct reload_messages *messages)
 {
 	plan->sockets.vms = calloc(BANK_PLACES, sizeof(*plan->sockets.vms));
 	if (!plan->sockets.vms)
-		return refuse("out of memory");
+		return refuse(plan, "out of memory");
 	plan->sockets.n_vms = BANK_PLACES;
 	for (size_t i = 0; i < BANK_PLACES; i++)
 		for (size_t number = 0; number < SOCKETS_MAX; number++)
@@ -492,7 +499,7 @@ static bool make_plan(struct plan *plan, struct reload_messages *messages)
 	if (!fits(plan) || !plan_sockets(plan, messages))
 		return false;
 	if (banks_fill(&reload->banks, (reload->bank + 1) % BANKS, &plan->next) < 0)
-		return refuse("there is no room for so many names");
+		return refuse(plan, "there is no room for so many names");
 	return true;
 }
 
@@ -507,14 +514,14 @@ bool reload_run(struct reload *reload, struct reload_messages *ret_messages)
 		return false;
 	if (!place_vms(&plan, &read)) {
 		configuration_free(&read);
-		return refuse("out of memory");
+		return say_refused("out of memory");
 	}
 	if (!make_plan(&plan, ret_messages)) {
 		free(plan.addresses);
 		remove_made(&plan);
 		ret_messages->n = 0;
 		configuration_free(&plan.next);
-		return false;
+		return say_refused(plan.reason);
 	}
 	say_globals(reload->configuration, &plan.next);
 	for (size_t i = 0; i < plan.next.n_vms; i++)
