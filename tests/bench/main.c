@@ -215,6 +215,16 @@ static void run_test(const struct test *test, size_t index)
 	}
 }
 
+/* As --only has it. */
+static const char *title(const struct test *test)
+{
+	static char text[80];
+
+	snprintf(text, sizeof(text), "%s %zu B, %zu connections", test->name, test->payload,
+		 test->n_connections);
+	return text;
+}
+
 static void show_progress(const struct test *test, size_t n_done, size_t n_all)
 {
 	static double shown = -10;
@@ -223,9 +233,8 @@ static void show_progress(const struct test *test, size_t n_done, size_t n_all)
 	if (!is_terminal && seconds() - shown < 10)
 		return;
 	shown = seconds();
-	fprintf(stderr, "%s%4.0f s  %3zu %%  round %zu of %zu  %s %zu B, %zu connections%s",
-		is_terminal ? "\r" : "", shown, 100 * n_done / n_all, results.round + 1,
-		plan.n_rounds, test->name, test->payload, test->n_connections,
+	fprintf(stderr, "%s%4.0f s  %3zu %%  round %zu of %zu  %s%s", is_terminal ? "\r" : "",
+		shown, 100 * n_done / n_all, results.round + 1, plan.n_rounds, title(test),
 		is_terminal ? "\033[K" : "\n");
 }
 
@@ -303,7 +312,7 @@ static size_t make_tests(struct test *tests)
 		tests[n++] = others[i];
 	for (size_t i = 0; i < n; i++) {
 		if ((!plan.is_quick || tests[i].is_in_quick) &&
-		    (!only || strstr(tests[i].name, only)))
+		    (!only || strstr(title(&tests[i]), only)))
 			tests[n_kept++] = tests[i];
 	}
 	return n_kept;
