@@ -3,12 +3,15 @@
 /* Workers, front and spawner that die or hang, and guests that break their device. */
 
 #include <errno.h>
+#include <linux/sched.h>
+#include <linux/sched/types.h>
 #include <poll.h>
 #include <setjmp.h>
 #include <signal.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <string.h>
+#include <sys/resource.h>
 #include <sys/socket.h>
 #include <sys/syscall.h>
 #include <unistd.h>
@@ -720,6 +723,47 @@ static void test_sigint_during_traffic_is_an_orderly_end(void **state)
 	end_by(*state, SIGINT);
 }
 
+/* ---- their turns on the processors ---- */
+
+#define SHORTEST_TURN_NS 100000
+
+/* 0: the kernel knows of none. */
+static uint64_t turn_of(pid_t pid)
+{
+	struct sched_attr turns = {0};
+
+	if (syscall(SYS_sched_getattr, pid, &turns, SCHED_ATTR_SIZE_VER0, 0) < 0)
+		return 0;
+	return turns.sched_runtime;
+}
+
+/* Niceness is the administrator's. */
+static int start_nice(void **state)
+{
+	return nice(1) < 0 ? -1 : setup_start_one(state);
+}
+
+static void test_all_processes_have_short_turns_and_their_niceness(void **state)
+{
+	struct setup *setup = *state;
+	pid_t pids[DAEMON_PIDS_MAX];
+	size_t n;
+
+	setup_guest(setup, 0, (struct guest_options){0});
+	setup_worker(setup, 0);
+	n = daemon_pids(&setup->daemon, pids);
+	assert_true(n >= 3);
+	for (size_t i = 0; i < n; i++)
+		assert_int_equal(getpriority(PRIO_PROCESS, (id_t)pids[i]),
+				 getpriority(PRIO_PROCESS, 0));
+	if (turn_of(0) == 0) {
+		print_message("skipped: this kernel gives nobody short turns (Linux 6.12 does)\n");
+		skip();
+	}
+	for (size_t i = 0; i < n; i++)
+		assert_int_equal(turn_of(pids[i]), SHORTEST_TURN_NS);
+}
+
 #define ONE_VM(test)  cmocka_unit_test_setup_teardown(test, setup_start_one, setup_end)
 #define TWO_VMS(test) cmocka_unit_test_setup_teardown(test, setup_start_two, setup_end)
 
@@ -744,6 +788,9 @@ int main(void)
 		TWO_VMS(test_the_end_of_the_spawner_ends_everything),
 		TWO_VMS(test_sigterm_during_traffic_is_an_orderly_end),
 		TWO_VMS(test_sigint_during_traffic_is_an_orderly_end),
+		cmocka_unit_test_setup_teardown(
+			test_all_processes_have_short_turns_and_their_niceness, start_nice,
+			setup_end),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);
