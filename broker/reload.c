@@ -27,7 +27,7 @@ struct plan {
 	struct address *addresses; /* of what runs, in the order of their texts */
 	size_t n_addresses;
 	size_t n_added, n_changed, n_removed;
-	char reason[200]; /* why it can't be carried out */
+	char refusal[sizeof(((struct configuration_error *)NULL)->text)];
 };
 
 int reload_init(struct reload *reload, int argc, char **argv, struct configuration *configuration,
@@ -45,17 +45,10 @@ int reload_init(struct reload *reload, int argc, char **argv, struct configurati
 
 /* ---- reading ---- */
 
-static bool say_refused(const char *reason)
-{
-	log_event(LOG_ERR | LOG_AS(LOG_ID_RELOAD_REFUSED), LOG_NO_VM,
-		  "reload: %s; nothing has changed", reason);
-	return false;
-}
-
-/* It is said when what was made meanwhile is gone again: it says that nothing has changed. */
+/* It is said when nothing is left of what was made until then. */
 static bool refuse(struct plan *plan, const char *reason)
 {
-	(void)snprintf(plan->reason, sizeof(plan->reason), "%s", reason);
+	snprintf(plan->refusal, sizeof(plan->refusal), "%s", reason);
 	return false;
 }
 
@@ -123,16 +116,17 @@ static void keep_globals(struct configuration *running, struct configuration *ne
 }
 
 /* Can the file be served, as far as can be told without the VMs that run? */
-static bool read_file(struct reload *reload, struct configuration *ret)
+static bool read_file(struct plan *plan, struct configuration *ret)
 {
+	const struct reload *reload = plan->reload;
 	struct configuration_error error;
 	struct configuration read;
 
 	if (configuration_parse(reload->argc, reload->argv, &read, &error))
-		return say_refused(error.text);
+		return refuse(plan, error.text);
 	if (configuration_check_paths(&read, &error)) {
 		configuration_free(&read);
-		return say_refused(error.text);
+		return refuse(plan, error.text);
 	}
 	*ret = read;
 	return true;
@@ -187,14 +181,15 @@ static bool place_vms(struct plan *plan, struct configuration *read)
 static bool fits(struct plan *plan)
 {
 	uint64_t n_files = configuration_n_files(&plan->next), size;
+	char text[200];
 
 	if (n_files > plan->reload->n_files) {
-		snprintf(plan->reason, sizeof(plan->reason),
+		snprintf(text, sizeof(text),
 			 "%" PRIu64 " open files would be needed, the front has %" PRIu64
 			 ": raise the limit (LimitNOFILE=) and restart, or configure fewer "
 			 "connections",
 			 n_files, plan->reload->n_files);
-		return false;
+		return refuse(plan, text);
 	}
 	if (spawner_buffer_size(&plan->next, &size) < 0)
 		return refuse(plan, "max-connections times tx-buffer-size is too large");
@@ -503,25 +498,36 @@ static bool make_plan(struct plan *plan, struct reload_messages *messages)
 	return true;
 }
 
+/* false: plan->refusal says why, and nothing is left. */
+static bool prepare(struct plan *plan, struct reload_messages *messages)
+{
+	struct configuration read;
+
+	if (!read_file(plan, &read))
+		return false;
+	if (!place_vms(plan, &read)) {
+		configuration_free(&read);
+		return refuse(plan, "out of memory");
+	}
+	if (make_plan(plan, messages))
+		return true;
+	free(plan->addresses);
+	remove_made(plan);
+	messages->n = 0;
+	configuration_free(&plan->next);
+	return false;
+}
+
 bool reload_run(struct reload *reload, struct reload_messages *ret_messages)
 {
 	static struct plan plan;
-	struct configuration read;
 
 	plan = (struct plan){.reload = reload};
 	ret_messages->n = 0;
-	if (!read_file(reload, &read))
+	if (!prepare(&plan, ret_messages)) {
+		log_event(LOG_ERR | LOG_AS(LOG_ID_RELOAD_REFUSED), LOG_NO_VM,
+			  "reload: %s; nothing has changed", plan.refusal);
 		return false;
-	if (!place_vms(&plan, &read)) {
-		configuration_free(&read);
-		return say_refused("out of memory");
-	}
-	if (!make_plan(&plan, ret_messages)) {
-		free(plan.addresses);
-		remove_made(&plan);
-		ret_messages->n = 0;
-		configuration_free(&plan.next);
-		return say_refused(plan.reason);
 	}
 	say_globals(reload->configuration, &plan.next);
 	for (size_t i = 0; i < plan.next.n_vms; i++)

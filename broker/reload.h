@@ -45,7 +45,8 @@ int reload_init(struct reload *reload, int argc, char **argv, struct configurati
 
 /*
  * Read the file and carry it out, up to the messages, which are to be sent. False
- * when nothing has changed: the reason is in the log. Not while is_pending.
+ * when nothing has changed: the reason is in the log, in a line behind which nothing
+ * is left of what was made for it. Not while is_pending.
  */
 bool reload_run(struct reload *reload, struct reload_messages *ret_messages);
 /* The line that ends it, once the messages are on their way: who waits for it may go on. */

@@ -10,6 +10,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/inotify.h>
 #include <sys/resource.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
@@ -203,6 +204,45 @@ static void test_a_file_that_is_wrong_changes_nothing_and_says_why(void **state)
 	transfer_finish(&transfer);
 	start_guest(setup, 1);
 	transfer_all(setup, 1, 2000, 100 * KIB);
+	close(taken);
+}
+
+/* Until that has happened to that file of the directory; what came before is over. */
+static void await_event(int watch, uint32_t kind, const char *name)
+{
+	static _Alignas(struct inotify_event) char room[4096];
+	static size_t at, len;
+	int64_t deadline = deadline_in(LIMIT);
+	const struct inotify_event *event;
+
+	do {
+		if (at == len) {
+			if (socket_wait(watch, POLLIN, deadline) != 0)
+				fail_msg("%s: event %x does not come", name, kind);
+			len = (size_t)read(watch, room, sizeof(room));
+			at = 0;
+		}
+		event = (const struct inotify_event *)(const void *)&room[at];
+		at += sizeof(*event) + event->len;
+	} while (!(event->mask & kind) || strcmp(event->name, name) != 0);
+}
+
+static void test_who_reads_that_a_file_is_refused_finds_nothing_of_it(void **state)
+{
+	struct setup *setup = *state;
+	int taken = socket_listen(daemon_path(&setup->daemon, "taken"), SOCK_STREAM);
+	int watch = inotify_init1(IN_CLOEXEC | IN_NONBLOCK);
+
+	assert_true(taken >= 0 && watch >= 0);
+	write_file(setup, "vms: [{guest-cid: 9, socket: @/vm9, uds-path: @/taken}]");
+	assert_true(inotify_add_watch(watch, setup->daemon.directory,
+				      IN_CREATE | IN_DELETE | IN_MODIFY) >= 0);
+	assert_int_equal(kill(setup->daemon.pid, SIGHUP), 0);
+	await_event(watch, IN_CREATE, "vm9");
+	await_event(watch, IN_DELETE, "vm9");
+	await_event(watch, IN_MODIFY, "log");
+	assert_int_equal(daemon_count_log(&setup->daemon, "nothing has changed"), 1);
+	close(watch);
 	close(taken);
 }
 
@@ -522,6 +562,7 @@ int main(void)
 		WITH_FILE(test_a_vm_goes_while_another_moves_bytes),
 		WITH_FILE(test_a_vm_that_has_gone_may_come_again_and_again),
 		WITH_FILE(test_a_file_that_is_wrong_changes_nothing_and_says_why),
+		WITH_FILE(test_who_reads_that_a_file_is_refused_finds_nothing_of_it),
 		WITH_FILE(test_more_connections_than_open_files_allow_are_refused),
 		WITH_FILE(test_sockets_move_between_vms),
 		WITH_FILE(test_a_socket_of_a_running_vm_is_exchanged_without_its_session),
