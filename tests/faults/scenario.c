@@ -20,7 +20,7 @@
 #include "tests/integration/tool.h"
 
 /* Longer than any time limit of vsockd, so that what is still silent then is stuck. */
-#define LIMIT 15000
+#define LIMIT 40000
 
 #define NEIGHBOUR 0
 #define SUFFERER  1

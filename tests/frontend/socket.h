@@ -10,7 +10,8 @@
 #include <stdbool.h>
 #include <stdint.h>
 
-#define SOCKET_TIMEOUT 5000 /* milliseconds; the default limit of a single wait */
+/* Milliseconds; the default limit of a single wait. It only ends what hangs, on any machine. */
+#define SOCKET_TIMEOUT 30000
 
 /* A point of CLOCK_MONOTONIC in milliseconds. */
 int64_t deadline_in(int milliseconds);

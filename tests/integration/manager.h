@@ -14,7 +14,7 @@
 #include "tests/frontend/daemon.h"
 #include "tests/frontend/guest.h"
 
-#define MANAGER_LIMIT	   20000 /* ms */
+#define MANAGER_LIMIT	   30000 /* ms */
 #define MANAGER_STORED_MAX 32
 
 struct manager {

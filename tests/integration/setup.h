@@ -28,7 +28,7 @@
 #include "tests/frontend/host.h"
 
 #define SETUP_VMS_MAX 4
-#define SETUP_LIMIT   (2 * SOCKET_TIMEOUT) /* ms, of one wait; sanitizers are slow */
+#define SETUP_LIMIT   SOCKET_TIMEOUT /* ms, of one wait */
 
 struct setup {
 	struct daemon daemon;

@@ -70,7 +70,7 @@ static void test_streams_under_load_lose_no_byte_over_many_replacements(void **s
 	struct setup *setup = *state;
 	struct guest *guest = setup_guest(setup, 0, (struct guest_options){.queue_size = 256});
 	struct transfer *transfers = calloc(N_STREAMS, sizeof(struct transfer));
-	int64_t deadline = deadline_in(8 * LIMIT);
+	int64_t deadline = deadline_in(4 * LIMIT);
 	struct replacer replacer;
 
 	assert_non_null(transfers);
@@ -108,7 +108,7 @@ static void test_some_hundred_replacements_lose_nothing_of_what_comes_and_goes(v
 	struct setup *setup = *state;
 	struct guest *guest = setup_guest(setup, 0, (struct guest_options){.queue_size = 256});
 	struct transfer *transfers = calloc(N_STREAMS, sizeof(struct transfer));
-	int64_t deadline = deadline_in(12 * LIMIT);
+	int64_t deadline = deadline_in(6 * LIMIT);
 	struct replacer replacer;
 
 	assert_non_null(transfers);

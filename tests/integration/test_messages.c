@@ -240,7 +240,7 @@ static void test_many_messages_wait_for_slow_readers_and_none_is_lost(void **sta
 	struct host host;
 	struct guest_connection *connection = connect_guest(setup, PORT, &host);
 	size_t n_guest_sent = 0, n_host_sent = 0, n_guest_read = 0, n_host_read = 0;
-	int64_t deadline = deadline_in(10 * LIMIT);
+	int64_t deadline = deadline_in(4 * LIMIT);
 
 	srand(5);
 	for (size_t i = 0; i < N; i++) {

@@ -30,7 +30,7 @@
 #include "tests/frontend/http.h"
 #include "tests/sandbox/sandbox.h"
 
-#define LIMIT	    20000 /* ms, of one wait */
+#define LIMIT	    30000 /* ms, of one wait */
 #define VMS	    2
 #define PORT	    7000
 #define SLOW_HOSTS  24 /* each buffers a quarter of a MiB: more than a worker keeps for itself */

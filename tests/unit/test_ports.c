@@ -242,7 +242,7 @@ static void test_tcp_is_reached_at_the_port_of_the_rule_or_of_the_guest(void **s
 	if (ports_connect(&rule.address, 7, SOCK_STREAM, &fd) == -EINPROGRESS) {
 		struct pollfd wait = {.fd = fd, .events = POLLOUT};
 
-		assert_int_equal(poll(&wait, 1, 2000), 1);
+		assert_int_equal(poll(&wait, 1, 30000), 1);
 		assert_true(wait.revents & POLLERR);
 		close(fd);
 	} else {
