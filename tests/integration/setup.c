@@ -2,6 +2,7 @@
 
 #include "tests/integration/setup.h"
 
+#include "tests/frontend/stopwatch.h"
 #include "tests/integration/replacer.h"
 #include "tests/integration/tool.h"
 
@@ -93,6 +94,68 @@ int setup_count_fds(const struct setup *setup)
 		before = n;
 		wait_a_moment(deadline, "the number of fds never rests");
 	}
+}
+
+void setup_settle(const struct setup *setup)
+{
+	int64_t deadline = deadline_in(SETUP_LIMIT);
+
+	while (!daemon_is_asleep(&setup->daemon))
+		wait_a_moment(deadline, "vsockd is never at rest");
+}
+
+void setup_wait_within(struct setup *setup, struct guest *guest, bool (*predicate)(void *context),
+		       void *context, int milliseconds)
+{
+	struct stopwatch watch;
+
+	stopwatch_start_daemon(&watch, &setup->daemon);
+	assert_int_equal(guest_wait_until(guest, predicate, context, SETUP_LIMIT), 0);
+	assert_in_range(stopwatch_spent_daemon(&watch, &setup->daemon), 0, milliseconds);
+}
+
+/* CPU time of all processes of vsockd so far, in clock ticks of 10 ms. */
+static unsigned long cpu_ticks(const struct setup *setup)
+{
+	pid_t pids[DAEMON_PIDS_MAX];
+	size_t n = daemon_pids(&setup->daemon, pids);
+	unsigned long total = 0;
+
+	for (size_t i = 0; i < n; i++) {
+		unsigned long user, system;
+		char path[64];
+		FILE *file;
+
+		snprintf(path, sizeof(path), "/proc/%d/stat", pids[i]);
+		file = fopen(path, "r");
+		if (!file)
+			continue; /* ended since it was listed */
+		if (fscanf(file,
+			   "%*d (%*[^)]) %*c %*d %*d %*d %*d %*d %*u %*u %*u %*u %*u "
+			   "%lu %lu",
+			   &user, &system) == 2)
+			total += user + system;
+		fclose(file);
+	}
+	return total;
+}
+
+#define QUIET_PERIOD 400 /* ms; 40 ticks of one that spins */
+#define QUIET_TICKS  4
+
+void setup_check_nobody_spins(const struct setup *setup)
+{
+	unsigned long before, after;
+
+	if (setup->replacer)
+		return;
+	setup_settle(setup);
+	before = cpu_ticks(setup);
+	poll(NULL, 0, QUIET_PERIOD);
+	/* Less than before when a worker that was dismissed has ended meanwhile. */
+	after = cpu_ticks(setup);
+	if (after > before + QUIET_TICKS)
+		fail_msg("%lu ticks of work where there is none", after - before);
 }
 
 void setup_choose_user(struct setup *setup, uid_t user)
@@ -436,7 +499,8 @@ static int maps_file(pid_t pid, ino_t inode)
 		if (sscanf(line, "%*s %*s %*s %*s %lu", &found) == 1 && found == inode)
 			result = 1;
 	}
-	if (errno)
+	/* Any other error is that it has ended meanwhile. */
+	if (errno == EACCES || errno == EPERM)
 		result = -1;
 	fclose(file);
 	return result;

@@ -104,6 +104,22 @@ void setup_wait_idle(struct setup *setup);
  * see. */
 int setup_count_fds(const struct setup *setup);
 
+/* Wait until all of its processes wait for an event: what was on its way has been dealt with. */
+void setup_settle(const struct setup *setup);
+
+/*
+ * Wait until the predicate is true of the guest: in SETUP_LIMIT, and in so many milliseconds
+ * but for what the machine is to blame for (tests/frontend/stopwatch.h).
+ */
+void setup_wait_within(struct setup *setup, struct guest *guest, bool (*predicate)(void *context),
+		       void *context, int milliseconds);
+
+/*
+ * Once it has settled nobody works while nothing moves, not even a guest. With
+ * SETUP_REPLACES there is always work, and nothing is looked at.
+ */
+void setup_check_nobody_spins(const struct setup *setup);
+
 /*
  * The worker that serves the VM's guest, awaited if it is being replaced. An ordinary
  * user has to ask for each VM's before the first of them is replaced.

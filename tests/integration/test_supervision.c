@@ -67,18 +67,11 @@ static void ask_guest(struct setup *setup, size_t vm, uint32_t port, struct host
 	guest_watch(&setup->guests[vm], &ret_stream->watch);
 }
 
-static void wait_answer(struct guest *guest, struct host_stream *stream, int milliseconds)
+static bool has_answer(void *context)
 {
-	int64_t deadline = deadline_in(milliseconds);
 	uint32_t port;
-	int result;
 
-	while ((result = host_stream_take_ok(stream, &port)) == 0) {
-		if (deadline_left(deadline) == 0)
-			fail_msg("no answer to CONNECT in %d ms", milliseconds);
-		assert_true(guest_poll(guest, deadline_left(deadline)) >= 0);
-	}
-	assert_int_equal(result, 1);
+	return host_stream_take_ok(context, &port) == 1;
 }
 
 static bool has_ended(void *context)
@@ -118,7 +111,7 @@ static void test_a_killed_worker_costs_its_connections_and_nothing_else(void **s
 
 	/* New ones, both ways. */
 	ask_guest(setup, 0, 77, &stream);
-	wait_answer(guest, &stream, AT_ONCE);
+	setup_wait_within(setup, guest, has_answer, &stream, AT_ONCE);
 	connection = guest_accept(guest, 77);
 	assert_non_null(connection);
 	assert_int_equal(guest_finish(connection, LIMIT), 0);
@@ -203,6 +196,7 @@ static void test_a_killed_spare_is_replaced_and_nobody_notices(void **state)
 	worker = setup_worker(setup, 0);
 	transfer_start(&transfer, setup, 0, 1000, 900 * KIB);
 	transfer_run_to(&transfer, 300 * KIB);
+	setup_settle(setup); /* the spare is started behind the guest's back */
 	assert_int_equal(daemon_find(&setup->daemon, "vsockd-worker", pids), 2);
 	assert_int_equal(daemon_kill(pids[0] == worker ? pids[1] : pids[0], LIMIT), 0);
 	transfer_finish(&transfer);
@@ -272,7 +266,7 @@ static void test_a_guest_whose_connect_is_pending_is_answered(void **state)
 	assert_int_equal(guest_poll_for(guest, 100), 0);
 	assert_int_equal(connection->state, GUEST_CONNECTING);
 	kill_worker(setup, 0);
-	assert_int_equal(guest_wait_until(guest, is_closed, connection, AT_ONCE), 0);
+	setup_wait_within(setup, guest, is_closed, connection, AT_ONCE);
 	assert_int_equal(connection->error, ECONNRESET);
 	close(waiting);
 	close(listener);
@@ -297,7 +291,7 @@ static void test_host_programs_in_their_handshake_are_told(void **state)
 		guest_watch(guest, &stream.watch);
 		assert_int_equal(guest_poll_for(guest, 50), 0);
 		kill_worker(setup, 0);
-		assert_int_equal(guest_wait_until(guest, has_ended, &stream, AT_ONCE), 0);
+		setup_wait_within(setup, guest, has_ended, &stream, AT_ONCE);
 		assert_int_equal(stream.n_received, 0);
 		setup_end_stream(setup, 0, &stream);
 	}
@@ -331,7 +325,7 @@ static void test_a_host_program_that_the_guest_has_not_yet_answered_is_told(void
 	ask_guest(setup, 0, 77, &stream);
 	assert_int_equal(guest_wait_until(guest, has_request, &request, LIMIT), 0);
 	kill_worker(setup, 0);
-	assert_int_equal(guest_wait_until(guest, has_ended, &stream, AT_ONCE), 0);
+	setup_wait_within(setup, guest, has_ended, &stream, AT_ONCE);
 	assert_int_equal(stream.n_received, 0);
 	setup_end_stream(setup, 0, &stream);
 	/* A late answer does no harm. */

@@ -10,6 +10,8 @@
 
 #include <cmocka.h>
 
+#include "tests/frontend/stopwatch.h"
+
 static void check_bytes(void *context, const uint8_t *bytes, size_t len)
 {
 	struct transfer *transfer = context;
@@ -122,8 +124,11 @@ void transfer_finish(struct transfer *transfer)
 void transfer_expect_loss(struct transfer *transfer, int milliseconds)
 {
 	const struct host_stream *stream = &transfer->stream;
-	int64_t deadline = deadline_in(milliseconds);
+	const struct daemon *daemon = &transfer->setup->daemon;
+	int64_t deadline = deadline_in(SETUP_LIMIT);
+	struct stopwatch watch;
 
+	stopwatch_start_daemon(&watch, daemon);
 	while (transfer->connection->state != GUEST_CLOSED ||
 	       (!stream->is_ended && !stream->error)) {
 		if (deadline_left(deadline) == 0)
@@ -131,6 +136,7 @@ void transfer_expect_loss(struct transfer *transfer, int milliseconds)
 				 stream->is_ended ? "ended" : "open");
 		transfer_step(transfer, deadline_left(deadline));
 	}
+	assert_in_range(stopwatch_spent_daemon(&watch, daemon), 0, milliseconds);
 	assert_int_equal(transfer->connection->error, ECONNRESET);
 	guest_forget(transfer->connection);
 	end(transfer);
