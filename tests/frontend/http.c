@@ -4,6 +4,7 @@
 #include <errno.h>
 #include <netinet/in.h>
 #include <poll.h>
+#include <stdbool.h>
 #include <string.h>
 #include <sys/socket.h>
 #include <unistd.h>
@@ -19,19 +20,27 @@ static struct sockaddr_in loopback(int port)
 	return at;
 }
 
+/* Below those that the kernel gives to whoever connects; each process begins elsewhere. */
+#define PORT_FIRST 10000
+#define PORTS	   20000
+
 int http_free_port(void)
 {
-	struct sockaddr_in at = loopback(0);
-	socklen_t len = sizeof(at);
-	int fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0), port = -1;
+	static int n;
 
-	if (fd < 0)
-		return -errno;
-	if (bind(fd, (const struct sockaddr *)&at, len) == 0 &&
-	    getsockname(fd, (struct sockaddr *)&at, &len) == 0)
-		port = ntohs(at.sin_port);
-	close(fd);
-	return port;
+	for (int i = 0; i < PORTS; i++) {
+		int port = PORT_FIRST + (getpid() * 37 + n++) % PORTS;
+		struct sockaddr_in at = loopback(port);
+		int fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+		bool is_free = fd >= 0 && bind(fd, (const struct sockaddr *)&at, sizeof(at)) == 0;
+
+		if (fd < 0)
+			return -errno;
+		close(fd);
+		if (is_free)
+			return port;
+	}
+	return -EADDRINUSE;
 }
 
 int http_connect(int port)

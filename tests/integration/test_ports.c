@@ -21,6 +21,7 @@
 
 #include <cmocka.h>
 
+#include "tests/frontend/http.h"
 #include "tests/integration/setup.h"
 
 #define LIMIT SETUP_LIMIT
@@ -242,7 +243,7 @@ static void test_listeners_lead_to_their_ports_without_a_word(void **state)
 	struct guest *guest;
 	uint16_t port;
 
-	close(listen_tcp(&port));
+	port = (uint16_t)http_free_port();
 	snprintf(name, sizeof(name), "@vsockd-called-%d", (int)getpid());
 	snprintf(options, sizeof(options),
 		 "listen=22:tcp:%u,listen=23:abstract:%s,listen=24:unix:@/direct", port, name + 1);
