@@ -20,6 +20,7 @@
 #define QMP_SOCKET    "qmp.sock"
 #define ARGUMENTS_MAX 64
 #define POLL_MS	      5
+#define WAIT_MS	      30000
 
 extern char **environ;
 
@@ -68,7 +69,7 @@ static bool is_listening(const char *path)
 
 int machine_start_back_end(struct machine *machine)
 {
-	uint64_t end = host_now_ms() + 10000;
+	uint64_t end = host_now_ms() + WAIT_MS;
 	const char *argv[ARGUMENTS_MAX];
 	char directory[128], vms[2][512], socket_path[160], uds_path[160], control_path[160];
 	size_t n = 0;
@@ -229,7 +230,7 @@ static int ask_qemu(const char *command, const char *arguments)
 	int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
 	int error;
 
-	host_set_time_limit(fd, 5000);
+	host_set_time_limit(fd, WAIT_MS);
 	if (fd < 0 || connect(fd, (struct sockaddr *)&address, sizeof(address)) < 0) {
 		error = -errno;
 		close(fd);
@@ -259,7 +260,7 @@ int machine_replace_worker(void)
 
 	snprintf(cid, sizeof(cid), "%d", MACHINE_CID);
 	pid = start(argv, MACHINE_CONTROL_LOG);
-	return pid < 0 ? pid : machine_wait(&pid, 5000);
+	return pid < 0 ? pid : machine_wait(&pid, WAIT_MS);
 }
 
 int machine_pause(const char *command)
@@ -397,6 +398,37 @@ bool machine_is_confined(pid_t pid)
 	return n_claims == 4;
 }
 
+struct threads {
+	pid_t ids[DAEMON_PIDS_MAX];
+	size_t n;
+};
+
+static bool add_threads(pid_t pid, void *context)
+{
+	struct threads *threads = context;
+	struct dirent *entry;
+	char path[64];
+	DIR *directory;
+
+	snprintf(path, sizeof(path), "/proc/%d/task", (int)pid);
+	directory = opendir(path);
+	if (!directory)
+		return false; /* it ended since it was listed */
+	while ((entry = readdir(directory)) && threads->n < DAEMON_PIDS_MAX)
+		if (entry->d_name[0] != '.')
+			threads->ids[threads->n++] = (pid_t)atoi(entry->d_name);
+	closedir(directory);
+	return true;
+}
+
+void machine_start_watch(struct stopwatch *ret_watch)
+{
+	struct threads threads = {.n = 0};
+
+	for_each_descendant(getpid(), add_threads, &threads);
+	stopwatch_start(ret_watch, threads.ids, threads.n);
+}
+
 static bool is_any(pid_t pid, void *context)
 {
 	(void)pid;
@@ -424,7 +456,7 @@ static bool kill_it(pid_t pid, void *context)
 
 void machine_kill_children(void)
 {
-	uint64_t end = host_now_ms() + 10000;
+	uint64_t end = host_now_ms() + WAIT_MS;
 
 	for_each_descendant(getpid(), kill_it, NULL);
 	while (host_now_ms() < end) {

@@ -11,6 +11,8 @@
 #include <stdint.h>
 #include <sys/types.h>
 
+#include "tests/frontend/stopwatch.h"
+
 #define MACHINE_CID	     42
 #define MACHINE_SIBLING_CID  43
 #define MACHINE_SOCKET	     "vhost-user.sock"
@@ -63,6 +65,9 @@ pid_t machine_worker(const struct machine *machine);
 
 /* No capability, no way to get one, behind a system-call filter: as the kernel says. */
 bool machine_is_confined(pid_t pid);
+
+/* Begin to measure a time of the back-end and the guests that run now: all of their threads. */
+void machine_start_watch(struct stopwatch *ret_watch);
 
 /* Wait until no process is left below `ancestor`, other than this one. 0 or -ETIMEDOUT. */
 int machine_wait_alone(pid_t ancestor, unsigned int limit_ms);
