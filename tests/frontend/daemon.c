@@ -330,15 +330,47 @@ char daemon_process_state(pid_t pid)
 	return state;
 }
 
-bool daemon_is_asleep(const struct daemon *daemon)
+/* How often it has given up a processor, or lost it. */
+static uint64_t count_switches(pid_t pid)
+{
+	char path[64], line[128];
+	uint64_t n = 0;
+	FILE *file;
+
+	snprintf(path, sizeof(path), "/proc/%d/status", pid);
+	file = fopen(path, "r");
+	while (file && fgets(line, sizeof(line), file)) {
+		const char *value = strstr(line, "ctxt_switches:");
+
+		n += value ? strtoull(value + strlen("ctxt_switches:"), NULL, 10) : 0;
+	}
+	if (file)
+		fclose(file);
+	return n;
+}
+
+/* One after the other, and each of them says how often it has run. */
+static bool are_asleep(const struct daemon *daemon, uint64_t *ret_n_switches)
 {
 	pid_t pids[DAEMON_PIDS_MAX];
 	size_t n = daemon_pids(daemon, pids);
+	uint64_t n_switches = n;
 
-	for (size_t i = 0; i < n; i++)
+	for (size_t i = 0; i < n; i++) {
 		if (daemon_process_state(pids[i]) != 'S')
 			return false;
+		n_switches += count_switches(pids[i]);
+	}
+	*ret_n_switches = n_switches;
 	return true;
+}
+
+/* Who was looked at first may be woken by who is looked at last. */
+bool daemon_is_asleep(const struct daemon *daemon)
+{
+	uint64_t before, after;
+
+	return are_asleep(daemon, &before) && are_asleep(daemon, &after) && before == after;
 }
 
 size_t daemon_find(const struct daemon *daemon, const char *name, pid_t *ret_pids)

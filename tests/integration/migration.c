@@ -334,45 +334,6 @@ void migration_assert_connects(struct setup *setup, size_t vm)
 	setup_end_stream(setup, vm, &stream);
 }
 
-/* CPU time of all processes of vsockd so far, in clock ticks of 10 ms. */
-static unsigned long cpu_ticks(const struct setup *setup)
-{
-	pid_t pids[DAEMON_PIDS_MAX];
-	size_t n = daemon_pids(&setup->daemon, pids);
-	unsigned long total = 0;
-
-	for (size_t i = 0; i < n; i++) {
-		unsigned long user, system;
-		char path[64];
-		FILE *file;
-
-		snprintf(path, sizeof(path), "/proc/%d/stat", pids[i]);
-		file = fopen(path, "r");
-		if (!file)
-			continue; /* ended since it was listed */
-		assert_int_equal(fscanf(file,
-					"%*d (%*[^)]) %*c %*d %*d %*d %*d %*d %*u %*u %*u %*u %*u "
-					"%lu %lu",
-					&user, &system),
-				 2);
-		fclose(file);
-		total += user + system;
-	}
-	return total;
-}
-
-/* Over a time in which one that spins would use 40 ticks; the start of a spare uses some. */
-void migration_assert_nobody_spins(const struct setup *setup)
-{
-	unsigned long before = cpu_ticks(setup);
-
-	if (setup->replacer)
-		return; /* workers start all the time */
-	poll(NULL, 0, 400);
-	/* Less than before when a worker that was dismissed has ended meanwhile. */
-	assert_true(cpu_ticks(setup) <= before + 20);
-}
-
 void migration_take_back_event_buffers(struct guest *guest)
 {
 	struct ring *ring = &guest->rings[GUEST_EVENT];

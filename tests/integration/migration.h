@@ -117,4 +117,3 @@ void migration_exchange(struct guest_connection *connection, struct host_stream 
 /* A new connection from guest to host works from beginning to end. */
 void migration_assert_connects(struct setup *setup, size_t vm);
 /* No process of vsockd uses the processor while nothing happens. */
-void migration_assert_nobody_spins(const struct setup *setup);

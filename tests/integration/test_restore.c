@@ -202,7 +202,7 @@ static void test_an_empty_event_ring_gets_its_reset_when_a_buffer_comes(void **s
 	migration_assert_no_more_resets(guest, 0);
 	assert_int_equal(guest_read_cid(guest), 0);
 	program_assert_held(guest, &program);
-	migration_assert_nobody_spins(setup);
+	setup_check_nobody_spins(setup);
 
 	buffer.guest_address = guest->event_address;
 	assert_int_equal(ring_add(&guest->rings[GUEST_EVENT], &buffer, 1, 0, 0), 0);
@@ -278,7 +278,7 @@ static void test_useless_event_buffers_are_passed_over(void **state)
 	migration_resume(guest);
 	assert_comes_back(ring, 0, 0);
 	assert_comes_back(ring, 1, 0);
-	migration_assert_nobody_spins(setup);
+	setup_check_nobody_spins(setup);
 	/* In two parts. */
 	assert_int_equal(ring_add(ring, &buffers[2], 2, 0, 2), 0);
 	ring_submit(ring);
@@ -452,7 +452,7 @@ static void test_a_decision_that_waits_costs_nothing_while_the_rings_are_stopped
 	assert_int_equal(guest_stop(guest), 0);
 	program_call(setup, guest, &program, 100);
 	poll(NULL, 0, 1100); /* more than such a decision is put off */
-	migration_assert_nobody_spins(setup);
+	setup_check_nobody_spins(setup);
 	guest->n_rings = 3;
 	migration_resume(guest);
 	migration_wait_reset(guest);

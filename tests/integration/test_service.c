@@ -305,6 +305,16 @@ static void test_a_reload_moves_what_is_kept(void **state)
 	manager_end(manager);
 }
 
+static void wait_state(pid_t pid, char state)
+{
+	int64_t deadline = deadline_in(LIMIT);
+
+	while (daemon_process_state(pid) != state) {
+		assert_true(deadline_left(deadline) > 0);
+		poll(NULL, 0, 1);
+	}
+}
+
 static void test_the_watchdog_hears_of_both_loops(void **state)
 {
 	struct manager *manager = *state;
@@ -320,6 +330,9 @@ static void test_the_watchdog_hears_of_both_loops(void **state)
 	/* A front that hangs is not covered by a spawner that lives. */
 	assert_true(daemon_find(&manager->daemon, "vsockd", pids) >= 1);
 	assert_int_equal(kill(pids[0], SIGSTOP), 0);
+	wait_state(pids[0], 'T');
+	/* What it said before is passed on by a spawner that then sleeps. */
+	wait_state(manager->daemon.pid, 'S');
 	while (manager_hear(manager, deadline_in(50)))
 		;
 	assert_false(manager_hear(manager, deadline_in(600)));

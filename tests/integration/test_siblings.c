@@ -237,6 +237,16 @@ static bool swallow_response(void *context, const struct packet *packet,
 	return true;
 }
 
+static void wait_request(const struct two *two, const struct packet *request)
+{
+	int64_t deadline = deadline_in(LIMIT);
+
+	while (request->op != PACKET_REQUEST) {
+		assert_true(deadline_left(deadline) > 0);
+		move(two);
+	}
+}
+
 static void test_nobody_is_told_of_success_before_the_other_guest_accepts(void **state)
 {
 	struct two two = start_guests(*state);
@@ -246,8 +256,8 @@ static void test_nobody_is_told_of_success_before_the_other_guest_accepts(void *
 	two.guests[1]->on_packet = swallow_response;
 	two.guests[1]->on_packet_context = &request;
 	connection = guest_connect(two.guests[0], setup_cid(1), PORT);
+	wait_request(&two, &request);
 	move_for(&two, QUIET);
-	assert_int_equal(request.op, PACKET_REQUEST);
 	assert_int_equal(request.src_cid, setup_cid(0));
 	assert_int_equal(request.src_port, connection->port);
 	assert_int_equal(connection->state, GUEST_CONNECTING);
@@ -273,8 +283,7 @@ static void test_a_guest_that_gives_up_takes_its_request_back(void **state)
 	two.guests[1]->on_packet = swallow_response;
 	two.guests[1]->on_packet_context = &request;
 	connection = guest_connect(two.guests[0], setup_cid(1), PORT);
-	while (request.op != PACKET_REQUEST)
-		move(&two);
+	wait_request(&two, &request);
 	packet = guest_packet(connection, PACKET_RST);
 	assert_int_equal(guest_send_packet(two.guests[0], &packet, NULL, 0, NULL), 0);
 	connection->is_excused = true;
@@ -371,7 +380,7 @@ static void test_bulk_in_both_directions_at_once_loses_no_byte(void **state)
 		{joined.ends[0], joined.ends[1], 1, 24u << 20, 0, 0, false},
 		{joined.ends[1], joined.ends[0], 2, 24u << 20, 0, 0, false},
 	};
-	int64_t deadline = deadline_in(6 * LIMIT);
+	int64_t deadline = deadline_in(4 * LIMIT);
 
 	while (flows[0].n_received < flows[0].len || flows[1].n_received < flows[1].len) {
 		if (deadline_left(deadline) == 0)
@@ -709,11 +718,14 @@ static void test_a_guest_has_so_many_requests_to_answer_and_no_more(void **state
 	two.guests[1]->on_packet_context = &request;
 	for (size_t i = 0; i < 3; i++) {
 		connections[i] = guest_connect(two.guests[0], setup_cid(1), PORT + (uint32_t)i);
-		move_for(&two, QUIET);
+		/* One after the other reaches the other guest, or is refused. */
+		request.op = PACKET_INVALID;
+		if (i < 2)
+			wait_request(&two, &request);
 	}
+	wait_reset(&two, connections[2]);
 	assert_int_equal(connections[0]->state, GUEST_CONNECTING);
 	assert_int_equal(connections[1]->state, GUEST_CONNECTING);
-	wait_reset(&two, connections[2]);
 	assert_int_equal(daemon_wait_log(&setup->daemon, "as many requests to answer", LIMIT), 0);
 	/* In time it has not answered, and there is room again. */
 	wait_reset(&two, connections[0]);

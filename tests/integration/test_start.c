@@ -808,7 +808,8 @@ static void check_confinement(struct setup *setup)
 	bool is_sanitized = daemon_log_has(&setup->daemon, "built with sanitizers");
 	pid_t pids[DAEMON_PIDS_MAX];
 
-	/* Itself, the front, the worker and a spare, which may not be that far yet. */
+	/* Itself, the front, the worker and a spare, which is started behind the guest's back. */
+	setup_settle(setup);
 	assert_int_equal(daemon_pids(&setup->daemon, pids), 4);
 	pids[0] = setup_worker(setup, 0);
 	for (size_t i = 0; i < 2; i++) {
