@@ -15,6 +15,7 @@
 #include <cmocka.h>
 
 #include "ipc/channel.h"
+#include "tests/unit/failing_calls.h"
 
 #define FDS_MAX 256 /* more than this test ever has open */
 
@@ -284,6 +285,62 @@ static void test_one_free_number_for_two_fds_leaks_none(void **state)
 	assert_int_equal(n_open(), n_open_before);
 }
 
+/* The packet is still there, or still to be sent, when the kernel has memory again. */
+static void test_a_shortage_of_the_kernel_says_again_and_loses_nothing(void **state)
+{
+	static const int errors[] = {ENOBUFS, ENOMEM};
+	struct channel_packet packet = {.bytes = "x", .len = 1, .fd = -1};
+
+	(void)state;
+	for (size_t i = 0; i < sizeof(errors) / sizeof(errors[0]); i++) {
+		failing_call_plan(CALL_SENDMSG, -1, 1, errors[i]);
+		assert_int_equal(channel_send(far_end, &packet), CHANNEL_E_AGAIN);
+		assert_int_equal(channel_send(far_end, &packet), 0);
+		failing_call_plan(CALL_RECVMSG, -1, 1, errors[i]);
+		assert_int_equal(receive(&packet), CHANNEL_E_AGAIN);
+		expect_packet("x");
+		packet = (struct channel_packet){.bytes = "x", .len = 1, .fd = -1};
+	}
+}
+
+static void test_an_interrupted_call_is_made_again(void **state)
+{
+	struct channel_packet packet = {.bytes = "x", .len = 1, .fd = -1};
+
+	(void)state;
+	failing_call_plan(CALL_SENDMSG, -1, 1, EINTR);
+	assert_int_equal(channel_send(far_end, &packet), 0);
+	failing_call_plan(CALL_RECVMSG, -1, 1, EINTR);
+	expect_packet("x");
+	assert_int_equal(receive(&packet), CHANNEL_E_AGAIN);
+}
+
+/* As a socket says it whose other end had something unread, or is of another kind. */
+static void test_a_channel_that_was_reset_is_closed(void **state)
+{
+	struct channel_packet packet = {.bytes = "x", .len = 1, .fd = -1};
+
+	(void)state;
+	send_raw("unread", 6, -1, 0);
+	failing_call_plan(CALL_SENDMSG, -1, 1, ECONNRESET);
+	assert_int_equal(channel_send(near_end, &packet), CHANNEL_E_CLOSED);
+	close(near_end);
+	near_end = far_end;
+	far_end = -1;
+	assert_int_equal(receive(&packet), CHANNEL_E_CLOSED);
+}
+
+/* An option of the socket that its other end cannot set: what it adds is no fd. */
+static void test_what_comes_along_and_is_no_fd_is_none(void **state)
+{
+	int is_on = 1;
+
+	(void)state;
+	assert_int_equal(setsockopt(near_end, SOL_SOCKET, SO_PASSCRED, &is_on, sizeof(is_on)), 0);
+	send_raw("x", 1, -1, 0);
+	expect_packet("x");
+}
+
 #define TEST(name) cmocka_unit_test_setup_teardown(name, set_up, tear_down)
 
 /* A look takes nothing: neither the packet nor, by copying them, the fds. */
@@ -323,6 +380,10 @@ int main(void)
 		TEST(test_an_empty_packet_is_the_end_and_with_an_fd_an_offence),
 		TEST(test_an_fd_that_finds_no_number_is_not_overlooked),
 		TEST(test_one_free_number_for_two_fds_leaks_none),
+		TEST(test_a_shortage_of_the_kernel_says_again_and_loses_nothing),
+		TEST(test_an_interrupted_call_is_made_again),
+		TEST(test_a_channel_that_was_reset_is_closed),
+		TEST(test_what_comes_along_and_is_no_fd_is_none),
 		TEST(test_waiting_ends_with_a_packet_or_the_end_and_takes_nothing),
 	};
 

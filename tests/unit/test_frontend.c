@@ -16,6 +16,7 @@
 #include <cmocka.h>
 
 #include "broker/frontend.h"
+#include "tests/unit/failing_calls.h"
 #include "tests/unit/open_files.h"
 
 static struct {
@@ -412,6 +413,89 @@ static void test_a_reply_to_a_front_end_that_left_is_a_close(void **state)
 	assert_int_equal(frontend_send(&f.frontend, reply, sizeof(reply)), FRONTEND_E_CLOSED);
 }
 
+static void test_an_interrupted_call_is_made_again(void **state)
+{
+	uint8_t wire[64], reply[20] = {1, 2, 3}, got[20];
+	size_t len = compose(wire, 12, 0x1, 8);
+
+	(void)state;
+	/* The first byte, the rest of the header, the payload. */
+	for (uint32_t nth = 1; nth <= 3; nth++) {
+		send_bytes(wire, len, 1);
+		failing_call_plan(CALL_RECVMSG, -1, nth, EINTR);
+		assert_int_equal(receive(), 1);
+		assert_true(failing_call_has_come());
+		assert_received(wire, len);
+		assert_int_equal(f.n_fds, 1);
+		close_fds();
+	}
+	failing_call_plan(CALL_SENDMSG, -1, 1, EINTR);
+	assert_int_equal(frontend_send(&f.frontend, reply, sizeof(reply)), 0);
+	assert_true(failing_call_has_come());
+	assert_false(frontend_wants_write(&f.frontend));
+	assert_int_equal(recv(f.peer, got, sizeof(got), MSG_DONTWAIT), sizeof(got));
+	assert_memory_equal(got, reply, sizeof(got));
+}
+
+static void test_a_connection_that_breaks_has_ended_or_says_why(void **state)
+{
+	static const struct {
+		int error, result;
+	} rows[] = {
+		{ECONNRESET, FRONTEND_E_CLOSED},
+		{ENOMEM, -ENOMEM},
+	};
+	uint8_t wire[64], reply[20] = {0};
+	size_t len = compose(wire, 12, 0x1, 8);
+
+	for (size_t i = 0; i < sizeof(rows) / sizeof(rows[0]); i++) {
+		send_bytes(wire, len, 1); /* of whose fd tear_down() finds none */
+		failing_call_plan(CALL_RECVMSG, -1, 2, rows[i].error);
+		assert_int_equal(receive(), rows[i].result);
+		failing_call_plan(CALL_SENDMSG, -1, 1, rows[i].error);
+		assert_int_equal(frontend_send(&f.frontend, reply, sizeof(reply)), rows[i].result);
+		assert_int_equal(tear_down(state), 0);
+		assert_int_equal(set_up(state), 0);
+	}
+}
+
+/* The listener that systemd passes may be set to that, and each connection is like it. */
+static void test_credentials_that_come_along_are_no_fds(void **state)
+{
+	uint8_t wire[64];
+	size_t len = compose(wire, 12, 0x1, 8);
+	int is_on = 1;
+
+	(void)state;
+	assert_int_equal(
+		setsockopt(f.frontend.socket, SOL_SOCKET, SO_PASSCRED, &is_on, sizeof(is_on)), 0);
+	for (size_t n_fds = 0; n_fds <= VHOST_USER_FDS_MAX; n_fds++) {
+		send_bytes(wire, len, n_fds);
+		assert_int_equal(receive(), 1);
+		assert_received(wire, len);
+		assert_int_equal(f.n_fds, n_fds);
+		close_fds();
+	}
+	send_bytes(wire, len, 2); /* in the queue at the end */
+}
+
+/* Nothing keeps the fds of what was never read: not even a signal. */
+static void test_the_queue_is_emptied_at_the_end(void **state)
+{
+	uint8_t wire[64];
+	size_t len = compose(wire, 12, 0x1, 8);
+	char byte;
+
+	(void)state;
+	send_bytes(wire, len, 3);
+	send_bytes(wire, len, 3);
+	failing_call_plan(CALL_RECVMSG, -1, 2, EINTR);
+	frontend_end(&f.frontend);
+	assert_true(failing_call_has_come());
+	assert_int_equal(recv(f.peer, &byte, 1, MSG_DONTWAIT), 0);
+	frontend_end(&f.frontend); /* of nothing */
+}
+
 int main(void)
 {
 #define TEST(name) cmocka_unit_test_setup_teardown(name, set_up, tear_down)
@@ -432,6 +516,10 @@ int main(void)
 		TEST(test_a_reply_is_sent_whole),
 		TEST(test_nothing_is_read_while_a_reply_waits),
 		TEST(test_a_reply_to_a_front_end_that_left_is_a_close),
+		TEST(test_an_interrupted_call_is_made_again),
+		TEST(test_a_connection_that_breaks_has_ended_or_says_why),
+		TEST(test_credentials_that_come_along_are_no_fds),
+		TEST(test_the_queue_is_emptied_at_the_end),
 	};
 
 	return cmocka_run_group_tests_name("frontend", tests, NULL, NULL);
