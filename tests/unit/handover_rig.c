@@ -307,6 +307,15 @@ void rig_hand_over(void)
 	rig_commit_other();
 }
 
+bool rig_is_believed(const struct connection *connection)
+{
+	uint8_t bytes[HANDOVER_RECORD_MAX];
+	size_t len = handover_put_record(&rig.device, connection, bytes);
+	struct connection taken = {.fd = -1};
+
+	return handover_get_record(&rig.device, &taken, bytes, len);
+}
+
 /* No front hands over what it is in the middle of telling or hearing. */
 static bool can_hand_over(void)
 {

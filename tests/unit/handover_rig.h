@@ -38,3 +38,5 @@ void rig_resume_first(void); /* and rig_other is gone */
 void rig_end_other(void);
 void rig_run_worker(const struct rig_worker *worker);
 int rig_command_to(const struct rig_worker *worker, Vsockd__Envelope *envelope, int fd);
+/* Does a successor believe in a connection that is like this one? */
+bool rig_is_believed(const struct connection *connection);

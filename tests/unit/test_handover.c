@@ -934,15 +934,6 @@ static struct record record_of(const struct connection *connection)
 	return record;
 }
 
-/* Is a connection believed that is like this one but for one change? */
-static bool is_believed(const struct connection *connection)
-{
-	struct record record = record_of(connection);
-	struct connection taken = {.fd = -1};
-
-	return handover_get_record(&rig.device, &taken, record.bytes, record.len);
-}
-
 static void test_connections_that_cannot_be_are_refused(void **state)
 {
 	struct rig_peer peer;
@@ -956,14 +947,14 @@ static void test_connections_that_cannot_be_are_refused(void **state)
 	rig_host_writes(&peer, "abc", 3);
 	rig_run();
 	good = *connection_of(&peer);
-	assert_true(is_believed(&good));
+	assert_true(rig_is_believed(&good));
 	assert_int_equal(good.credit.n_groups, 1);
 
 #define REFUSED(change)                                                                            \
 	do {                                                                                       \
 		bad = good;                                                                        \
 		change;                                                                            \
-		if (is_believed(&bad))                                                             \
+		if (rig_is_believed(&bad))                                                         \
 			fail_msg("%s is believed", #change);                                       \
 	} while (0)
 	REFUSED(bad.state = CONNECTION_FREE);
@@ -1019,7 +1010,7 @@ static void test_connections_that_cannot_be_are_refused(void **state)
 	REFUSED((bad.buffer.len = UINT32_MAX, bad.credit.rx_cnt = bad.credit.fwd_cnt - 1));
 	REFUSED((bad.buffer.len = 70000, bad.credit.rx_cnt = bad.credit.fwd_cnt + 70000));
 #undef REFUSED
-	assert_true(is_believed(&good));
+	assert_true(rig_is_believed(&good));
 	rig_close_host(&peer);
 }
 
