@@ -160,6 +160,13 @@ static void test_nobody_is_written_to_once_the_reader_is_gone(void **state)
 	put("x", 1);
 	assert_int_equal(capture.fd, -1);
 	put("x", 1);
+	/* One that has not read all of it. */
+	start(10);
+	put("x", 1);
+	close(reader);
+	reader = -1;
+	put("x", 1);
+	assert_int_equal(capture.fd, -1);
 	/* And another one may come. */
 	start(10);
 	put("x", 1);

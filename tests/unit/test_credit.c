@@ -271,6 +271,20 @@ static void test_an_update_is_worth_a_packet_to_a_guest_that_sees_little_room(vo
 }
 
 /* Whatever the size: a guest that waits for room and gets all of it taken learns of it. */
+static void test_groups_of_packets_that_cannot_be_are_no_credit(void **state)
+{
+	struct credit credit;
+
+	(void)state;
+	start_near_wrap(&credit, BUFFER);
+	assert_true(credit_is_sound(&credit, BUFFER, 0));
+	credit.n_groups = CREDIT_GROUPS + 1;
+	assert_false(credit_is_sound(&credit, BUFFER, 0));
+	credit.n_groups = 0;
+	credit.first_group = CREDIT_GROUPS;
+	assert_false(credit_is_sound(&credit, BUFFER, 0));
+}
+
 static void test_no_guest_waits_for_ever(void **state)
 {
 	(void)state;
@@ -430,6 +444,7 @@ int main(void)
 		cmocka_unit_test(
 			test_an_update_is_worth_a_packet_at_half_of_a_smaller_buffer_of_the_guest),
 		cmocka_unit_test(test_an_update_is_worth_a_packet_to_a_guest_that_sees_little_room),
+		cmocka_unit_test(test_groups_of_packets_that_cannot_be_are_no_credit),
 		cmocka_unit_test(test_no_guest_waits_for_ever),
 		cmocka_unit_test(test_credit_agrees_with_a_model_of_every_packet),
 	};

@@ -348,6 +348,23 @@ static void test_a_ring_without_kick_fd_is_looked_at_every_millisecond(void **st
 	assert_int_equal(device_timeout(&rig.device), -1);
 }
 
+/* Of ring 2 nothing is wanted but room for that event, and its coming back. */
+static void test_an_event_ring_without_kick_fd_is_looked_at_while_a_reset_is_due(void **state)
+{
+	Vsockd__Quarantine order = VSOCKD__QUARANTINE__INIT;
+
+	(void)state;
+	rig_stop_rings();
+	rig_ring_enable(RING_EVENT, true);
+	assert_int_equal(rig_ring_start(RING_EVENT, 0, false), 0);
+	rig_run();
+	assert_int_equal(device_timeout(&rig.device), -1);
+	order.is_on = true;
+	order.sends_reset = true;
+	assert_int_equal(rig_command_of(&order.base, -1), 0);
+	assert_int_equal(device_timeout(&rig.device), 1);
+}
+
 static void test_used_chains_are_called_once_for_many(void **state)
 {
 	struct rig_peer peer;
@@ -752,6 +769,25 @@ static void test_an_assignment_that_the_worker_is_too_small_for_is_refused(void 
 	}
 }
 
+static void test_limits_that_cannot_be_kept_are_refused(void **state)
+{
+	Vsockd__Limits limits = VSOCKD__LIMITS__INIT;
+	Vsockd__PortRange range = VSOCKD__PORT_RANGE__INIT;
+
+	(void)state;
+	limits.bytes_per_second = RATE_MAX;
+	limits.n_ranges = 1;
+	assert_int_equal(rig_command_of(&limits.base, -1), 0);
+	assert_int_equal(rig_command_of(&range.base, -1), 0);
+	/* One more than was announced. */
+	assert_int_equal(rig_command_of(&range.base, -1), -ENOSPC);
+	limits.bytes_per_second = RATE_MAX + 1;
+	assert_int_equal(rig_command_of(&limits.base, -1), -ERANGE);
+	limits.bytes_per_second = 0;
+	limits.n_ranges = UINT32_MAX;
+	assert_int_equal(rig_command_of(&limits.base, -1), -ENOSPC);
+}
+
 static bool is_accepted(const Vsockd__Envelope *envelope, int fd)
 {
 	rig_end();
@@ -1111,6 +1147,8 @@ int main(void)
 		TEST(test_a_kick_fd_that_was_replaced_wakes_nobody),
 		TEST_WITH(set_up_polled,
 			  test_a_ring_without_kick_fd_is_looked_at_every_millisecond),
+		TEST_WITH(set_up_polled,
+			  test_an_event_ring_without_kick_fd_is_looked_at_while_a_reset_is_due),
 		TEST(test_used_chains_are_called_once_for_many),
 		TEST(test_a_new_call_fd_is_signalled_once),
 		TEST_WITH(set_up_event_idx, test_avail_event_is_written_anew_at_every_start),
@@ -1128,6 +1166,7 @@ int main(void)
 		TEST(test_a_reset_forgets_packets_that_waited_for_buffers),
 		TEST(test_lost_connections_of_a_former_worker_get_rst),
 		TEST(test_an_assignment_that_the_worker_is_too_small_for_is_refused),
+		TEST(test_limits_that_cannot_be_kept_are_refused),
 		TEST(test_a_front_that_breaks_the_rules_is_left),
 		TEST(test_an_answer_with_and_without_socket_has_to_say_so),
 		TEST_WITH(set_up_idle, test_a_ring_that_cannot_be_is_not_started),

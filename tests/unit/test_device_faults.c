@@ -505,6 +505,122 @@ static void test_no_message_is_made_of_a_read_that_failed(void **state)
 	}
 }
 
+/* What comes behind a message that ended its connection belongs to none. */
+static void test_a_message_behind_one_that_was_refused_goes_nowhere(void **state)
+{
+	struct rig_peer other = rig_guest_connects(1000, 80);
+	struct rig_peer peer = rig_guest_connects_messages(1001, 80);
+	struct packet_header header = rig_header(&peer, PACKET_OP_RW);
+	char byte;
+
+	(void)state;
+	header.len = 5;
+	header.flags = EOM;
+	failing_call_plan(CALL_WRITEV, -1, 1, EMSGSIZE);
+	rig_put(&header, "first");
+	rig_send(&header, "other");
+	assert_true(failing_call_has_come());
+	rig_expect(&peer, PACKET_OP_RST);
+	rig_expect_report(REPORT_MESSAGE_REFUSED, NULL);
+	assert_true(rig_is_closed(peer.endpoint));
+	assert_int_equal(recv(peer.host, &byte, 1, 0), 0);
+	rig_expect_no_packet();
+	talk(&other);
+	rig_close_host(&peer);
+}
+
+static void test_a_connection_that_breaks_again_has_ended(void **state)
+{
+	struct rig_peer peer = rig_guest_connects_messages(1001, 80);
+
+	(void)state;
+	rig_rw_flags(&peer, "unread", 6, EOM);
+	rig_host_writes(&peer, "lost", 4);
+	rig_close_host(&peer); /* which the socket says first of all */
+	failing_call_plan(CALL_RECVFROM, -1, 2, ECONNRESET);
+	rig_run();
+	assert_true(failing_call_has_come());
+	rig_expect(&peer, PACKET_OP_RST);
+	assert_true(rig_is_closed(peer.endpoint));
+	rig_expect_no_packet();
+}
+
+/* An empty message of another guest is a byte in the socket. */
+static void test_no_empty_message_is_made_of_a_read_that_failed(void **state)
+{
+	static const int errors[] = {0, EINTR, EAGAIN, ECONNRESET};
+
+	(void)state;
+	for (size_t i = 0; i < sizeof(errors) / sizeof(errors[0]); i++) {
+		struct rig_peer peer = {
+			.cid = SIBLING,
+			.type = PACKET_TYPE_SEQPACKET,
+			.guest_port = 22,
+			.host_port = 5000,
+		};
+		const struct rig_packet *packet;
+
+		rig_sibling_asks(&peer);
+		rig_run();
+		rig_expect(&peer, PACKET_OP_REQUEST);
+		rig_say(&peer, PACKET_OP_RESPONSE, 0);
+		rig_host_writes(&peer, "", 1);
+		failing_call_plan(CALL_READV, -1, 1, errors[i]);
+		rig_run();
+		assert_true(failing_call_has_come());
+		if (errors[i] == EAGAIN) {
+			rig_expect_no_packet();
+			rig_host_writes(&peer, "x", 2); /* the next event */
+			rig_run();
+		}
+		packet = rig_expect(&peer, PACKET_OP_RW);
+		assert_int_equal(packet->header.len, 0);
+		assert_int_equal(packet->header.flags, EOM);
+		if (errors[i] == EAGAIN)
+			assert_int_equal(rig_expect(&peer, PACKET_OP_RW)->header.len, 1);
+		rig_expect_no_packet();
+		rig_say(&peer, PACKET_OP_RST, 0);
+		rig_close_host(&peer);
+	}
+}
+
+static void test_a_ring_whose_kicks_cannot_be_watched_is_looked_at(void **state)
+{
+	struct rig_told told;
+
+	(void)state;
+	rig_run();
+	assert_int_equal(device_timeout(&rig.device), -1);
+	failing_call_plan(CALL_EPOLL_CTL, -1, 2, ENOSPC); /* behind that of the old one */
+	assert_int_equal(rig_ring_start(RING_TX, rig_used_index(RING_TX), false), 0);
+	assert_true(failing_call_has_come());
+	rig_expect_report(REPORT_RING_POLLED, &told);
+	assert_int_equal(told.values[1], RING_TX);
+	assert_int_equal(told.values[2], ENOSPC);
+	assert_int_equal(device_timeout(&rig.device), 1);
+	assert_true(rig.device.rings[RING_TX].kick < 0);
+}
+
+static void test_a_socket_that_a_successor_cannot_watch_keeps_its_worker(void **state)
+{
+	struct rig_peer peers[] = {rig_guest_connects(1000, 80), rig_host_connects(1001)};
+
+	(void)state;
+	for (size_t i = 0; i < 2; i++) {
+		uint32_t endpoint = peers[i].endpoint;
+
+		rig_make_other();
+		failing_call_plan(CALL_EPOLL_CTL, rig_other.device->sockets.all[endpoint] - 1, 1,
+				  ENOSPC);
+		rig_relay(NULL, UINT32_MAX);
+		assert_int_equal(rig_check_other(), -EBADMSG);
+		assert_true(failing_call_has_come());
+		rig_resume_first();
+	}
+	talk(&peers[0]);
+	talk(&peers[1]);
+}
+
 #define TEST(name) cmocka_unit_test_setup_teardown(name, set_up, tear_down)
 
 int main(void)
@@ -522,6 +638,11 @@ int main(void)
 		TEST(test_what_a_guest_that_has_gone_left_is_given_up_in_silence),
 		TEST(test_messages_that_a_guest_left_are_given_up_in_silence),
 		TEST(test_no_message_is_made_of_a_read_that_failed),
+		TEST(test_a_message_behind_one_that_was_refused_goes_nowhere),
+		TEST(test_a_connection_that_breaks_again_has_ended),
+		TEST(test_no_empty_message_is_made_of_a_read_that_failed),
+		TEST(test_a_ring_whose_kicks_cannot_be_watched_is_looked_at),
+		TEST(test_a_socket_that_a_successor_cannot_watch_keeps_its_worker),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);

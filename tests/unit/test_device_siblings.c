@@ -426,6 +426,67 @@ static void test_a_reset_of_a_connection_that_is_no_more_hits_no_other(void **st
 	rig_close_host(&peer);
 }
 
+static void test_a_reset_finds_only_a_connection_that_still_is(void **state)
+{
+	struct rig_peer closing = accept_sibling();
+
+	(void)state;
+	/* This guest has said goodbye, and what it sent is not read yet. */
+	rig_narrow(&closing);
+	rig_choke(&closing, 1, 5000);
+	rig_say(&closing, PACKET_OP_SHUTDOWN, PACKET_SHUTDOWN_BOTH);
+	while (rig_has_packet())
+		rig_take(&(struct rig_packet){0});
+	rig_peer_reset(&closing);
+	rig_run();
+	rig_expect_no_packet();
+	assert_false(rig_is_closed(closing.endpoint));
+	rig_close_host(&closing);
+	rig_run();
+
+	/* Our end was said, and its answer is awaited. */
+	closing = accept_sibling();
+	rig_close_host(&closing);
+	rig_run();
+	rig_expect(&closing, PACKET_OP_SHUTDOWN);
+	rig_peer_reset(&closing);
+	rig_run();
+	rig_expect_no_packet();
+	assert_false(rig_is_closed(closing.endpoint));
+	rig_say(&closing, PACKET_OP_RST, 0);
+	assert_true(rig_is_closed(closing.endpoint));
+}
+
+static void test_a_guest_is_asked_for_nothing_that_it_cannot_do(void **state)
+{
+	struct rig_peer messages = {
+		.cid = SIBLING,
+		.type = PACKET_TYPE_SEQPACKET,
+		.guest_port = 22,
+		.host_port = 5000,
+	};
+	struct rig_peer stream = {.cid = SIBLING, .guest_port = 22, .host_port = 5000};
+
+	/* A driver that knows streams only. */
+	tear_down(state);
+	rig_start(&(struct rig_options){.features = RIG_F_STREAM});
+	rig_offer(8, 4096);
+	rig_sibling_asks(&messages);
+	rig_run();
+	rig_expect_no_packet();
+	expect_closed(&messages, false);
+	rig_close_host(&messages);
+
+	/* One for whose bytes there is no memory. */
+	rig_limit(&(struct rig_options){.buffer_memory = 1});
+	rig_sibling_asks(&stream);
+	rig_run();
+	rig_expect_no_packet();
+	rig_expect_report(REPORT_MEMORY_LIMIT, NULL);
+	expect_closed(&stream, false);
+	rig_close_host(&stream);
+}
+
 static void test_a_guest_that_lost_its_state_may_use_its_port_again(void **state)
 {
 	struct rig_peer old = accept_sibling(), fresh = old;
@@ -498,6 +559,8 @@ int main(void)
 		TEST(test_a_reset_behind_half_a_close_comes_at_once),
 		TEST(test_a_reset_before_the_guest_has_answered_ends_the_request),
 		TEST(test_a_reset_of_a_connection_that_is_no_more_hits_no_other),
+		TEST(test_a_reset_finds_only_a_connection_that_still_is),
+		TEST(test_a_guest_is_asked_for_nothing_that_it_cannot_do),
 		TEST(test_a_guest_that_lost_its_state_may_use_its_port_again),
 		TEST(test_a_connection_of_the_guest_itself_is_not_given_up_for_a_request),
 		TEST(test_a_device_that_is_reset_resets_the_other_end),

@@ -206,9 +206,75 @@ static void test_many_connections_are_told_in_pieces(void **state)
 	assert_int_equal(ask_connections(1000000), CONNECTIONS_END);
 }
 
+static void expect_state(uint32_t endpoint, enum connection_report state)
+{
+	struct rig_told told;
+
+	rig_expect_told(VSOCKD__ENVELOPE__BODY_CONNECTION_INFO, &told);
+	assert_int_equal(told.values[0], endpoint);
+	assert_int_equal(told.values[1], state);
+}
+
+static void test_each_connection_is_told_in_its_state(void **state)
+{
+	struct rig_peer open, closing, draining, asked, asking, gone;
+	uint32_t handshake;
+	int host;
+
+	(void)state;
+	rig_offer(60, 4096);
+	open = rig_guest_connects(1000, 80);
+	closing = rig_guest_connects(1001, 80);
+	draining = rig_guest_connects(1002, 80);
+	asked = rig_host_asks(1003);
+	asking = rig_ask(1004, 80);
+	gone = rig_ask(1005, 80);
+	handshake = rig_accept(&host);
+	rig_close_host(&closing);
+	rig_narrow(&draining);
+	rig_choke(&draining, 1, 5000);
+	rig_say(&draining, PACKET_OP_RST, 0);
+	rig_say(&gone, PACKET_OP_RST, 0); /* which nobody asks about: the front answers soon */
+	assert_int_equal(ask_connections(0), CONNECTIONS_END);
+	expect_state(open.endpoint, CONNECTION_REPORT_OPEN);
+	expect_state(closing.endpoint, CONNECTION_REPORT_CLOSING);
+	expect_state(draining.endpoint, CONNECTION_REPORT_DRAINING);
+	expect_state(asked.endpoint, CONNECTION_REPORT_ASKING_GUEST);
+	expect_state(0, CONNECTION_REPORT_ASKING_HOST); /* it has no socket yet */
+	expect_state(handshake, CONNECTION_REPORT_HANDSHAKE);
+	assert_false(rig_take_told(VSOCKD__ENVELOPE__BODY_CONNECTION_INFO, NULL));
+	rig_close_host(&asking);
+}
+
+/* However long ago its table was full, a guest does not wait for all of it. */
+static void test_a_question_is_about_a_part_of_the_table(void **state)
+{
+	enum { N = CONNECTIONS_LOOKED_AT + 100 };
+	struct rig_peer last = {0};
+
+	tear_down(state);
+	rig_start(&(struct rig_options){.n_connections = N, .buffer_size = 4096, .num = 256});
+	rig.after_run = NULL;
+	for (uint32_t i = 0; i < N; i++)
+		last = rig_ask(1000 + i, 80);
+	for (uint32_t i = 0; i + 1 < N; i++) {
+		struct rig_peer peer = {.request = i, .host = -1};
+
+		rig_offer(1, 4096);
+		rig_refused(&peer, -ECONNREFUSED);
+		rig_run();
+		rig_expect_rst(PACKET_HOST_CID, 80, 1000 + i, PACKET_TYPE_STREAM);
+	}
+	assert_int_equal(ask_connections(0), CONNECTIONS_LOOKED_AT);
+	assert_false(rig_take_told(VSOCKD__ENVELOPE__BODY_CONNECTION_INFO, NULL));
+	assert_int_equal(ask_connections(CONNECTIONS_LOOKED_AT), CONNECTIONS_END);
+	expect_state(0, CONNECTION_REPORT_ASKING_HOST);
+	rig_close_host(&last);
+}
+
 static void test_a_connection_is_ended_on_both_sides_on_request(void **state)
 {
-	struct rig_peer peer, other;
+	struct rig_peer peer, other, draining;
 	int host;
 	uint32_t handshake;
 
@@ -223,6 +289,18 @@ static void test_a_connection_is_ended_on_both_sides_on_request(void **state)
 	assert_true(rig_is_closed(peer.endpoint));
 	abort_endpoint(handshake);
 	assert_true(rig_is_closed(handshake));
+	rig_expect_no_packet();
+	/* Whose guest knows of it no more is told nothing. */
+	draining = rig_guest_connects(1002, 80);
+	rig_narrow(&draining);
+	rig_offer(20, 4096);
+	rig_choke(&draining, 1, 5000);
+	rig_say(&draining, PACKET_OP_RST, 0);
+	while (rig_has_packet())
+		rig_expect(&draining, PACKET_OP_CREDIT_UPDATE);
+	assert_false(rig_is_closed(draining.endpoint));
+	abort_endpoint(draining.endpoint);
+	assert_true(rig_is_closed(draining.endpoint));
 	rig_expect_no_packet();
 	/* It is gone, and so is nothing else. */
 	abort_endpoint(peer.endpoint);
@@ -242,6 +320,8 @@ int main(void)
 		WITH_RIG(test_waiting_for_credit_and_for_buffers_is_counted),
 		WITH_RIG(test_a_connection_is_told_with_what_it_carried),
 		WITH_RIG(test_many_connections_are_told_in_pieces),
+		WITH_RIG(test_each_connection_is_told_in_its_state),
+		WITH_RIG(test_a_question_is_about_a_part_of_the_table),
 		WITH_RIG(test_a_connection_is_ended_on_both_sides_on_request),
 	};
 

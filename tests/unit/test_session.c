@@ -527,6 +527,8 @@ static void test_a_session_works_without_a_device(void **state)
 	assert_int_equal(rig_handle_state(VHOST_USER_GET_VRING_BASE, 0, 0), 0);
 	assert_reply_state(0, 4);
 	assert_done(rig_handle(VHOST_USER_RESET_DEVICE, NULL, 0));
+	assert_int_equal(rig_handle(VHOST_USER_CHECK_DEVICE_STATE, NULL, 0), 0);
+	assert_reply_u64(VHOST_USER_CHECK_DEVICE_STATE, 1);
 }
 
 int main(void)
