@@ -270,7 +270,6 @@ static void test_an_update_is_worth_a_packet_to_a_guest_that_sees_little_room(vo
 	assert_false(credit_wants_update(&credit));
 }
 
-/* Whatever the size: a guest that waits for room and gets all of it taken learns of it. */
 static void test_groups_of_packets_that_cannot_be_are_no_credit(void **state)
 {
 	struct credit credit;
@@ -285,6 +284,7 @@ static void test_groups_of_packets_that_cannot_be_are_no_credit(void **state)
 	assert_false(credit_is_sound(&credit, BUFFER, 0));
 }
 
+/* Whatever the size: a guest that waits for room and gets all of it taken learns of it. */
 static void test_no_guest_waits_for_ever(void **state)
 {
 	(void)state;

@@ -131,8 +131,16 @@ static void test_all_windows_can_be_full_at_once(void **state)
 
 	(void)state;
 	connect_all(false);
-	expect_refusal();
-	rig_expect_report(REPORT_MEMORY_LIMIT, NULL);
+	for (uint32_t i = 0; i < 5; i++)
+		expect_refusal();
+	/* At each power of two. */
+	for (uint32_t i = 1; i < 5; i *= 2) {
+		struct rig_told told;
+
+		rig_expect_report(REPORT_MEMORY_LIMIT, &told);
+		assert_int_equal(told.values[2], i);
+	}
+	assert_false(rig_take_told(VSOCKD__ENVELOPE__BODY_REPORT, NULL));
 	for (uint32_t i = 0; i < n_peers; i++)
 		n_sent[i] = fill(i);
 	for (uint32_t i = 0; i < n_peers; i++) {

@@ -1053,6 +1053,42 @@ static void test_an_event_of_a_former_life_is_not_noted(void **state)
 	rig_close_host(&peer);
 }
 
+/* It shows when something is to be said, or when there is room for what could not be. */
+static void test_a_front_that_goes_is_missed(void **state)
+{
+	Vsockd__Limits limits = VSOCKD__LIMITS__INIT;
+	Vsockd__Envelope envelope;
+
+	(void)state;
+	rig.after_run = NULL;
+	message_wrap(&limits.base, &envelope);
+	envelope.sequence = ++rig.sequence;
+	rig_post(&envelope, -1);
+	close(rig.front);
+	rig.front = -1;
+	assert_false(control_receive(&rig.device));
+
+	rig_end();
+	rig_start(&(struct rig_options){0});
+	rig.after_run = NULL;
+	rig_fill(rig.device.channel);
+	rig_put(&(struct packet_header){.src_cid = RIG_CID,
+					.dst_cid = PACKET_HOST_CID,
+					.src_port = 1000,
+					.dst_port = 80,
+					.type = PACKET_TYPE_STREAM,
+					.op = PACKET_OP_REQUEST,
+					.buf_alloc = RIG_GUEST_BUFFER},
+		NULL);
+	device_pump(&rig.device);
+	assert_true(control_flush(&rig.device));
+	assert_true(rig.device.waits_to_write);
+	close(rig.front);
+	rig.front = -1;
+	rig_run();
+	assert_false(rig.is_attached);
+}
+
 static void test_a_worker_without_front_delivers_what_the_guest_sent_and_ends(void **state)
 {
 	struct rig_peer peer, other;
@@ -1176,6 +1212,7 @@ int main(void)
 		TEST(test_a_guest_has_its_answer_before_the_socket_is_closed),
 		TEST(test_commands_wait_while_an_answer_does),
 		TEST(test_an_event_of_a_former_life_is_not_noted),
+		TEST(test_a_front_that_goes_is_missed),
 		TEST(test_a_worker_without_front_delivers_what_the_guest_sent_and_ends),
 		TEST(test_thousands_of_connections_leave_nothing_behind),
 	};

@@ -529,6 +529,28 @@ static void test_a_message_behind_one_that_was_refused_goes_nowhere(void **state
 	rig_close_host(&peer);
 }
 
+/* Nor is a guest told twice that it has ended. */
+static void test_a_packet_against_the_rules_behind_the_end_is_no_news(void **state)
+{
+	struct rig_peer peer = rig_guest_connects_messages(1001, 80);
+	struct packet_header header = rig_header(&peer, PACKET_OP_RW);
+	static char many[60000]; /* bytes, where there is credit for fewer */
+
+	(void)state;
+	header.len = 5;
+	header.flags = EOM;
+	failing_call_plan(CALL_WRITEV, -1, 1, EMSGSIZE);
+	rig_put(&header, "first");
+	header.len = sizeof(many);
+	rig_send(&header, many);
+	assert_true(failing_call_has_come());
+	rig_expect(&peer, PACKET_OP_RST);
+	rig_expect_no_packet();
+	rig_expect_report(REPORT_MESSAGE_REFUSED, NULL);
+	assert_false(rig_take_told(VSOCKD__ENVELOPE__BODY_REPORT, NULL));
+	rig_close_host(&peer);
+}
+
 static void test_a_connection_that_breaks_again_has_ended(void **state)
 {
 	struct rig_peer peer = rig_guest_connects_messages(1001, 80);
@@ -639,6 +661,7 @@ int main(void)
 		TEST(test_messages_that_a_guest_left_are_given_up_in_silence),
 		TEST(test_no_message_is_made_of_a_read_that_failed),
 		TEST(test_a_message_behind_one_that_was_refused_goes_nowhere),
+		TEST(test_a_packet_against_the_rules_behind_the_end_is_no_news),
 		TEST(test_a_connection_that_breaks_again_has_ended),
 		TEST(test_no_empty_message_is_made_of_a_read_that_failed),
 		TEST(test_a_ring_whose_kicks_cannot_be_watched_is_looked_at),

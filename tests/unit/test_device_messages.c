@@ -866,6 +866,53 @@ static void test_small_messages_stop_at_what_the_guest_accounts_for(void **state
 	rig_close_host(&peer);
 }
 
+static void test_empty_messages_stop_at_what_the_guest_accounts_for(void **state)
+{
+	struct rig_peer peer = host_connects();
+
+	(void)state;
+	peer.buf_alloc = 32 * 1024;
+	rig_say(&peer, PACKET_OP_CREDIT_UPDATE, 0);
+	rig_offer(100, 4096);
+	for (uint32_t i = 0; i < 40; i++) {
+		rig_host_writes(&peer, "", 0);
+		rig_run();
+	}
+	for (uint32_t i = 0; i < 32; i++)
+		guest_reads(&peer, NULL, 0);
+	rig_expect(&peer, PACKET_OP_CREDIT_REQUEST);
+	rig_expect_no_packet();
+	rig_say(&peer, PACKET_OP_CREDIT_UPDATE, 0);
+	rig_sleep(CONNECTION_CREDIT_MS);
+	for (uint32_t i = 32; i < 40; i++)
+		guest_reads(&peer, NULL, 0);
+	drop_packets();
+	rig_close_host(&peer);
+}
+
+static void test_messages_to_the_guest_wait_for_their_second_whole(void **state)
+{
+	struct rig_peer peer;
+
+	tear_down(state);
+	start(&(struct rig_options){.num = 1024, .bytes_per_second = 10000});
+	peer = host_connects();
+	rig_offer(100, 4096);
+	for (uint32_t i = 0; i < 5; i++)
+		rig_host_writes(&peer, bytes + i, 20000);
+	rig_run();
+	/* The bucket is never smaller than the longest packet; the fourth was too much. */
+	for (uint32_t i = 0; i < 4; i++)
+		guest_reads(&peer, bytes + i, 20000);
+	rig_expect_no_packet();
+	assert_in_range(device_timeout(&rig.device), 1, 10000);
+	rig_sleep((uint64_t)device_timeout(&rig.device) - 1);
+	rig_expect_no_packet();
+	rig_sleep(1);
+	guest_reads(&peer, bytes + 4, 20000);
+	rig_close_host(&peer);
+}
+
 static void test_rings_that_stand_still_hold_messages_back_and_lose_none(void **state)
 {
 	struct rig_peer peer = host_connects();
@@ -1130,6 +1177,8 @@ int main(void)
 		TEST(test_the_end_is_no_message),
 		TEST(test_what_was_sent_before_a_reset_arrives_before_it),
 		TEST(test_small_messages_stop_at_what_the_guest_accounts_for),
+		TEST(test_empty_messages_stop_at_what_the_guest_accounts_for),
+		TEST(test_messages_to_the_guest_wait_for_their_second_whole),
 		TEST(test_rings_that_stand_still_hold_messages_back_and_lose_none),
 		TEST(test_nothing_that_comes_in_any_order_breaks_a_message),
 	};

@@ -720,6 +720,68 @@ static void test_packets_may_lie_over_rx_descriptors_as_the_driver_likes(void **
 	rig_close_host(&peer);
 }
 
+/* A byte in each: more in two of them than there are places for in one batch. */
+static void test_packets_in_very_many_pieces_come_whole_and_in_order(void **state)
+{
+	enum { PIECES = 20000 };
+	struct rig_peer peer;
+	static uint8_t bytes[2 * PIECES];
+
+	tear_down(state);
+	rig_start(&(struct rig_options){.features = RIG_F_STREAM | RIG_F_INDIRECT});
+	peer = open_one();
+	for (uint32_t i = 0; i < sizeof(bytes); i++)
+		bytes[i] = rig_byte(9, i);
+	for (uint32_t round = 0; round < 2; round++) {
+		struct packet_header header = rig_header(&peer, PACKET_OP_RW);
+		uint64_t table = rig_place(16 * (PIECES + 1)), payload = rig_place(PIECES);
+		uint64_t head = rig_place(PACKET_HEADER_LEN);
+
+		header.len = PIECES;
+		memcpy(rig_at(head), &header, PACKET_HEADER_LEN);
+		memcpy(rig_at(payload), bytes + (size_t)round * PIECES, PIECES);
+		for (uint32_t i = 0; i <= PIECES; i++) {
+			uint64_t address = i == 0 ? head : payload + i - 1;
+			uint32_t len = i == 0 ? PACKET_HEADER_LEN : 1;
+			uint16_t flags = i < PIECES ? RIG_NEXT : 0, next = (uint16_t)(i + 1);
+			uint8_t *place = rig_at(table + UINT64_C(16) * i);
+
+			memcpy(place, &address, 8);
+			memcpy(place + 8, &len, 4);
+			memcpy(place + 12, &flags, 2);
+			memcpy(place + 14, &next, 2);
+		}
+		rig_put_chain(RING_TX, &(struct rig_buffer){table, 16 * (PIECES + 1), RIG_INDIRECT},
+			      1);
+	}
+	rig_run();
+	rig_host_reads(&peer, bytes, sizeof(bytes));
+	rig_close_host(&peer);
+}
+
+static void test_very_many_connections_end_at_once(void **state)
+{
+	enum { N = 2 * RELEASED_MAX + 2 };
+	static struct rig_peer peers[N];
+
+	tear_down(state);
+	rig_start(&(struct rig_options){.n_connections = N, .num = 512});
+	rig_offer(N, 4096);
+	for (uint32_t i = 0; i < N; i++)
+		peers[i] = rig_guest_connects(1000 + i, 80);
+	for (uint32_t i = 0; i < N; i++) {
+		struct packet_header header = rig_header(&peers[i], PACKET_OP_RST);
+
+		rig_put(&header, NULL);
+	}
+	rig_run();
+	for (uint32_t i = 0; i < N; i++) {
+		rig_host_reads_end(&peers[i]);
+		assert_true(rig_is_closed(peers[i].endpoint));
+		rig_close_host(&peers[i]);
+	}
+}
+
 static void test_chains_of_very_many_pieces_take_what_one_read_can(void **state)
 {
 	struct rig_peer peer = open_one();
@@ -1114,6 +1176,8 @@ int main(void)
 		TEST(test_the_rst_of_a_former_connection_never_follows_the_answer_to_the_next),
 		TEST(test_rx_buffers_of_no_use_are_given_back_and_cost_no_packet),
 		TEST(test_packets_may_lie_over_rx_descriptors_as_the_driver_likes),
+		TEST(test_packets_in_very_many_pieces_come_whole_and_in_order),
+		TEST(test_very_many_connections_end_at_once),
 		TEST_LONG(test_chains_of_very_many_pieces_take_what_one_read_can),
 		TEST_LONG(test_ring_1_waits_when_too_many_answers_do_and_goes_on_later),
 		TEST_LONG(test_a_busy_connection_does_not_keep_the_others_from_the_guest),

@@ -11,6 +11,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/eventfd.h>
+#include <sys/socket.h>
 #include <unistd.h>
 
 #include <cmocka.h>
@@ -271,6 +272,110 @@ static void test_nobody_serves_who_was_not_told_that_all_is_well(void **state)
 	expect_all_goes_on();
 }
 
+/* An endpoint that was given, had its end, and is given again as another one's. */
+static void test_the_last_socket_of_an_endpoint_counts(void **state)
+{
+	Vsockd__HandoverSocket told = VSOCKD__HANDOVER_SOCKET__INIT;
+	size_t n_open;
+
+	(void)state;
+	rig_make_other();
+	n_open = open_files_count();
+	for (uint32_t i = 0; i < 3; i++) {
+		/* Not in the order of their numbers, either. */
+		told.endpoint = peers[i % 2 ? SHAKING : IDLE].endpoint;
+		say(&told.base, rig.copies[told.endpoint]);
+	}
+	assert_int_equal(open_files_count(), n_open);
+	rig_relay(NULL, UINT32_MAX);
+	assert_int_equal(rig_check_other(), 0);
+	rig_commit_other();
+	expect_all_goes_on();
+}
+
+static void test_what_could_not_be_said_goes_along(void **state)
+{
+	struct rig_peer peer = {.guest_port = 1100, .host_port = 80, .buf_alloc = 4096};
+	const struct packet_header header = rig_header(&peer, PACKET_OP_REQUEST);
+	struct rig_told told;
+	int small = 1;
+
+	(void)state;
+	/* A front that does not listen: the channel is full of lines for the log. */
+	assert_int_equal(
+		setsockopt(rig.device.channel, SOL_SOCKET, SO_SNDBUF, &small, sizeof(small)), 0);
+	for (uint32_t i = 0; i < 100; i++)
+		control_report(&rig.device, REPORT_PACKET_DROPPED, i, 0, 0);
+	rig_put(&header, NULL);
+	rig_run_worker(&rig_first);
+	assert_false(link_is_empty(&rig.device.connections.tell));
+	rig_hand_over();
+	rig_expect_told(VSOCKD__ENVELOPE__BODY_CONNECT, &told);
+	assert_int_equal(told.values[3], 1100);
+	assert_false(rig_take_told(VSOCKD__ENVELOPE__BODY_CONNECT, &told));
+	rig.n_told = 0;
+	expect_all_goes_on();
+}
+
+static bool swap_ready(Vsockd__Envelope *envelope)
+{
+	Vsockd__HandoverList *told = envelope->handover_list;
+	uint32_t *items = &told->item_0;
+
+	if (envelope->body_case == VSOCKD__ENVELOPE__BODY_HANDOVER_LIST &&
+	    told->list == HANDOVER_READY)
+		for (uint32_t i = 0; i + 1 < told->n; i++) {
+			uint32_t last = items[told->n - 1];
+
+			memmove(items + 1, items, (told->n - 1) * sizeof(items[0]));
+			items[0] = last;
+			break;
+		}
+	return true;
+}
+
+/* Who is first may be a lie. Two that have a rest would need more room than there is. */
+static void test_messages_stay_whole_in_whatever_order_they_are_served(void **state)
+{
+	static struct rig_packet packet;
+	struct rig_peer other;
+	uint32_t lens[2] = {0};
+
+	tear_down(state);
+	rig_start(&(struct rig_options){.features = RIG_F_SEQPACKET, .num = 256});
+	rig.after_run = NULL;
+	rig_offer(2, 4096);
+	peers[MESSAGES] = rig_guest_connects_messages(1003, 80);
+	other = rig_guest_connects_messages(1004, 80);
+	rig_offer(1, 1000);
+	for (uint32_t i = 0; i < 2; i++) {
+		rig_host_writes(i == 0 ? &peers[MESSAGES] : &other, message, sizeof(message));
+		rig_run();
+	}
+	assert_true(rig.device.has_rest);
+	rig_make_other();
+	rig_relay(swap_ready, UINT32_MAX);
+	assert_int_equal(rig_check_other(), 0);
+	rig_commit_other();
+	for (uint32_t round = 0; round < 80; round++) {
+		rig_offer(1, 1000);
+		rig_run();
+	}
+	while (rig_take(&packet)) {
+		uint32_t *len = &lens[packet.header.dst_port - 1003];
+
+		assert_int_equal(packet.header.op, PACKET_OP_RW);
+		*len += packet.header.len;
+		assert_int_equal(packet.header.flags, *len == sizeof(message));
+	}
+	assert_int_equal(lens[0], sizeof(message));
+	assert_int_equal(lens[1], sizeof(message));
+	rig_close_host(&peers[MESSAGES]);
+	rig_close_host(&other);
+	rig_end();
+	make_all_kinds();
+}
+
 /* ---- what is missing ---- */
 
 static uint32_t cut_len;
@@ -292,7 +397,10 @@ static void test_a_tape_that_was_cut_is_refused_wherever_that_was(void **state)
 	len = rig.device.handover.tape.len;
 	rig_resume_first();
 	assert_in_range(len, 100, BUFFER_CHUNK_LEN);
-	for (cut_len = 0; cut_len < len; cut_len++) {
+	/* And one that has a byte too much. */
+	for (cut_len = 0; cut_len <= len + 1; cut_len++) {
+		if (cut_len == len)
+			continue;
 		rig_make_other();
 		rig_relay(cut_tape, UINT32_MAX);
 		assert_int_equal(rig_check_other(), -EBADMSG);
@@ -575,6 +683,9 @@ int main(void)
 		TEST(test_what_comes_after_its_turn_is_refused),
 		TEST(test_nothing_is_taken_once_all_was_checked),
 		TEST(test_nobody_serves_who_was_not_told_that_all_is_well),
+		TEST(test_the_last_socket_of_an_endpoint_counts),
+		TEST(test_what_could_not_be_said_goes_along),
+		TEST(test_messages_stay_whole_in_whatever_order_they_are_served),
 		TEST(test_a_tape_that_was_cut_is_refused_wherever_that_was),
 		TEST(test_whatever_gets_lost_is_missed),
 		TEST(test_there_is_one_rest_of_a_message),
