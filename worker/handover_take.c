@@ -384,7 +384,8 @@ static bool settle_connection(struct device *device, struct connection *connecti
 
 static bool settle(struct device *device)
 {
-	if (!device->handover.has_device || device->handover.n_counters != COUNTER_MAX ||
+	/* Counters are taken behind the device. */
+	if (device->handover.n_counters != COUNTER_MAX ||
 	    device->handover.rings != (1u << RINGS) - 1)
 		return false;
 	for (uint32_t i = 0; i < device->connections.n_touched; i++)
