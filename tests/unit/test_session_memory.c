@@ -11,6 +11,7 @@
 
 #include <cmocka.h>
 
+#include "broker/session_internal.h"
 #include "tests/unit/session_rig.h"
 
 static void test_a_memory_table_is_kept_in_the_order_of_guest_addresses(void **state)
@@ -206,6 +207,27 @@ static void test_seals_and_page_sizes_are_noticed(void **state)
 	}
 }
 
+/* What a file system calls its blocks is no reason to map more than is asked for. */
+static void test_page_sizes_are_those_that_can_be(void **state)
+{
+	static const struct {
+		uint64_t block_size, alignment;
+	} rows[] = {
+		{0, 4096},
+		{512, 4096},
+		{4096, 4096},
+		{12345, 8192},
+		{UINT64_C(1) << 21, UINT64_C(1) << 21},
+		{UINT64_C(1) << 30, UINT64_C(1) << 30},
+		{UINT64_C(1) << 31, UINT64_C(1) << 30},
+		{UINT64_MAX, UINT64_C(1) << 30},
+	};
+
+	(void)state;
+	for (size_t i = 0; i < sizeof(rows) / sizeof(rows[0]); i++)
+		assert_int_equal(session_file_alignment(rows[i].block_size), rows[i].alignment);
+}
+
 static void test_regions_are_added_and_removed(void **state)
 {
 	struct vhost_user_region regions[3] = {rig_region_of(0), rig_region_of(1),
@@ -306,6 +328,7 @@ int main(void)
 		TEST(test_memory_that_is_not_in_ram_is_refused),
 		TEST(test_kick_call_and_err_are_eventfds),
 		TEST(test_seals_and_page_sizes_are_noticed),
+		TEST(test_page_sizes_are_those_that_can_be),
 		TEST(test_regions_are_added_and_removed),
 		TEST(test_only_a_region_that_is_there_can_be_removed),
 		TEST(test_a_region_more_than_there_are_slots_is_refused),

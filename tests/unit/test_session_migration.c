@@ -193,11 +193,13 @@ static void test_a_state_goes_through_a_pipe_or_a_socket(void **state)
 static void test_a_state_goes_through_nothing_else(void **state)
 {
 	int others[] = {eventfd(0, EFD_CLOEXEC), rig_new_memory(), epoll_create1(EPOLL_CLOEXEC),
-			open("/dev/null", O_RDWR | O_CLOEXEC)};
+			open("/dev/null", O_RDWR | O_CLOEXEC),
+			socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0)};
 
 	(void)state;
 	rig_negotiate(SESSION_PROTOCOL_FEATURES);
 	for (size_t i = 0; i < sizeof(others) / sizeof(others[0]); i++) {
+		assert_true(others[i] >= 0);
 		assert_int_equal(handle_transfer(VHOST_USER_STATE_LOAD, 0, others[i]), 0);
 		assert_reply_u64(VHOST_USER_SET_DEVICE_STATE_FD, 0x101);
 		assert_non_null(
