@@ -278,6 +278,8 @@ static uint32_t end_flags(const struct connection *connection)
 
 static enum served send_rest(struct device *device, struct connection *connection)
 {
+	if (connection->rest.len == 0)
+		return SERVED; /* there may be one of another connection */
 	while (connection->rest.len > 0) {
 		struct to_guest_room room =
 			to_guest_fetch(device, MESSAGE_CHAINS, IOV_MAX, connection->rest.len);
@@ -443,9 +445,9 @@ static enum served read_message(struct device *device, struct connection *connec
 	if (room.len == 0)
 		return SERVED_STARVED;
 	if (!add_rest(device, connection, &room)) {
-		/* Whose rest it is, is the first to get rx buffers. */
+		/* Whose rest it is comes first, unless the worker before told another order. */
 		to_guest_send_fetched(device, connection, 0, 0);
-		return SERVED_STARVED;
+		return SERVED_LATER;
 	}
 	if (connection_has_sibling(connection))
 		room.parts[room.n_parts++] = (struct iovec){&mark, MARK_LEN};

@@ -13,7 +13,7 @@ enum served {
 	SERVED,		/* nothing is due, or it waits for something else than buffers */
 	SERVED_STARVED, /* no rx buffer */
 	SERVED_MORE,	/* its turn is over */
-	SERVED_LATER,	/* not before all events were looked at */
+	SERVED_LATER,	/* not before all events were looked at, and all others had a turn */
 	SERVED_HELD,	/* as many bytes have passed as may; time brings it back */
 };
 

@@ -238,9 +238,31 @@ static void test_what_comes_after_its_turn_is_refused(void **state)
 	expect_all_goes_on();
 }
 
+/* As they may come before. */
+static void say_good_orphan(void)
+{
+	Vsockd__HandoverOrphan told = VSOCKD__HANDOVER_ORPHAN__INIT;
+
+	say(&told.base, -1);
+}
+
+static void say_good_socket(void)
+{
+	Vsockd__HandoverSocket told = VSOCKD__HANDOVER_SOCKET__INIT;
+
+	told.endpoint = peers[IDLE].endpoint;
+	say(&told.base, rig.copies[told.endpoint]);
+}
+
+static void check_again(void)
+{
+	assert_int_equal(rig_check_other(), -EBADMSG);
+}
+
 static void test_nothing_is_taken_once_all_was_checked(void **state)
 {
-	static saying *const sayings[] = {say_ready, say_orphan, say_socket};
+	static saying *const sayings[] = {say_good_orphan, say_good_socket, say_ready, say_socket,
+					  check_again};
 
 	(void)state;
 	for (size_t i = 0; i < sizeof(sayings) / sizeof(sayings[0]); i++) {
@@ -360,6 +382,7 @@ static void test_messages_stay_whole_in_whatever_order_they_are_served(void **st
 	for (uint32_t round = 0; round < 80; round++) {
 		rig_offer(1, 1000);
 		rig_run();
+		assert_true(entry(0)->rest.len == 0 || entry(1)->rest.len == 0);
 	}
 	while (rig_take(&packet)) {
 		uint32_t *len = &lens[packet.header.dst_port - 1003];
@@ -618,6 +641,32 @@ static void test_a_tape_of_more_chunks_than_a_message_names_goes_along(void **st
 	make_all_kinds();
 }
 
+static void test_lists_of_more_than_a_message_names_go_along(void **state)
+{
+	enum { N = 2 * HANDOVER_LIST_MAX + 5 };
+	uint32_t endpoints[N];
+	int hosts[N];
+
+	tear_down(state);
+	rig_start(&(struct rig_options){.n_connections = 100, .n_handshakes = 100});
+	rig.after_run = NULL;
+	for (uint32_t i = 0; i < N; i++) {
+		endpoints[i] = rig_accept(&hosts[i]);
+		rig_sleep(1);
+	}
+	rig_hand_over();
+	/* Each at its time. */
+	rig_sleep(CONNECTION_HANDSHAKE_MS - N);
+	for (uint32_t i = 0; i < N; i++) {
+		assert_false(rig_is_closed(endpoints[i]));
+		rig_sleep(1);
+		assert_true(rig_is_closed(endpoints[i]));
+		close(hosts[i]);
+	}
+	rig_end();
+	make_all_kinds();
+}
+
 /* ---- records ---- */
 
 #define REFUSED(good, change)                                                                      \
@@ -659,7 +708,10 @@ static void test_messages_that_cannot_be_are_refused(void **state)
 	REFUSED(&waiting, bad.n_kept = UINT32_MAX);
 	REFUSED(&waiting, bad.open_len = 4);
 	REFUSED(&waiting, bad.open_len = UINT32_MAX);
-	REFUSED(&waiting, bad.buffer_max = 6);
+	/* More lengths of messages than a full window leaves room for. */
+	REFUSED(&waiting, (bad.n_kept = 3000, bad.has_open = false,
+			   bad.buffer.len = bad.credit.buf_alloc + 3000 * 4,
+			   bad.credit.rx_cnt = bad.credit.fwd_cnt + bad.credit.buf_alloc));
 }
 
 static void test_what_nothing_would_ever_end_is_refused(void **state)
@@ -695,6 +747,7 @@ int main(void)
 		TEST(test_a_pool_that_cannot_be_had_leaves_the_worker_its_own),
 		TEST(test_a_worker_without_room_for_the_tape_goes_on),
 		TEST(test_a_tape_of_more_chunks_than_a_message_names_goes_along),
+		TEST(test_lists_of_more_than_a_message_names_go_along),
 		TEST(test_messages_that_cannot_be_are_refused),
 		TEST(test_what_nothing_would_ever_end_is_refused),
 	};
