@@ -318,7 +318,7 @@ void host_peer_reset(struct device *device, const Vsockd__PeerReset *reset)
 				(uint16_t)reset->type);
 
 	/* It may have ended meanwhile, and another one have its name. */
-	if (!connection || connection->fd < 0 || connection->endpoint != reset->endpoint)
+	if (!connection || connection->endpoint != reset->endpoint)
 		return;
 	if (connection->state == CONNECTION_CONNECTING) {
 		host_reset(device, connection);

@@ -459,8 +459,6 @@ static enum served read_message(struct device *device, struct connection *connec
 	}
 	connection->next_len = 0;
 	connection->ends_record = mark & MARK_RECORD;
-	if (connection->timer == CONNECTION_TIMER_MESSAGE)
-		connection_disarm(connection);
 	to_guest_send_fetched(device, connection, room.len,
 			      connection->rest.len == 0 ? end_flags(connection) : 0);
 	return SERVED_MORE;

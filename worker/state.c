@@ -16,10 +16,8 @@ static void end_transfer(struct device *device, enum state_reason reason)
 {
 	struct state *state = &device->state;
 
-	if (state->fd >= 0) {
-		epoll_ctl(device->epoll, EPOLL_CTL_DEL, state->fd, NULL);
-		close(state->fd);
-	}
+	epoll_ctl(device->epoll, EPOLL_CTL_DEL, state->fd, NULL);
+	close(state->fd);
 	state->fd = -1;
 	state->phase = STATE_TELLING;
 	state->reason = reason;
