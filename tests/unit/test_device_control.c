@@ -184,7 +184,9 @@ static void test_timers_of_the_guest_stand_still_while_its_rings_do(void **state
 	assert_false(rig_is_closed(connecting.endpoint));
 	rig_say(&connecting, PACKET_OP_RESPONSE, 0);
 	assert_false(rig_is_closed(connecting.endpoint));
-	rig_sleep(CONNECTION_HANDSHAKE_MS);
+	device_set_time(&rig.device, rig.device.now_us + 1000 * CONNECTION_HANDSHAKE_MS);
+	assert_int_equal(device_timeout(&rig.device), 0);
+	rig_run();
 	assert_true(rig_is_closed(handshake.endpoint));
 	rig_close_host(&connecting);
 	rig_close_host(&handshake);

@@ -390,6 +390,32 @@ static void test_bytes_of_the_guest_wait_for_their_second(void **state)
 	rig_close_host(&peer);
 }
 
+/* Only bytes are held up: the end of a connection comes at once. */
+static void test_what_is_no_byte_does_not_wait_for_its_second(void **state)
+{
+	static uint8_t bytes[100000];
+	static struct rig_packet packet;
+	struct rig_peer peer = rig_guest_connects(1000, 80);
+	Vsockd__Abort abort = VSOCKD__ABORT__INIT;
+	Vsockd__Envelope envelope;
+
+	(void)state;
+	rig_host_writes(&peer, bytes, sizeof(bytes));
+	rig_run();
+	while (rig_take(&packet))
+		;
+	assert_true(rig.device.rate.is_dry);
+	rig_offer(4, 4096);
+	rig_run();
+	rig_expect_no_packet();
+	abort.endpoint = peer.endpoint;
+	message_wrap(&abort.base, &envelope);
+	rig_post(&envelope, -1);
+	rig_run();
+	rig_expect(&peer, PACKET_OP_RST);
+	rig_close_host(&peer);
+}
+
 /* The guest floods, and so does the host: neither is shut out. */
 static void test_the_two_directions_take_turns(void **state)
 {
@@ -546,6 +572,7 @@ int main(void)
 		AS(test_what_is_denied_is_not_reached, set_up_denied),
 		AS(test_where_some_are_allowed_no_others_are, set_up_allowed),
 		AS(test_bytes_to_the_guest_wait_for_their_second, set_up_slow),
+		AS(test_what_is_no_byte_does_not_wait_for_its_second, set_up_slow),
 		AS(test_bytes_of_the_guest_wait_for_their_second, set_up_slow),
 		AS(test_the_two_directions_take_turns, set_up_slow),
 		AS(test_a_limit_changes_while_bytes_wait_for_it, set_up_slow),
