@@ -644,6 +644,7 @@ static bool step_reboot(struct test *test)
 {
 	int fd = host_connect(ECHO_PORT, WAIT_MS);
 	uint64_t start = host_now_ms();
+	struct stopwatch watch;
 	bool is_ready;
 
 	agent_tell(&test->agent, "reboot");
@@ -651,7 +652,8 @@ static bool step_reboot(struct test *test)
 	check(test, is_ready && guest_is_reached() && machine_qemu_is_running(&test->machine),
 	      "the guest works again after its reboot (%.1f s), same QEMU, same back-end",
 	      (double)(host_now_ms() - start) / 1000);
-	check(test, fd >= 0 && host_wait_for_end(fd, WAIT_MS) == 0,
+	machine_start_watch(&watch);
+	check(test, fd >= 0 && host_wait_for_end(fd, WAIT_MS) == 0 && is_soon(&watch),
 	      "connections from before the reboot have ended");
 	close(fd);
 	return is_ready;
@@ -699,11 +701,13 @@ static bool step_worker_death(struct test *test)
 static bool step_new_qemu(struct test *test)
 {
 	int fd = host_connect(ECHO_PORT, WAIT_MS);
+	struct stopwatch watch;
 	bool is_ready;
 
+	machine_start_watch(&watch);
 	kill(test->machine.qemu_pid, SIGKILL);
 	machine_wait(&test->machine.qemu_pid, WAIT_MS);
-	check(test, fd >= 0 && host_wait_for_end(fd, WAIT_MS) == 0,
+	check(test, fd >= 0 && host_wait_for_end(fd, WAIT_MS) == 0 && is_soon(&watch),
 	      "connections end when QEMU is killed");
 	close(fd);
 	is_ready = boot(test);
