@@ -15,7 +15,6 @@
 #include <sys/socket.h>
 #include <sys/syscall.h>
 #include <sys/timerfd.h>
-#include <sys/un.h>
 #include <sys/wait.h>
 #include <sysexits.h>
 #include <unistd.h>
@@ -26,10 +25,8 @@
 #include "broker/processes.h"
 #include "broker/reload.h"
 #include "broker/service.h"
+#include "broker/spawner_sockets.h"
 #include "policy/start.h"
-
-#define TYPE_STREAM    1u
-#define TYPE_SEQPACKET 2u
 
 /* What a loop step returns when the loop goes on; else it is an exit code. */
 #define GO_ON (-1)
@@ -258,151 +255,17 @@ static int worker_ended(struct spawner *spawner, struct processes_slot *worker)
 	return send_reply(spawner, &reply, NULL, 0);
 }
 
-/* is_permitted(): one of the two. */
-static int socket_type(uint32_t type)
+static int on_socket(struct spawner *spawner, const struct spawner_request *request, int fd)
 {
-	return type == TYPE_SEQPACKET ? SOCK_SEQPACKET : SOCK_STREAM;
-}
+	struct spawner_reply reply;
+	int fds[SPAWNER_SOCKETS_MAX];
+	size_t n_fds =
+		spawner_sockets_answer(spawner->setup->configuration, request, fd, &reply, fds);
+	int step = send_reply(spawner, &reply, fds, n_fds);
 
-/*
- * A unix socket connects at once or not at all: EAGAIN is a full backlog, EPROTOTYPE
- * a listener of the other type.
- */
-static int connect_uds_path(const struct vm_configuration *vm, uint32_t port, int type, int *ret_fd)
-{
-	struct port_address address = {.family = PORT_UNIX};
-	int len;
-
-	if (!vm->uds_path)
-		return -ENOENT;
-	len = snprintf(address.name, sizeof(address.name), "%s_%" PRIu32, vm->uds_path, port);
-	if (len < 0 || (size_t)len >= sizeof(address.name))
-		return -ENAMETOOLONG;
-	return ports_connect(&address, port, type, ret_fd);
-}
-
-/*
- * What host port `port` is to the VM: what a rule says, else who listens at the
- * uds-path, else the same port of forward-cid. As ports_connect().
- */
-static int connect_host(const struct vm_configuration *vm, uint32_t port, int type, int *ret_fd)
-{
-	const struct port_rule *rule = ports_find(vm->connects, vm->n_connects, port);
-	struct port_address forward = {.family = PORT_VSOCK, .cid = vm->forward_cid};
-	int status;
-
-	if (!ports_pass(&vm->outgoing, port))
-		return -EACCES;
-	if (rule)
-		return ports_connect(&rule->address, port, type, ret_fd);
-	status = connect_uds_path(vm, port, type, ret_fd);
-	if (vm->forward_cid && type == SOCK_STREAM &&
-	    (status == -ENOENT || status == -ECONNREFUSED))
-		return ports_connect(&forward, port, SOCK_STREAM, ret_fd);
-	return status;
-}
-
-/* Whoever made a unix socket listen there; others have no user. */
-static int judge_listener(const struct vm_configuration *vm, int fd)
-{
-	struct peer peer;
-	int status;
-
-	if (!peers_are_limited(&vm->peers))
-		return 0;
-	status = peers_judge(&vm->peers, fd, &peer);
-	if (status == PEERS_E_DENIED)
-		return -SPAWNER_E_PEER;
-	return status == PEERS_E_UNKNOWN ? 0 : status;
-}
-
-static int on_connect(struct spawner *spawner, const struct spawner_request *request)
-{
-	const struct vm_configuration *vm = &spawner->setup->configuration->vms[request->device];
-	struct spawner_reply reply = {
-		.kind = SPAWNER_CONNECTED,
-		.device = request->device,
-		.number = request->number,
-		.token = request->token,
-	};
-	int status;
-
-	AUTO_CLOSE int fd = -1;
-	status = connect_host(vm, request->number, socket_type(request->type), &fd);
-	if (!status)
-		status = judge_listener(vm, fd);
-	reply.error = -status;
-	return send_reply(spawner, &reply, &fd, status == 0 || status == -EINPROGRESS);
-}
-
-/* The socket is only asked, and it may be anything: a front in an attacker's hands sent it. */
-static int on_judge(struct spawner *spawner, const struct spawner_request *request, int fd)
-{
-	struct spawner_reply reply = {
-		.kind = SPAWNER_JUDGED,
-		.device = request->device,
-		.token = request->token,
-	};
-	const struct vm_configuration *vm = &spawner->setup->configuration->vms[request->device];
-	struct peer peer = {0};
-	int status;
-
-	if (fd < 0)
-		return refuse(spawner, reply, EMFILE);
-	/* A reload took it away, with its lists, and the front does not know yet. */
-	if (!vm->guest_cid)
-		return refuse(spawner, reply, ENOENT);
-	status = peers_judge(&vm->peers, fd, &peer);
-	reply.error = status < 0 ? -status : status ? SPAWNER_E_PEER : 0;
-	reply.number = peer.user;
-	reply.program = peer.group;
-	return send_reply(spawner, &reply, NULL, 0);
-}
-
-static bool may_pair(const struct configuration *configuration, uint32_t one, uint32_t other)
-{
-	if (one == other)
-		return configuration->control.path != NULL;
-	return configuration_shares_group(&configuration->vms[one], &configuration->vms[other]);
-}
-
-static int on_pair(struct spawner *spawner, const struct spawner_request *request)
-{
-	struct spawner_reply reply = {
-		.kind = SPAWNER_PAIRED,
-		.device = request->device,
-		.number = request->number,
-		.token = request->token,
-	};
-	int pair[2], step;
-
-	/* They might when the front asked, before it knew of a reload. */
-	if (!may_pair(spawner->setup->configuration, request->device, request->number))
-		return refuse(spawner, reply, EACCES);
-	if (socketpair(AF_UNIX, socket_type(request->type) | SOCK_CLOEXEC | SOCK_NONBLOCK, 0, pair))
-		return refuse(spawner, reply, errno);
-	step = send_reply(spawner, &reply, pair, 2);
-	close(pair[0]);
-	close(pair[1]);
+	for (size_t i = 0; i < n_fds; i++)
+		close(fds[i]);
 	return step;
-}
-
-/*
- * The front may be in an attacker's hands. It knows what it may say; what it
- * may not say it doesn't say by mistake.
- */
-static bool is_permitted_vm(const struct configuration *configuration,
-			    const struct spawner_request *request)
-{
-	if (request->device >= configuration->n_vms ||
-	    (request->type != TYPE_STREAM && request->type != TYPE_SEQPACKET))
-		return false;
-	if (request->kind == SPAWNER_CONNECT)
-		return true;
-	if (request->kind == SPAWNER_JUDGE)
-		return !request->number;
-	return request->number < configuration->n_vms &&
-	       may_pair(configuration, request->device, request->number);
 }
 
 static bool is_bare(const struct spawner_request *request)
@@ -410,6 +273,10 @@ static bool is_bare(const struct spawner_request *request)
 	return !request->device && !request->number && !request->type;
 }
 
+/*
+ * The front may be in an attacker's hands. It knows what it may say; what it
+ * may not say it doesn't say by mistake.
+ */
 static bool is_permitted(const struct spawner *spawner, const struct spawner_request *request)
 {
 	const struct reload *reload = spawner->setup->reload;
@@ -426,9 +293,9 @@ static bool is_permitted(const struct spawner *spawner, const struct spawner_req
 	case SPAWNER_CONNECT:
 	case SPAWNER_JUDGE:
 	case SPAWNER_PAIR:
-		return is_permitted_vm(spawner->setup->configuration, request) ||
+		return spawner_sockets_is_permitted(spawner->setup->configuration, request) ||
 		       (reload && reload->is_pending &&
-			is_permitted_vm(&reload->previous, request));
+			spawner_sockets_is_permitted(&reload->previous, request));
 	case SPAWNER_RELOAD_NOW:
 		return reload && !spawner->owes_reload && is_bare(request);
 	case SPAWNER_READY:
@@ -495,8 +362,6 @@ static int answer(struct spawner *spawner, const struct spawner_request *request
 	case SPAWNER_LOG_LEVEL:
 		log_set_level((int)request->number);
 		return GO_ON;
-	case SPAWNER_PAIR:
-		return on_pair(spawner, request);
 	case SPAWNER_RELOAD_NOW:
 		spawner->wants_reload = true;
 		spawner->owes_reload = true;
@@ -510,14 +375,12 @@ static int answer(struct spawner *spawner, const struct spawner_request *request
 		spawner->awaits_alive = false;
 		service_alive();
 		return GO_ON;
-	case SPAWNER_JUDGE:
-		return on_judge(spawner, request, fd);
 	case SPAWNER_RELOADED:
 		reload_finish(spawner->setup->reload);
 		say_ready(spawner);
 		return GO_ON;
 	default:
-		return on_connect(spawner, request);
+		return on_socket(spawner, request, fd);
 	}
 }
 
