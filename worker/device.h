@@ -7,7 +7,8 @@
  *   device.c      the loop's face: events in, pump, timers
  *   from_guest.c  ring 1: packets of the guest, and what they ask for
  *   to_guest.c    ring 0: control packets, and stream bytes of host programs
- *   host.c        the host-side sockets: handshake, writing, the end
+ *   host.c        the host-side sockets: writing, the end
+ *   host_opening.c  how they come about: handshake, answers, who asked and gave up
  *   seqpacket.c   whole messages, both ways
  *   event.c       ring 2: the transport reset
  *   state.c       a device state, to a pipe or out of one
@@ -292,10 +293,6 @@ bool seqpacket_is_sound(const struct connection *connection);
 void seqpacket_drop(struct device *device, struct connection *connection);
 
 /* host.c */
-/* buf_alloc of a connection of that type whose buffer holds so many bytes. */
-uint32_t host_window(const struct device *device, uint16_t type, uint32_t buffer_len);
-/* Its buffer and its credit. false, and it was told: there is no memory for one more. */
-bool host_open_window(struct device *device, struct connection *connection);
 /*
  * Another guest's worker may have shut its reading down: that shows as the event of a
  * socket that can be written, and it was writable. host_flush() finds out.
@@ -307,23 +304,8 @@ void host_turn_deaf(struct device *device, struct connection *connection);
 /* Ask the socket of a stream, unless it is known, whether its other end reads no more. */
 void host_check_reader(struct device *device, struct connection *connection);
 bool host_watch(struct device *device, const struct connection *connection);
-void host_accepted(struct device *device, const Vsockd__Accepted *accepted, int fd);
-/* Another guest's connection: its ports are known. */
-void host_accepted_sibling(struct device *device, const Vsockd__Accepted *accepted, int fd);
 /* The other guest's end was reset. */
 void host_peer_reset(struct device *device, const Vsockd__PeerReset *reset);
-/* The guest gave up; the front's answer is still to come, what it brings is closed then. */
-void host_abandon(struct device *device, struct connection *connection);
-void host_connected(struct device *device, struct connection *connection,
-		    const Vsockd__Connected *connected, int fd);
-void host_refused(struct device *device, struct connection *connection);
-/* The socket was on its way, and does not get there, or not in time. */
-void host_connect_failed(struct device *device, struct connection *connection, bool is_late);
-void host_read_handshake(struct device *device, struct connection *connection);
-/* The guest accepted: tell the host program, or the front. */
-void host_answer(struct device *device, struct connection *connection);
-void host_handshake_failed(struct device *device, struct connection *connection,
-			   enum report_handshake_reason reason);
 /* Write stream bytes; what the socket does not take goes into the buffer. */
 void host_write(struct device *device, struct connection *connection, struct iovec *parts,
 		size_t n_parts, size_t len);
@@ -342,3 +324,30 @@ void host_fail(struct device *device, struct connection *connection, int error);
 /* The guest is gone: RST if asked for, write what is buffered, then close. */
 void host_drain(struct device *device, struct connection *connection, bool with_rst);
 void host_free_when_done(struct device *device, struct connection *connection);
+/*
+ * The kernel is short of memory, or of places in epoll sets. Bytes may be missing from
+ * here on, so the connection ends, for both sides to see.
+ */
+bool host_is_shortage(int error);
+
+/* host_opening.c */
+/* buf_alloc of a connection of that type whose buffer holds so many bytes. */
+uint32_t host_window(const struct device *device, uint16_t type, uint32_t buffer_len);
+/* Its buffer and its credit. false, and it was told: there is no memory for one more. */
+bool host_open_window(struct device *device, struct connection *connection);
+void host_accepted(struct device *device, const Vsockd__Accepted *accepted, int fd);
+/* Another guest's connection: its ports are known. */
+void host_accepted_sibling(struct device *device, const Vsockd__Accepted *accepted, int fd);
+/* The guest gave up; the front's answer is still to come, what it brings is closed then. */
+void host_abandon(struct device *device, struct connection *connection);
+void host_connected(struct device *device, struct connection *connection,
+		    const Vsockd__Connected *connected, int fd);
+void host_refused(struct device *device, struct connection *connection);
+/* The socket was on its way, and does not get there, or not in time. */
+void host_connect_failed(struct device *device, struct connection *connection, bool is_late);
+void host_read_handshake(struct device *device, struct connection *connection);
+/* The guest accepted: tell the host program, or the front. */
+void host_answer(struct device *device, struct connection *connection);
+void host_handshake_failed(struct device *device, struct connection *connection,
+			   enum report_handshake_reason reason);
+void host_leave_handshake(struct device *device, struct connection *connection);
