@@ -251,7 +251,8 @@ static ssize_t send_guest_message(struct end *end, const uint8_t *bytes, size_t 
 	struct guest_connection *c = end->connection;
 	int result;
 
-	if (!has_room(c, len))
+	/* One that was reset says so, room or not. */
+	if (c->state == GUEST_ESTABLISHED && !has_room(c, len))
 		return -EAGAIN;
 	result = guest_send_message(c, bytes, len, 0, 0);
 	return result < 0 ? result : (ssize_t)len;
@@ -442,6 +443,11 @@ static void take_guest_state(struct end *end)
 	if (c->state == GUEST_ESTABLISHED && end->state == END_OPENING) {
 		end->state = END_OPEN;
 		end->moved_at = now_ms();
+	}
+	/* As Linux gives up, in 2 s: a REQUEST that its worker took along is answered by nobody. */
+	if (end->state == END_OPENING && now_ms() - end->opened_at > RECOVERY && is_excused(end)) {
+		be_reset(end, "not answered");
+		return;
 	}
 	if (c->state != GUEST_CLOSED)
 		return;
