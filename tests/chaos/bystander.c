@@ -35,7 +35,7 @@ static void connect_echo(struct vm *vm)
 	int fd;
 
 	vm->ping = guest_connect_wait(&vm->guest, PACKET_HOST_CID, PORT_ECHO, LIMIT);
-	fd = vm->ping ? host_accept(vm->listeners[2], LIMIT) : -1;
+	fd = vm->ping ? host_accept(vm->listeners[PORT_ECHO - PORT_STREAM], LIMIT) : -1;
 	if (fd < 0)
 		vm_fail(BYSTANDER, "the bystander is not connected");
 	vm->echo = (struct watch){.fd = fd, .events = POLLIN, .ready = send_back};

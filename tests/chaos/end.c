@@ -18,6 +18,12 @@
 #define STREAM_MAX  (1u << 20)
 #define PAUSE_MAX   400 /* ms */
 
+/* Of one way: more than any window of a guest or of vsockd. */
+#define ONE_WAY_MIN (400u << 10)
+
+/* Well beyond a pause of the reader. A wait of the machine counts for nothing. */
+#define CREDIT_LIMIT 5000
+
 /* ---- who is who ---- */
 
 static struct life *life_of(uint64_t id)
@@ -69,17 +75,24 @@ static void begin(struct end *end, enum end_state state, bool is_initiator)
 	end->is_initiator = is_initiator;
 	end->opened_at = end->moved_at = now_ms();
 	shared->n_opened++;
+	if (end->is_one_way)
+		end->out.len = is_initiator ? ONE_WAY_MIN + draw(&end->dice, STREAM_MAX) : 1;
 }
 
-void end_init(struct end *end, size_t vm, size_t peer_vm, struct dice *dice, bool has_messages)
+void end_init(struct end *end, size_t vm, size_t peer_vm, struct dice *dice, enum end_kind kind)
 {
-	*end = (struct end){.vm = vm, .peer_vm = peer_vm, .has_messages = has_messages};
+	*end = (struct end){
+		.vm = vm,
+		.peer_vm = peer_vm,
+		.has_messages = kind == END_MESSAGES,
+		.is_one_way = kind == END_ONE_WAY,
+	};
 	end->watch.fd = -1;
 	end->out = (struct end_header){.magic = MAGIC, .id = new_life(vm)};
 	end->dice = dice_of(dice->state, end->out.id);
 	/* Mostly short, now and then long. */
 	end->out.len = draw(dice, STREAM_MAX >> draw(dice, 12)) + 1;
-	if (has_messages)
+	if (end->has_messages)
 		end->out.n = 1 + draw(dice, 1u << draw(dice, 8));
 	end->shuts_down = draw(dice, 2);
 	end->packet_size = 0;
@@ -117,7 +130,10 @@ void end_describe(const struct end *end, char *ret_text, size_t size)
 		"%s end %zu.%llu of VM %zu, %s, %s, %s: sent %llu of %llu, got %llu of %llu from "
 		"%llx, open for %lld ms, still for %lld ms%s%s",
 		c ? "guest" : "host", end->vm, (unsigned long long)(end->out.id & 0xffffffffffff),
-		end->vm, end->has_messages ? "messages" : "stream",
+		end->vm,
+		end->has_messages ? "messages"
+		: end->is_one_way ? "one way"
+				  : "stream",
 		end->is_initiator ? "asked" : "accepted", states[end->state],
 		(unsigned long long)end->n_out,
 		(unsigned long long)(end->has_messages ? end->out.n : end->out.len + HEADER_LEN),
@@ -507,7 +523,18 @@ void end_step(struct end *end)
 		choose_events(end);
 }
 
+/* For too long, and of a VM to which nobody does anything: nothing else is waited for. */
+static bool has_waited_for_credit(const struct end *end)
+{
+	int64_t since = shared->last_slow > end->moved_at ? shared->last_slow : end->moved_at;
+
+	return end->is_one_way && end->state == END_OPEN && end->vm == BYSTANDER &&
+	       now_ms() - since > CREDIT_LIMIT;
+}
+
 bool end_is_stuck(const struct end *end)
 {
-	return end->state != END_OVER && now_ms() - end->moved_at > LIMIT;
+	if (end->state == END_OVER)
+		return false;
+	return has_waited_for_credit(end) || now_ms() - end->moved_at > LIMIT;
 }

@@ -7,6 +7,10 @@
  * the other end, which may be in another process, sees any byte that is wrong, lost, twice
  * there or out of order. Of SOCK_SEQPACKET each message has such a header.
  *
+ * A stream of which only one direction carries bytes, and more than may be unread, goes on
+ * by what its reader says of its credit and by nothing else. So of the bystander, whom nobody
+ * holds up, it has to move soon.
+ *
  * An end is over when both directions are complete and the connection was closed in an
  * orderly way, or when it was reset, which is an error unless somebody may have done it.
  */
@@ -17,6 +21,14 @@
 #include "tests/chaos/shared.h"
 #include "tests/frontend/guest.h"
 #include "tests/frontend/socket.h"
+
+/* In the order of the ports. */
+enum end_kind {
+	END_STREAM,
+	END_MESSAGES,
+	END_ONE_WAY, /* from who asked to who accepted, who sends its name alone */
+	END_KINDS,
+};
 
 enum end_state {
 	END_OPENING, /* asked for, not answered */
@@ -34,7 +46,7 @@ struct end {
 	struct watch watch;		     /* of a host program; its fd -1: a guest's */
 	struct guest_connection *connection; /* of a guest */
 	size_t vm, peer_vm;		     /* whose faults may reset it */
-	bool has_messages, is_initiator;
+	bool has_messages, is_one_way, is_initiator;
 	enum end_state state;
 	struct end_header out, in;
 	bool has_in;	      /* the header was read */
@@ -49,7 +61,7 @@ struct end {
 };
 
 /* Takes over the fd or the connection. dice decides what will be sent. */
-void end_init(struct end *end, size_t vm, size_t peer_vm, struct dice *dice, bool has_messages);
+void end_init(struct end *end, size_t vm, size_t peer_vm, struct dice *dice, enum end_kind kind);
 void end_be_guest(struct end *end, struct guest_connection *connection, bool is_initiator);
 void end_be_host(struct end *end, int fd, bool is_initiator);
 

@@ -130,19 +130,20 @@ static void start_guest(struct vm *vm)
 		guest_watch(&vm->guest, &vm->ends[i]->watch);
 	guest_listen(&vm->guest, PORT_STREAM);
 	guest_listen_messages(&vm->guest, PORT_MESSAGES);
+	guest_listen(&vm->guest, PORT_ONE_WAY);
 	if (vm->number != BYSTANDER)
 		fault_end(vm->number);
 }
 
 /* ---- connections ---- */
 
-static struct end *new_end(struct vm *vm, size_t peer_vm, bool has_messages)
+static struct end *new_end(struct vm *vm, size_t peer_vm, enum end_kind kind)
 {
 	struct end *end = calloc(1, sizeof(*end));
 
 	if (!end)
 		vm_fail(vm->number, "no memory");
-	end_init(end, vm->number, peer_vm, &vm->dice, has_messages);
+	end_init(end, vm->number, peer_vm, &vm->dice, kind);
 	vm->ends[vm->n_ends++] = end;
 	shared->vms[vm->number].n_ends = vm->n_ends;
 	return end;
@@ -154,7 +155,8 @@ static void add_guest_end(struct vm *vm, struct guest_connection *connection, bo
 			      ? vm->number
 			      : (size_t)(connection->peer_cid - vm_cid(0));
 	const struct guest_layout *layout = &connection->layout;
-	struct end *end = new_end(vm, peer, connection->type == PACKET_SEQPACKET);
+	uint32_t port = is_initiator ? connection->peer_port : connection->port;
+	struct end *end = new_end(vm, peer, (enum end_kind)(port - PORT_STREAM));
 
 	/* A packet in pieces has to fit the smallest ring. */
 	if (layout->piece_len)
@@ -162,12 +164,14 @@ static void add_guest_end(struct vm *vm, struct guest_connection *connection, bo
 	else if (draw(&vm->dice, 4) == 0)
 		/* A message has to fit those that may be in flight. */
 		connection->packet_size = (end->has_messages ? 1500 : 1) + draw(&vm->dice, 3000);
+	if (end->is_one_way)
+		connection->buf_alloc = 4096u << draw(&vm->dice, 6);
 	end_be_guest(end, connection, is_initiator);
 }
 
-static void add_host_end(struct vm *vm, int fd, bool has_messages, bool is_initiator)
+static void add_host_end(struct vm *vm, int fd, enum end_kind kind, bool is_initiator)
 {
-	struct end *end = new_end(vm, vm->number, has_messages);
+	struct end *end = new_end(vm, vm->number, kind);
 
 	end_be_host(end, fd, is_initiator);
 	guest_watch(&vm->guest, &end->watch);
@@ -185,8 +189,9 @@ static uint64_t draw_peer(struct vm *vm)
 
 static void open_connection(struct vm *vm)
 {
-	bool has_messages = draw(&vm->dice, 3) == 0;
-	uint32_t port = has_messages ? PORT_MESSAGES : PORT_STREAM;
+	enum end_kind kind = (enum end_kind)draw(&vm->dice, END_KINDS);
+	bool has_messages = kind == END_MESSAGES;
+	uint32_t port = PORT_STREAM + kind;
 	struct guest_connection *connection;
 	int fd;
 
@@ -197,7 +202,7 @@ static void open_connection(struct vm *vm)
 			vm_fail(vm->number, "a host program cannot connect: %s", strerror(-fd));
 		if (fd < 0)
 			return;
-		add_host_end(vm, fd, has_messages, true);
+		add_host_end(vm, fd, kind, true);
 		return;
 	}
 	connection = has_messages ? guest_connect_messages(&vm->guest, draw_peer(vm), port)
@@ -211,7 +216,7 @@ static void accept_all(struct vm *vm)
 {
 	struct guest_connection *connection;
 
-	for (uint32_t i = 0; i < 2; i++) {
+	for (uint32_t i = 0; i < END_KINDS; i++) {
 		while (vm->n_ends < ENDS_MAX &&
 		       (connection = guest_accept(&vm->guest, PORT_STREAM + i)))
 			add_guest_end(vm, connection, false);
@@ -221,7 +226,7 @@ static void accept_all(struct vm *vm)
 
 			if (fd < 0)
 				break;
-			add_host_end(vm, fd, i == 1, false);
+			add_host_end(vm, fd, (enum end_kind)i, false);
 		}
 	}
 }
@@ -231,7 +236,7 @@ static void refuse_all(struct vm *vm)
 {
 	int fd;
 
-	for (size_t i = 0; i < 3; i++)
+	for (size_t i = 0; i < PORTS; i++)
 		while ((fd = accept4(vm->listeners[i], NULL, NULL, SOCK_CLOEXEC)) >= 0)
 			close(fd);
 }
@@ -334,7 +339,7 @@ static void step(struct vm *vm)
 
 static void listen_at(struct vm *vm)
 {
-	for (uint32_t i = 0; i < 3; i++) {
+	for (uint32_t i = 0; i < PORTS; i++) {
 		uint32_t port = PORT_STREAM + i;
 
 		vm->listeners[i] = port == PORT_MESSAGES ? host_listen_messages(vm->uds_path, port)

@@ -15,7 +15,7 @@
 #define ENDS_MAX 40
 
 /* Where host programs listen; the guest listens at the same ports. */
-enum { PORT_STREAM = 7000, PORT_MESSAGES, PORT_ECHO };
+enum { PORT_STREAM = 7000, PORT_MESSAGES, PORT_ONE_WAY, PORT_ECHO, PORTS = 4 };
 
 /* What vsockctl is doing for this VM, beside its bytes. */
 struct errand {
@@ -31,7 +31,7 @@ struct vm {
 	size_t number;
 	struct dice dice;
 	char socket[128], uds_path[128], control[128], cid[8];
-	int listeners[3];
+	int listeners[PORTS];
 	struct guest guest;
 	bool has_guest;
 	uint64_t n_resets_seen; /* of the transport */
