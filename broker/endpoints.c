@@ -45,6 +45,7 @@ void endpoints_resize(struct endpoints *endpoints, uint32_t n_max)
 {
 	for (uint32_t i = 0; i < n_max; i++) {
 		endpoints->all[i].fd = -1;
+		endpoints->all[i].peer_fd = -1;
 		endpoints->all[i].next = i + 1 < n_max ? i + 1 : ENDPOINT_NONE;
 	}
 	endpoints->n_max = n_max;
@@ -67,6 +68,7 @@ uint32_t endpoints_take(struct endpoints *endpoints, enum endpoint_state state)
 		.generation = (uint16_t)(endpoint->generation + 1),
 		.type = ENDPOINT_STREAM,
 		.fd = -1,
+		.peer_fd = -1,
 		.cid = ENDPOINT_HOST_CID,
 		.other = ENDPOINT_NONE,
 		.next = ENDPOINT_NONE,
@@ -74,11 +76,19 @@ uint32_t endpoints_take(struct endpoints *endpoints, enum endpoint_state state)
 	return index;
 }
 
+static void close_peer(struct endpoint *endpoint)
+{
+	if (endpoint->peer_fd >= 0)
+		close(endpoint->peer_fd);
+	endpoint->peer_fd = -1;
+}
+
 static void close_fd(struct endpoint *endpoint)
 {
 	if (endpoint->fd >= 0)
 		close(endpoint->fd);
 	endpoint->fd = -1;
+	close_peer(endpoint);
 }
 
 void endpoints_release(struct endpoints *endpoints, uint32_t index)
@@ -120,6 +130,7 @@ void endpoints_told(struct endpoints *endpoints)
 		endpoint->state = ENDPOINT_RESETTING;
 		return;
 	case ENDPOINT_ENDING:
+		close_peer(endpoint);
 		endpoint->state = ENDPOINT_OPEN;
 		return;
 	case ENDPOINT_GONE:
@@ -199,15 +210,19 @@ static void refuse(struct endpoint *endpoint, int status)
 	endpoint->state = ENDPOINT_REFUSED;
 }
 
-void endpoints_end(struct endpoints *endpoints, uint32_t index)
+void endpoints_end(struct endpoints *endpoints, uint32_t index, int peer_fd)
 {
 	struct endpoint *endpoint = &endpoints->all[index];
 
-	switch (endpoint->state) {
-	case ENDPOINT_OPEN:
+	if (endpoint->state == ENDPOINT_OPEN) {
 		endpoint->state = ENDPOINT_ENDING;
+		endpoint->peer_fd = peer_fd;
 		endpoints_tell(endpoints, index);
 		return;
+	}
+	if (peer_fd >= 0)
+		close(peer_fd);
+	switch (endpoint->state) {
 	case ENDPOINT_CONNECTING:
 		refuse(endpoint, -ECONNREFUSED);
 		endpoints_tell(endpoints, index);

@@ -47,6 +47,7 @@ struct endpoint {
 	bool is_answered;    /* an accepted one of a pair: this guest has accepted it, too */
 	uint16_t generation; /* a late answer of the spawner is told apart by it */
 	int fd;		     /* owned; -1: none */
+	int peer_fd;	     /* of an ENDING one: owned, the other end of the pair; -1: none */
 	uint32_t request;    /* the worker's name for a CONNECTING one */
 	uint32_t cid;	     /* who is at the other end: the host, or a guest */
 	uint32_t client;     /* of the control socket, who has the other end; 0: nobody */
@@ -117,9 +118,11 @@ void endpoints_refusal_told(struct endpoints *endpoints, uint32_t request);
 
 /*
  * The other end of the pair was reset, or refused it: the fd is closed where the
- * worker has no other, and the worker is told if it is to know.
+ * worker has no other, and the worker is told if it is to know. peer_fd, that other end
+ * or -1, becomes the entry's: it is closed at once, or behind what the worker is
+ * told, which without a word would take its end for an orderly one.
  */
-void endpoints_end(struct endpoints *endpoints, uint32_t index);
+void endpoints_end(struct endpoints *endpoints, uint32_t index, int peer_fd);
 
 /*
  * The worker died. Every fd is closed; what the guest knows of is LOST and

@@ -235,8 +235,10 @@ static void cut_and_end(struct device *device, struct endpoint *endpoint)
 {
 	struct device *to = other_device(device, endpoint);
 	const struct endpoint *other = cut(device, endpoint);
+	int fd = endpoint->fd;
 
-	endpoints_end(&to->endpoints, (uint32_t)(other - to->endpoints.all));
+	endpoint->fd = -1;
+	endpoints_end(&to->endpoints, (uint32_t)(other - to->endpoints.all), fd);
 	device_tell_endpoints(to);
 }
 
@@ -284,7 +286,7 @@ const char *siblings_cancel(struct device *device, uint32_t request)
 		let_go(device, endpoint);
 	else
 		cut_and_end(device, endpoint);
-	endpoints_end(&device->endpoints, index);
+	endpoints_end(&device->endpoints, index, -1);
 	device_tell_endpoints(device);
 	return NULL;
 }

@@ -583,6 +583,26 @@ static void test_the_end_of_a_worker_resets_the_other_end(void **state)
 	}
 }
 
+/* Its worker sees the end of the socket before it may be told what end that was. */
+static void test_a_guest_that_is_stopped_hears_of_a_reset_when_it_goes_on(void **state)
+{
+	struct two two = start_guests(*state);
+
+	for (size_t dies = 0; dies < 2; dies++) {
+		struct joined joined = join(&two, 0, PORT);
+		size_t stops = 1 - dies;
+
+		assert_int_equal(guest_stop(two.guests[stops]), 0);
+		/* So that the first ring runs as soon as it starts. */
+		assert_int_equal(guest_enable(two.guests[stops], true), 0);
+		kill_worker(two.setup, dies);
+		assert_int_equal(guest_wait_state(joined.ends[dies], GUEST_CLOSED, LIMIT), 0);
+		assert_int_equal(guest_resume(two.guests[stops]), 0);
+		wait_reset(&two, joined.ends[0]);
+		wait_reset(&two, joined.ends[1]);
+	}
+}
+
 static void test_a_request_to_a_guest_without_a_worker_waits_for_the_next(void **state)
 {
 	struct two two = start_guests(*state);
@@ -773,6 +793,7 @@ int main(void)
 		TWO(test_a_slow_receiver_holds_the_sender_up_and_costs_little),
 		TWO(test_many_connections_come_and_go),
 		TWO(test_the_end_of_a_worker_resets_the_other_end),
+		TWO(test_a_guest_that_is_stopped_hears_of_a_reset_when_it_goes_on),
 		TWO(test_a_request_to_a_guest_without_a_worker_waits_for_the_next),
 		TWO(test_a_device_that_is_reset_resets_the_other_end),
 		TWO(test_a_vmm_that_leaves_resets_the_other_end),

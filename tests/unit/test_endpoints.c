@@ -306,14 +306,17 @@ static uint32_t accepted_sibling(void)
 static void test_the_worker_is_told_that_the_other_end_was_reset(void **state)
 {
 	uint32_t index = accepted_sibling();
-	int fd = table.all[index].fd;
+	int fd = table.all[index].fd, peer_fd = dup(fd);
 
 	(void)state;
 	endpoints_told(&table);
-	endpoints_end(&table, index);
+	endpoints_end(&table, index, peer_fd);
 	assert_non_null(endpoints_find(&table, index, ENDPOINT_ENDING));
 	assert_int_equal(endpoints_untold(&table), index);
+	/* Not before: its end would be an orderly one. */
+	assert_true(is_open(peer_fd));
 	endpoints_told(&table);
+	assert_false(is_open(peer_fd));
 	/* Its own end is the worker's to close. */
 	assert_non_null(endpoints_find(&table, index, ENDPOINT_OPEN));
 	assert_true(is_open(fd));
@@ -326,13 +329,14 @@ static void test_the_worker_is_told_that_the_other_end_was_reset(void **state)
 static void test_what_the_worker_closed_meanwhile_it_is_not_told_of(void **state)
 {
 	uint32_t index = accepted_sibling();
-	int fd = table.all[index].fd;
+	int fd = table.all[index].fd, peer_fd = dup(fd);
 
 	(void)state;
 	endpoints_told(&table);
-	endpoints_end(&table, index);
+	endpoints_end(&table, index, peer_fd);
 	assert_true(endpoints_closed(&table, index));
 	assert_false(is_open(fd));
+	assert_false(is_open(peer_fd));
 	assert_false(endpoints_closed(&table, index));
 	/* It stands in the list, and its place is not given to anybody before its turn. */
 	assert_non_null(endpoints_find(&table, index, ENDPOINT_GONE));
@@ -345,7 +349,7 @@ static void test_what_the_worker_closed_meanwhile_it_is_not_told_of(void **state
 static void test_an_end_that_the_worker_has_not_got_is_closed(void **state)
 {
 	uint32_t asked = accepted_sibling(), asking, answered;
-	int fds[3] = {table.all[asked].fd};
+	int fds[6] = {table.all[asked].fd};
 
 	(void)state;
 	asking = connecting(1, 1001); /* the other guest refuses */
@@ -355,10 +359,12 @@ static void test_an_end_that_the_worker_has_not_got_is_closed(void **state)
 	table.all[answered].state = ENDPOINT_WAITING;
 	endpoints_tell(&table, answered);
 
-	endpoints_end(&table, asked);
-	endpoints_end(&table, asking);
-	endpoints_end(&table, answered);
-	for (size_t i = 0; i < 3; i++)
+	for (size_t i = 3; i < 6; i++)
+		fds[i] = dup(fds[i - 3]);
+	endpoints_end(&table, asked, fds[3]);
+	endpoints_end(&table, asking, fds[4]);
+	endpoints_end(&table, answered, fds[5]);
+	for (size_t i = 0; i < 6; i++)
 		assert_false(is_open(fds[i]));
 	assert_non_null(endpoints_find(&table, asked, ENDPOINT_GONE));
 	assert_non_null(endpoints_find(&table, asking, ENDPOINT_REFUSED));
@@ -376,13 +382,16 @@ static void test_an_end_that_the_worker_has_not_got_is_closed(void **state)
 static void test_a_dead_worker_owes_no_reset_of_what_is_gone(void **state)
 {
 	uint32_t ending = accepted_sibling(), gone;
+	int peer_fd;
 
 	(void)state;
 	endpoints_told(&table);
-	endpoints_end(&table, ending);
+	peer_fd = dup(table.all[ending].fd);
+	endpoints_end(&table, ending, peer_fd);
 	gone = accepted_sibling();
-	endpoints_end(&table, gone);
+	endpoints_end(&table, gone, -1);
 	assert_int_equal(endpoints_lose(&table), 1);
+	assert_false(is_open(peer_fd));
 	assert_int_equal(table.n_used, 1);
 	assert_non_null(endpoints_find(&table, ending, ENDPOINT_LOST));
 	assert_int_equal(endpoints_untold(&table), ending);
