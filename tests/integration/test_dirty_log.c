@@ -175,7 +175,7 @@ static uint8_t *copy_memory(const struct guest *guest)
 static struct guest *start_logged(struct setup *setup, uint64_t features,
 				  struct guest_layout layout, uint32_t rx_buffer_size)
 {
-	return setup_guest(
+	struct guest *guest = setup_guest(
 		setup, 0,
 		(struct guest_options){
 			.style = GUEST_LIKE_CROSVM,
@@ -189,6 +189,10 @@ static struct guest *start_logged(struct setup *setup, uint64_t features,
 			.is_prefilled = true,
 			.holds_events = true,
 		});
+
+	/* What the device writes once at the start is not what is looked for. */
+	setup_settle(setup);
+	return guest;
 }
 
 /* More packets than used elements lie in one page, and long ones. */
