@@ -129,8 +129,18 @@ static void take_limits(struct device *device)
 		endpoints_resize(&device->endpoints, configuration->max_connections);
 }
 
-void device_open_session(struct device *device, int socket)
+bool device_open_session(struct device *device, int socket)
 {
+	int r = front_watch(device->front, EPOLL_CTL_ADD, socket, EPOLLIN | EPOLLOUT | EPOLLET,
+			    FRONT_EVENT_FRONTEND, device->index);
+
+	/* Nobody would hear what it says: the end tells it, and it may come again. */
+	if (r < 0) {
+		device_log(device, LOG_ERR, "front-end refused: its socket cannot be watched: %s",
+			   strerror(-r));
+		close(socket);
+		return false;
+	}
 	take_limits(device);
 	frontend_init(&device->frontend, socket);
 	session_init(&device->session, device->configuration->guest_cid, SESSION_FEATURES,
@@ -139,11 +149,8 @@ void device_open_session(struct device *device, int socket)
 	device->has_frontend = true;
 	device->frontend_since = device->front->now;
 	device->has_more = true;
-	if (front_watch(device->front, EPOLL_CTL_ADD, socket, EPOLLIN | EPOLLOUT | EPOLLET,
-			FRONT_EVENT_FRONTEND, device->index) < 0)
-		log_event(LOG_ERR, device->configuration->guest_cid,
-			  "cannot watch the front-end's socket");
 	device_log(device, LOG_INFO | LOG_AS(LOG_ID_FRONTEND_CONNECTED), "front-end connected");
+	return true;
 }
 
 int *device_listener(struct device *device, size_t number)
@@ -267,7 +274,7 @@ void device_accept_frontend(struct device *device)
 		return;
 	socket = device_accept_socket(device, device->listener);
 	if (socket >= 0)
-		device_open_session(device, socket);
+		(void)device_open_session(device, socket);
 	device_update(device);
 }
 

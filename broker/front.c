@@ -229,9 +229,8 @@ static bool begin_device(struct device *device, const struct vm_configuration *c
 		if (sockets->all[number].is_passed)
 			device_resume(device);
 	}
-	if (sockets->is_connected)
-		device_open_session(device, sockets->all[SOCKET_FRONTEND].fd);
-	return true;
+	return !sockets->is_connected ||
+	       device_open_session(device, sockets->all[SOCKET_FRONTEND].fd);
 }
 
 /*

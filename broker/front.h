@@ -462,7 +462,8 @@ void device_clear(struct device *device, struct front *front, uint32_t index);
 void device_configure(struct device *device, const struct vm_configuration *configuration);
 /* The limits that hold at once are those of the configuration: its worker is told next. */
 void device_renew_limits(struct device *device);
-void device_open_session(struct device *device, int socket);
+/* Owns the socket. false, and it was logged: it is closed, there is no session. */
+bool device_open_session(struct device *device, int socket);
 /* A predecessor served it a moment ago: host programs wait for a front-end for a while. */
 void device_resume(struct device *device);
 /* The session ends and the listeners are closed, but those that another device gets. */
