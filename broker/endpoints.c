@@ -53,12 +53,17 @@ void endpoints_resize(struct endpoints *endpoints, uint32_t n_max)
 	forget_queues(endpoints);
 }
 
+bool endpoints_are_full(const struct endpoints *endpoints)
+{
+	return endpoints->n_used + endpoints->n_peers >= endpoints->n_max;
+}
+
 uint32_t endpoints_take(struct endpoints *endpoints, enum endpoint_state state)
 {
 	uint32_t index = endpoints->first_free;
 	struct endpoint *endpoint;
 
-	if (index == ENDPOINT_NONE)
+	if (endpoints_are_full(endpoints))
 		return ENDPOINT_NONE;
 	endpoint = &endpoints->all[index];
 	endpoints->first_free = endpoint->next;
@@ -76,26 +81,28 @@ uint32_t endpoints_take(struct endpoints *endpoints, enum endpoint_state state)
 	return index;
 }
 
-static void close_peer(struct endpoint *endpoint)
+static void close_peer(struct endpoints *endpoints, struct endpoint *endpoint)
 {
-	if (endpoint->peer_fd >= 0)
-		close(endpoint->peer_fd);
+	if (endpoint->peer_fd < 0)
+		return;
+	close(endpoint->peer_fd);
 	endpoint->peer_fd = -1;
+	endpoints->n_peers--;
 }
 
-static void close_fd(struct endpoint *endpoint)
+static void close_fd(struct endpoints *endpoints, struct endpoint *endpoint)
 {
 	if (endpoint->fd >= 0)
 		close(endpoint->fd);
 	endpoint->fd = -1;
-	close_peer(endpoint);
+	close_peer(endpoints, endpoint);
 }
 
 void endpoints_release(struct endpoints *endpoints, uint32_t index)
 {
 	struct endpoint *endpoint = &endpoints->all[index];
 
-	close_fd(endpoint);
+	close_fd(endpoints, endpoint);
 	endpoint->state = ENDPOINT_FREE;
 	endpoint->next = endpoints->first_free;
 	endpoints->first_free = index;
@@ -130,7 +137,7 @@ void endpoints_told(struct endpoints *endpoints)
 		endpoint->state = ENDPOINT_RESETTING;
 		return;
 	case ENDPOINT_ENDING:
-		close_peer(endpoint);
+		close_peer(endpoints, endpoint);
 		endpoint->state = ENDPOINT_OPEN;
 		return;
 	case ENDPOINT_GONE:
@@ -173,7 +180,7 @@ bool endpoints_closed(struct endpoints *endpoints, uint32_t index)
 		endpoints_release(endpoints, index);
 		return true;
 	case ENDPOINT_ENDING:
-		close_fd(endpoint);
+		close_fd(endpoints, endpoint);
 		endpoint->state = ENDPOINT_GONE;
 		return true;
 	default:
@@ -203,9 +210,9 @@ void endpoints_refusal_told(struct endpoints *endpoints, uint32_t request)
 	endpoints->n_refusals--;
 }
 
-static void refuse(struct endpoint *endpoint, int status)
+static void refuse(struct endpoints *endpoints, struct endpoint *endpoint, int status)
 {
-	close_fd(endpoint);
+	close_fd(endpoints, endpoint);
 	endpoint->status = status;
 	endpoint->state = ENDPOINT_REFUSED;
 }
@@ -214,25 +221,27 @@ void endpoints_end(struct endpoints *endpoints, uint32_t index, int peer_fd)
 {
 	struct endpoint *endpoint = &endpoints->all[index];
 
-	if (endpoint->state == ENDPOINT_OPEN) {
-		endpoint->state = ENDPOINT_ENDING;
+	if (peer_fd >= 0 && endpoint->state == ENDPOINT_OPEN && !endpoints_are_full(endpoints)) {
 		endpoint->peer_fd = peer_fd;
+		endpoints->n_peers++;
+	} else if (peer_fd >= 0) {
+		close(peer_fd);
+	}
+	switch (endpoint->state) {
+	case ENDPOINT_OPEN:
+		endpoint->state = ENDPOINT_ENDING;
 		endpoints_tell(endpoints, index);
 		return;
-	}
-	if (peer_fd >= 0)
-		close(peer_fd);
-	switch (endpoint->state) {
 	case ENDPOINT_CONNECTING:
-		refuse(endpoint, -ECONNREFUSED);
+		refuse(endpoints, endpoint, -ECONNREFUSED);
 		endpoints_tell(endpoints, index);
 		return;
 	case ENDPOINT_WAITING: /* stands in the list */
 		if (!endpoint->is_accepted) {
-			refuse(endpoint, -ECONNRESET);
+			refuse(endpoints, endpoint, -ECONNRESET);
 			return;
 		}
-		close_fd(endpoint);
+		close_fd(endpoints, endpoint);
 		endpoint->state = ENDPOINT_GONE;
 		return;
 	default:
@@ -255,7 +264,7 @@ uint32_t endpoints_lose(struct endpoints *endpoints)
 			endpoints_release(endpoints, i);
 			continue;
 		}
-		close_fd(endpoint);
+		close_fd(endpoints, endpoint);
 		endpoint->state = ENDPOINT_LOST;
 		endpoints_tell(endpoints, i);
 	}

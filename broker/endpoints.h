@@ -70,6 +70,7 @@ struct endpoints {
 	/* By the worker's number, 2 * n_max of them; ENDPOINT_NONE: free, or ENDPOINT_REFUSAL. */
 	uint32_t *requests;
 	uint32_t n_refusals;
+	uint32_t n_peers; /* entries with a peer_fd */
 };
 
 /* Allocates the table. false when there is no memory. */
@@ -84,7 +85,13 @@ uint64_t endpoints_memory(uint32_t n_most);
 void endpoints_place(struct endpoints *endpoints, void *memory, uint32_t n_most);
 void endpoints_resize(struct endpoints *endpoints, uint32_t n_max);
 
-/* A free entry, now in state; ENDPOINT_NONE when all are in use. */
+/*
+ * Whether there may be no more: as many files are counted for a device as it may have
+ * entries, and one with a peer_fd takes two.
+ */
+bool endpoints_are_full(const struct endpoints *endpoints);
+
+/* A free entry, now in state; ENDPOINT_NONE when the table is full. */
 uint32_t endpoints_take(struct endpoints *endpoints, enum endpoint_state state);
 
 /* Close the fd, free the entry. */
@@ -120,7 +127,8 @@ void endpoints_refusal_told(struct endpoints *endpoints, uint32_t request);
  * The other end of the pair was reset, or refused it: the fd is closed where the
  * worker has no other, and the worker is told if it is to know. peer_fd, that other end
  * or -1, becomes the entry's: it is closed at once, or behind what the worker is
- * told, which without a word would take its end for an orderly one.
+ * told, which without a word would take its end for an orderly one; at once, too,
+ * when the table is full.
  */
 void endpoints_end(struct endpoints *endpoints, uint32_t index, int peer_fd);
 

@@ -109,7 +109,7 @@ static const char *why_not(const struct device *to)
 		return "that guest has no driver for vsock (yet)";
 	if (to->has_failed)
 		return "that guest's device has failed";
-	if (to->endpoints.first_free == ENDPOINT_NONE)
+	if (endpoints_are_full(&to->endpoints))
 		return "that guest has as many connections as there may be";
 	/* A guest that answers none must not fill its table with them. */
 	if (to->n_unanswered >= to->configuration->max_handshakes)

@@ -346,6 +346,30 @@ static void test_what_the_worker_closed_meanwhile_it_is_not_told_of(void **state
 	assert_int_equal(endpoints_untold(&table), ENDPOINT_NONE);
 }
 
+/* Or guests that work together could keep more files open than were counted. */
+static void test_an_other_end_takes_the_place_of_an_entry(void **state)
+{
+	uint32_t indices[N - 1];
+	int peers[N - 1];
+
+	(void)state;
+	for (size_t i = 0; i < N - 1; i++) {
+		indices[i] = accepted_sibling();
+		endpoints_told(&table);
+	}
+	for (size_t i = 0; i < N - 1; i++) {
+		peers[i] = fcntl(table.all[indices[i]].fd, F_DUPFD_CLOEXEC, 100 + (int)i);
+		endpoints_end(&table, indices[i], peers[i]);
+	}
+	assert_true(is_open(peers[0]));
+	assert_false(is_open(peers[1]));
+	assert_true(endpoints_are_full(&table));
+	assert_int_equal(endpoints_take(&table, ENDPOINT_CONNECTING), ENDPOINT_NONE);
+	endpoints_told(&table);
+	assert_false(is_open(peers[0]));
+	take(ENDPOINT_CONNECTING);
+}
+
 static void test_an_end_that_the_worker_has_not_got_is_closed(void **state)
 {
 	uint32_t asked = accepted_sibling(), asking, answered;
@@ -450,6 +474,7 @@ int main(void)
 		TEST(test_a_reset_is_owed_until_a_worker_lived_to_send_it),
 		TEST(test_the_worker_is_told_that_the_other_end_was_reset),
 		TEST(test_what_the_worker_closed_meanwhile_it_is_not_told_of),
+		TEST(test_an_other_end_takes_the_place_of_an_entry),
 		TEST(test_an_end_that_the_worker_has_not_got_is_closed),
 		TEST(test_a_dead_worker_owes_no_reset_of_what_is_gone),
 		TEST(test_clear_leaves_nothing),
