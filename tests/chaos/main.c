@@ -7,6 +7,8 @@
  * service manager and the operator of vsockd; from time to time it brings all to rest and
  * looks whether anything was left behind. $VSOCKD, $VSOCKD_WORKER and $VSOCKCTL are run.
  *
+ * SIGTERM ends it early: with all that is looked at in the end.
+ *
  * The seed decides what each process does, in its order; how the processes' turns fall in
  * time is not in it.
  */
@@ -46,6 +48,8 @@ static struct {
 	int64_t ends_at, next_progress, next_rest, next_restart, next_kill;
 	struct tool tool;
 } c;
+
+static volatile sig_atomic_t is_to_end;
 
 /* ---- a wait, in which the others are looked after ---- */
 
@@ -410,7 +414,7 @@ static void run(void)
 {
 	c.next_rest = now_ms() + REST_MS;
 	c.next_restart = now_ms() + RESTART_MS / 2;
-	while (now_ms() < c.ends_at) {
+	while (now_ms() < c.ends_at && !is_to_end) {
 		look_after((int)draw(&c.dice, 800));
 		if (now_ms() >= c.next_restart) {
 			restart();
@@ -502,7 +506,8 @@ static void show_failure(void)
 
 static void show_summary(void)
 {
-	printf("seed %" PRIu64 ":", shared->seed);
+	printf("seed %" PRIu64 ", %lld s:", shared->seed,
+	       (long long)(now_ms() - shared->began_at) / 1000);
 	for (size_t i = 0; i < OPERATIONS; i++)
 		printf("%s %s %" PRIu64, i ? "," : "", operation_names[i], shared->n_operations[i]);
 	printf("\nok - no byte was wrong, lost, or came twice: %" PRIu64 " bytes, %" PRIu64
@@ -539,6 +544,12 @@ static void finish(void)
 	tell_failure("the log has \"%s\"", found);
 }
 
+static void end_early(int signal)
+{
+	(void)signal;
+	is_to_end = 1;
+}
+
 static bool parse(int argc, char **argv, int64_t *ret_ms, uint64_t *ret_seed)
 {
 	*ret_ms = 60000;
@@ -573,6 +584,8 @@ int main(int argc, char **argv)
 	c.next_progress = now_ms() + PROGRESS_MS;
 	snprintf(shared->directory, sizeof(shared->directory), "%s", c.manager->daemon.directory);
 	printf("seed %" PRIu64 "\n", seed);
+	sigaction(SIGTERM, &(struct sigaction){.sa_handler = end_early, .sa_flags = SA_RESTART},
+		  NULL);
 	write_file(VMS);
 	start();
 	if (setjmp(failed) == 0) {
