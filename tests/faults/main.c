@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 
 /*
- *	faults [--all | --seconds N] [--seed N] [--jobs N] [--only ROLE:CALL:NTH:ERROR]
+ *	faults [--all] [--seconds N] [--seed N] [--jobs N] [--only ROLE:CALL:NTH:ERROR]
  *
  * One scenario again and again, and in each run another call of another process fails.
  * A first run without a fault counts the calls. --all: each of them with each error that
@@ -34,6 +34,7 @@
 #define ERRORS_MAX  10
 #define JOBS_MAX    16
 #define RUN_SECONDS 120 /* nothing in a run waits for so long */
+#define PROGRESS_MS 60000
 
 #define PLAN_NAME(name) #name,
 static const char *const call_names[CALLS] = {PLAN_CALLS(PLAN_NAME)};
@@ -109,14 +110,16 @@ static struct {
 	bool is_all;
 	bool has_only;
 	struct injection only;
-	int seconds;
+	int seconds; /* 0: until all were tried */
 	uint64_t seed, random;
 	size_t n_jobs;
 	struct job jobs[JOBS_MAX];
 	struct injection *todo;
 	size_t n_todo;
 	size_t n_injected, n_survived, n_disturbed, n_failed, n_missed;
-} f = {.seconds = 60, .seed = 1, .n_jobs = 3};
+} f = {.seed = 1, .n_jobs = 3};
+
+static volatile sig_atomic_t is_to_end;
 
 static uint32_t draw(uint32_t n)
 {
@@ -159,6 +162,7 @@ static _Noreturn void run(const struct job *job)
 	int output = fileno(job->output);
 
 	prctl(PR_SET_PDEATHSIG, SIGKILL);
+	signal(SIGTERM, SIG_DFL);
 	alarm(RUN_SECONDS);
 	if (!f.has_only) {
 		dup2(output, STDOUT_FILENO);
@@ -348,25 +352,37 @@ static bool plan_all(void)
 				add_some(job->plan, role, call);
 		}
 	}
-	if (!f.is_all)
-		shuffle();
+	shuffle();
 	printf("seed %llu: %zu calls, %zu faults to choose from\n", (unsigned long long)f.seed,
 	       n_calls, f.n_todo);
 	return true;
 }
 
+static void end_early(int signal)
+{
+	(void)signal;
+	is_to_end = 1;
+}
+
 static void run_all(void)
 {
 	int64_t deadline = deadline_in(f.seconds * 1000);
+	int64_t next_progress = deadline_in(PROGRESS_MS);
 	size_t n = 0;
 
-	while (n < f.n_todo && (f.is_all || deadline_left(deadline) > 0)) {
+	signal(SIGTERM, end_early);
+	while (n < f.n_todo && !is_to_end && (f.seconds == 0 || deadline_left(deadline) > 0)) {
 		struct job *job = find_job(0);
 
 		if (job)
 			begin(job, f.todo[n++]);
 		else
 			await_one();
+		if (deadline_left(next_progress) > 0)
+			continue;
+		next_progress = deadline_in(PROGRESS_MS);
+		printf("%zu of %zu tried\n", n, f.n_todo);
+		fflush(stdout);
 	}
 	while (waitid(P_ALL, 0, &(siginfo_t){0}, WEXITED | WNOWAIT) == 0)
 		await_one();
@@ -417,6 +433,8 @@ static bool parse(int argc, char **argv)
 			return false;
 		i++;
 	}
+	if (f.seconds == 0 && !f.is_all)
+		f.seconds = 60;
 	return f.n_jobs > 0 && f.n_jobs <= JOBS_MAX;
 }
 
@@ -431,7 +449,7 @@ int main(int argc, char **argv)
 	const char *base = getenv("TMPDIR");
 
 	if (!parse(argc, argv)) {
-		fprintf(stderr, "usage: faults [--all | --seconds N] [--seed N] [--jobs N]\n"
+		fprintf(stderr, "usage: faults [--all] [--seconds N] [--seed N] [--jobs N]\n"
 				"              [--only ROLE:CALL:NTH:ERROR]\n");
 		return EX_USAGE;
 	}
