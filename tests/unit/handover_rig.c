@@ -134,7 +134,8 @@ static void tell_memory(const struct rig_worker *to, const struct rig_worker *fr
 			body.mmap_offset = region->guest_address - RIG_GUEST_BASE;
 			body.alignment = 4096);
 	}
-	if (rig_log_fd >= 0)
+	/* A test may have its file before the worker has heard of it. */
+	if (from->device->log.bits)
 		COMMAND(to, LOG_SET, log_set, Vsockd__LogSet, rig_log_fd,
 			body.size = from->device->log.size;
 			body.alignment = 4096);
