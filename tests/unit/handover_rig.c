@@ -119,6 +119,8 @@ static void tell_assignment(const struct rig_worker *to, const struct rig_worker
 		body.size = (uint64_t)from->device->pool.n_chunks * BUFFER_CHUNK_LEN);
 	COMMAND(to, FEATURES, features, Vsockd__Features, -1,
 		body.features = from->device->features);
+	if (from->device->rings[RING_TX].is_suspended)
+		COMMAND(to, SUSPEND, suspend, Vsockd__Suspend, -1, body.is_on = true);
 }
 
 static void tell_memory(const struct rig_worker *to, const struct rig_worker *from)
