@@ -9,13 +9,23 @@
 /* How often what may not come by itself is looked at: a worker that does not answer. */
 #define LOOK_AGAIN_MS 250
 
-/* For the worker to end a connection: the guest has to take one packet. */
+/* For the worker to be told, and then for the guest to take one packet: so long each. */
 #define KILL_MS 2000
 
 /* The name of an endpoint: which, and which life of it. */
 static uint32_t endpoint_number(const struct device *device, uint32_t index)
 {
 	return (uint32_t)device->endpoints.all[index].generation << 16 | index;
+}
+
+/* Of a connection that the worker has; NULL: it has none of that index. */
+static const struct endpoint *find_endpoint(const struct device *device, uint32_t index)
+{
+	const struct endpoints *endpoints = &device->endpoints;
+
+	if (index >= endpoints->n_max || !endpoint_is_at_worker(&endpoints->all[index]))
+		return NULL;
+	return &endpoints->all[index];
 }
 
 static bool is_wanted(const struct control_client *client, const struct device *device)
@@ -45,8 +55,7 @@ static uint32_t program_of(const struct endpoint *endpoint)
 static bool say_connection(struct front *front, struct control_client *client,
 			   struct device *device, const struct query_connection *told)
 {
-	const struct endpoint *endpoint =
-		endpoints_find(&device->endpoints, told->endpoint, ENDPOINT_OPEN);
+	const struct endpoint *endpoint = find_endpoint(device, told->endpoint);
 	Control__Reply reply = CONTROL__REPLY__INIT;
 	Control__Connection connection = CONTROL__CONNECTION__INIT;
 
@@ -146,23 +155,29 @@ bool control_kill(struct front *front, struct control_client *client)
 
 	if (!device)
 		return true;
-	is_there = endpoints_find(&device->endpoints, index, ENDPOINT_OPEN) &&
+	is_there = find_endpoint(device, index) &&
 		   endpoint_number(device, index) == client->request.number;
-	if (client->cursor == 1 && !is_there)
+	if (!is_there && client->cursor == 1)
 		return true;
-	if (!is_there || !device->worker)
+	if (!is_there)
 		return control_refuse(client, -ENOENT,
 				      "VM %" PRIu64 " has no connection %" PRIu32
 				      "; \"vsockctl connections\" lists them",
 				      client->request.cid, client->request.number);
 	if (client->cursor == 0 && device_is_settled(device) &&
-	    send_abort(front, device, index) == 0)
+	    send_abort(front, device, index) == 0) {
 		client->cursor = 1;
-	if (front->now >= client->since + KILL_MS)
-		return control_refuse(client, -ETIMEDOUT,
-				      "the guest takes no packets; the connection ends as soon as "
-				      "it does");
-	return wait(front, client);
+		client->since = front->now;
+	}
+	if (front->now < client->since + KILL_MS)
+		return wait(front, client);
+	if (client->cursor == 0)
+		return control_refuse(client, -EBUSY,
+				      "the worker of VM %" PRIu64
+				      " is busy and could not be told: the connection goes on",
+				      client->request.cid);
+	return control_refuse(client, -ETIMEDOUT,
+			      "the guest takes no packets; the connection ends as soon as it does");
 }
 
 /* Asked all at once: VMs are many, and each answers in its own time. true: all are known. */

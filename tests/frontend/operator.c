@@ -14,15 +14,27 @@ int operator_connect(const char *path, int timeout)
 	return socket_connect(path, SOCK_SEQPACKET, timeout);
 }
 
-/* Request: version 1, command 16, the CID; three fields of fixed width. */
-int operator_ask_replace(int fd, uint64_t cid)
+/* Request: version 1, the command, the CID, a number; four fields of fixed width. */
+static int ask(int fd, uint32_t command, uint64_t cid, uint32_t number)
 {
-	uint8_t bytes[19] = {0x0d, 1, 0, 0, 0, 0x15, 16, 0, 0, 0, 0x19};
+	uint8_t bytes[24] = {0x0d, 1, 0, 0, 0, 0x15, [10] = 0x19, [19] = 0x25};
 	ssize_t n;
 
+	memcpy(bytes + 6, &command, sizeof(command));
 	memcpy(bytes + 11, &cid, sizeof(cid));
+	memcpy(bytes + 20, &number, sizeof(number));
 	n = send(fd, bytes, sizeof(bytes), MSG_NOSIGNAL);
 	return n < 0 ? -errno : 0;
+}
+
+int operator_ask_replace(int fd, uint64_t cid)
+{
+	return ask(fd, 16, cid, 0);
+}
+
+int operator_ask_kill(int fd, uint64_t cid, uint32_t number)
+{
+	return ask(fd, 4, cid, number);
 }
 
 /* Reply: End, which is empty where all is well, or has a status and a text in its field 2. */

@@ -2,8 +2,8 @@
 #pragma once
 
 /*
- * An operator who has workers replaced. Speaks the control protocol by hand, so that
- * it can go on beside a guest in one thread.
+ * An operator who has workers replaced and connections killed. Speaks the control
+ * protocol by hand, so that it can go on beside a guest in one thread.
  */
 
 #include <stddef.h>
@@ -14,6 +14,9 @@ int operator_connect(const char *path, int timeout);
 
 /* The worker of that VM; 0: all. 0 or negative errno. */
 int operator_ask_replace(int fd, uint64_t cid);
+
+/* To end that connection of that VM, as "vsockctl connections" numbers it. The same. */
+int operator_ask_kill(int fd, uint64_t cid, uint32_t number);
 
 /*
  * The answer, which is there or is waited for as the fd waits: 0, or 1 and the reason
