@@ -75,6 +75,15 @@ static const struct control_row *find_row(uint32_t number)
 	return NULL;
 }
 
+/* NULL: it has left. */
+static struct control_client *find_client(struct control *control, uint32_t serial)
+{
+	for (size_t i = 0; i < CONTROL_CLIENTS_MAX; i++)
+		if (control->clients[i].socket >= 0 && control->clients[i].serial == serial)
+			return &control->clients[i];
+	return NULL;
+}
+
 /* ---- for commands ---- */
 
 bool control_send_fd(struct front *front, struct control_client *client,
@@ -163,6 +172,18 @@ void control_paired(struct front *front, uint16_t index, int error, const int *f
 	}
 }
 
+/* ---- handovers ---- */
+
+void control_replaced(struct front *front, uint32_t serial, int status)
+{
+	struct control_client *client = find_client(front->control, serial);
+
+	if (!client)
+		return;
+	client->awaits_handover = false;
+	client->handover_status = status;
+}
+
 /* ---- ports of the host ---- */
 
 static bool listens(const struct control_client *client)
@@ -187,10 +208,9 @@ uint32_t control_listener(const struct device *device, uint32_t port)
 
 static struct control_client *find_listener(struct control *control, uint32_t serial)
 {
-	for (size_t i = 0; i < CONTROL_CLIENTS_MAX; i++)
-		if (listens(&control->clients[i]) && control->clients[i].serial == serial)
-			return &control->clients[i];
-	return NULL;
+	struct control_client *client = find_client(control, serial);
+
+	return client && listens(client) ? client : NULL;
 }
 
 static bool give_stream(struct device *device, struct endpoint *endpoint, int fd)
@@ -248,6 +268,7 @@ static void end_command(struct front *front, struct control_client *client)
 		client->command->end(front, client);
 	close_pair(client);
 	client->awaits_pair = false;
+	client->awaits_handover = false;
 	client->command = NULL;
 	client->has_finished = false;
 	client->wait_until = 0;

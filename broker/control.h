@@ -46,6 +46,8 @@ struct control_client {
 	char text[CONTROL_TEXT_MAX + 1];
 	bool has_pair; /* with pair_error 0: */
 	int pair_error, pair[2];
+	bool awaits_handover;
+	int handover_status; /* of the last one that it awaited: as handover_reason() has it */
 	/* private to control.c */
 	bool awaits_pair;
 	uint32_t pair_number;
@@ -82,6 +84,9 @@ void control_paired(struct front *front, uint16_t client, int error, const int *
 
 /* The spawner has read the file anew (0), or refused it (EINVAL), for whoever asked for it. */
 void control_reloaded(struct front *front, int error);
+
+/* The end of a handover that this client began, if it is still there: 0, or negative errno. */
+void control_replaced(struct front *front, uint32_t client, int status);
 
 /* The client that takes the guest's connections to this port of the host; 0: none. */
 uint32_t control_listener(const struct device *device, uint32_t port);

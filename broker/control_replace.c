@@ -28,65 +28,76 @@ static const char *refusal(int status)
 }
 
 /* Once there is a first one, further ones are only counted in the log. */
-static void note_failure(struct control_client *client, const struct device *device, int status)
+static void note_failure(struct control_client *client, uint64_t cid, int status)
 {
 	if (!client->was_refused)
-		control_refuse(client, status, "worker of VM %" PRIu64 " not replaced: %s",
-			       device->configuration->guest_cid, refusal(status));
+		control_refuse(client, status, "worker of VM %" PRIu64 " not replaced: %s", cid,
+			       refusal(status));
 }
 
-/* place[0]: the handover of the VM at the cursor has begun. false: it goes on. place[1]: see below.
- */
+/* place[0]: whether it has begun. */
+static int begin_handover(struct control_client *client, struct device *device)
+{
+	int status;
+
+	client->awaits_handover = true;
+	status = handover_begin(device, client->serial);
+	client->place[0] = status == 0;
+	if (status < 0)
+		client->awaits_handover = false;
+	return status;
+}
+
+/* false: it goes on. The VM may have gone meanwhile, and with it its handover. */
 static bool replace_one(struct control_client *client, struct device *device)
 {
 	bool is_one_of_all = client->request.cid == 0;
-	int status;
+	uint64_t cid = is_one_of_all ? device->configuration->guest_cid : client->request.cid;
+	int status = client->place[0] == 0 ? begin_handover(client, device) : 0;
 
-	if (client->place[0] == 0) {
-		status = handover_begin(device);
-		/* The next one is on its way, and may be the spare of yesterday. */
-		if (status == -EAGAIN) {
-			client->wait_until = device->front->now + LOOK_AGAIN_MS;
-			return false;
-		}
-		if (status == -ENOTCONN && is_one_of_all)
-			return true;
-		if (status < 0) {
-			note_failure(client, device, status);
-			return true;
-		}
-		client->place[0] = 1;
-	}
-	if (device->handover.phase != HANDOVER_NONE)
+	/* The next one is on its way, and may be the spare of yesterday. */
+	if (status == -EAGAIN) {
+		client->wait_until = device->front->now + LOOK_AGAIN_MS;
 		return false;
+	}
+	if (client->awaits_handover)
+		return false;
+	if (status == 0)
+		status = client->handover_status;
 	client->place[0] = 0;
-	if (device->handover.status < 0)
-		note_failure(client, device, device->handover.status);
+	if (is_one_of_all && (status == -ENOTCONN || !device_is_present(device)))
+		return true;
+	if (status < 0)
+		note_failure(client, cid, status);
 	return true;
 }
 
+static bool replace_named(struct front *front, struct control_client *client)
+{
+	struct device *device = client->place[0] == 0 ? control_device(front, client)
+						      : &front->devices[client->cursor];
+
+	if (!device)
+		return true;
+	client->cursor = device->index;
+	return replace_one(client, device);
+}
+
+/* cursor: the VM whose turn it is. */
 bool control_replace(struct front *front, struct control_client *client)
 {
-	bool is_all = client->request.cid == 0;
-
-	if (!is_all && client->cursor == 0 && client->place[0] == 0 &&
-	    !control_device(front, client))
-		return true;
+	if (client->request.cid != 0)
+		return replace_named(front, client);
 	/*
 	 * Whoever is connected next gets what is installed now, too. Once: a VM that waits for
 	 * its worker, and is waited for here, would never get one of those that are started for it.
 	 */
-	if (is_all && client->place[1] == 0) {
+	if (client->place[1] == 0) {
 		client->place[1] = 1;
 		workers_renew(front);
 	}
-	for (; client->cursor < front->n_devices; client->cursor++) {
-		struct device *device = &front->devices[client->cursor];
-
-		if (!is_all && device->configuration->guest_cid != client->request.cid)
-			continue;
-		if (!replace_one(client, device))
+	for (; client->cursor < front->n_devices; client->cursor++)
+		if (!replace_one(client, &front->devices[client->cursor]))
 			return false;
-	}
 	return true;
 }

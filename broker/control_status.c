@@ -63,7 +63,8 @@ static bool set_suspended(struct front *front, struct control_client *client, bo
 		last = first + 1;
 	}
 	for (struct device *device = first; client->cursor == 0 && device < last; device++)
-		device_suspend(device, is_suspended);
+		if (device_is_present(device))
+			device_suspend(device, is_suspended);
 	client->cursor = 1;
 	for (const struct device *device = first; device < last; device++)
 		if (!device_has_settled(device))

@@ -221,6 +221,7 @@ enum handover_phase {
 
 struct handover {
 	enum handover_phase phase;
+	uint32_t client;	  /* of the control socket, whom control_replaced() tells */
 	struct worker *successor; /* NULL before it was started, and once it serves */
 	uint64_t deadline;	  /* ms: of WANTED, WAITING and PREPARING */
 	uint32_t next_socket;	  /* endpoint: those before were given to it */
@@ -602,12 +603,12 @@ void notify_failed(struct device *device);
 uint32_t notify_in_band(const struct device *device, uint32_t ring);
 /* handover.c */
 /*
- * Replace the worker by one that goes on where it stops. 0: it has begun, and
- * device_handover_done() will be called. Negative errno: -ENOTCONN without a
- * front-end, -EIO when the device has failed, -EAGAIN without a worker at the moment,
- * -EALREADY, -EBUSY while a device state is on its way.
+ * Replace the worker by one that goes on where it stops, for that client of the control
+ * socket. 0: it has begun, and control_replaced() will be called. Negative errno: -ENOTCONN
+ * without a front-end, -EIO when the device has failed, -EAGAIN without a worker at the
+ * moment, -EALREADY, -EBUSY while a device state is on its way.
  */
-int handover_begin(struct device *device);
+int handover_begin(struct device *device, uint32_t client);
 /* Nothing but the handover is to be told to either of the two. */
 bool handover_is_busy(const struct device *device);
 bool handover_wants_worker(const struct device *device);

@@ -4,6 +4,7 @@
 #include <string.h>
 #include <time.h>
 
+#include "broker/control.h"
 #include "broker/front.h"
 #include "broker/log.h"
 
@@ -41,7 +42,7 @@
 /* For a start of a ring, say, or a device state on its way, to come to its end. */
 #define WAITING_MS 5000
 
-int handover_begin(struct device *device)
+int handover_begin(struct device *device, uint32_t client)
 {
 	if (!device->has_frontend)
 		return -ENOTCONN;
@@ -55,6 +56,7 @@ int handover_begin(struct device *device)
 		return -EBUSY;
 	device->handover = (struct handover){
 		.phase = HANDOVER_WANTED,
+		.client = client,
 		.deadline = device->front->now + WANTED_MS,
 	};
 	workers_replenish(device->front);
@@ -101,6 +103,7 @@ static void end(struct device *device, int status)
 	/* Edge-triggered: a message that came meanwhile is not told again. */
 	device->has_more = device->has_frontend;
 	device_handover_done(device, status);
+	control_replaced(device->front, device->handover.client, status);
 }
 
 static void drop_successor(struct device *device)
