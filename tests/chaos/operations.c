@@ -152,22 +152,27 @@ static void go_on(struct vm *vm, struct errand *errand)
 
 static bool is_forgivable(const struct errand *errand, int code)
 {
-	enum { DATAERR = 65 };
+	enum { DATAERR = 65, TEMPFAIL = 75 };
 
-	/* It has ended by itself; the operator was faster. */
-	return (errand->operation == OP_KILL_CONNECTION && code == DATAERR) ||
-	       (errand->operation == OP_REPLACE &&
-		strstr(errand->tool.complaint, "being replaced already"));
+	if (errand->operation == OP_REPLACE)
+		return strstr(errand->tool.complaint, "being replaced already");
+	if (errand->operation != OP_KILL_CONNECTION)
+		return false;
+	/* It has ended by itself, or somebody else had to wait as well, be it for its rings. */
+	return code == DATAERR || (code == TEMPFAIL && shared->last_slow >= errand->sent_at);
 }
 
 static void check_errand(struct vm *vm, struct errand *errand)
 {
+	bool is_forgiven;
 	int code;
 
 	if (!is_back(errand, &code))
 		return;
+	/* Before its own wait is one of those that forgive. */
+	is_forgiven = code == 0 || is_forgivable(errand, code);
 	note_wait(errand->sent_at);
-	if (code != 0 && !is_forgivable(errand, code) && !is_shaken(vm, errand->began_at))
+	if (!is_forgiven && !is_shaken(vm, errand->began_at))
 		vm_fail(vm->number, "%s: vsockctl ends with %d: %s",
 			operation_names[errand->operation], code, errand->tool.complaint);
 	if (code == 0)

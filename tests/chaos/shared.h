@@ -33,8 +33,9 @@
 #define KILLS_MAX 5
 
 /*
- * vsockd gives up what is not connected in 2 s (CONNECTION_CONNECT_MS). A wait of so many ms
- * says that the machine has too much to do; what is not connected then is nobody's fault, and
+ * vsockd gives up what is not connected in 2 s (CONNECTION_CONNECT_MS), and answers an operator
+ * whose connection a guest does not end in that time (KILL_MS). A wait of so many ms says that
+ * the machine has too much to do; what is not connected then, or ended, is nobody's fault, and
  * so long afterwards.
  */
 #define SLOW	 1200
