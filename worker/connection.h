@@ -109,6 +109,8 @@ struct connection {
 	bool ends_in_rst;	       /* the other guest's end was: RST behind its last byte */
 	bool has_asked_credit;	       /* CREDIT_REQUEST is out, nothing new since */
 	uint8_t n_unanswered;	       /* CREDIT_REQUESTs in a row that nothing answered */
+	uint8_t n_asked;	       /* CREDIT_REQUESTs whose answer may be on its way */
+	bool tells_empty;	       /* the guest announces messages without a byte, too */
 	uint16_t type;
 	uint16_t n_retries; /* how often the guest is still asked that refuses */
 	int fd;

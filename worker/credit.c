@@ -69,11 +69,29 @@ bool credit_runs_low(const struct credit *credit)
 	return credit->n_packets >= (packet_limit(credit) + 1) / 2;
 }
 
+bool credit_waits_for_empty(const struct credit *credit)
+{
+	return credit->n_empty > 0 && credit->tx_cnt == credit->peer_fwd_cnt;
+}
+
+void credit_empty_consumed(struct credit *credit, uint32_t n)
+{
+	if (n > credit->n_empty)
+		n = credit->n_empty;
+	credit->n_empty -= n;
+	credit->n_packets -= n;
+}
+
 void credit_sent(struct credit *credit, uint32_t len)
 {
 	uint32_t group_size = packet_limit(credit) / CREDIT_GROUPS + 1;
 	struct credit_group *last = NULL;
 
+	credit->n_packets++;
+	if (len == 0) {
+		credit->n_empty++;
+		return;
+	}
 	if (credit->n_groups > 0)
 		last = group_at(credit, credit->n_groups - 1);
 	if (!last || (last->n_packets >= group_size && credit->n_groups < CREDIT_GROUPS)) {
@@ -82,8 +100,9 @@ void credit_sent(struct credit *credit, uint32_t len)
 	}
 	credit->tx_cnt += len;
 	last->end = credit->tx_cnt;
-	last->n_packets++;
-	credit->n_packets++;
+	/* Whoever consumes a byte has consumed what came before it. */
+	last->n_packets += 1 + credit->n_empty;
+	credit->n_empty = 0;
 }
 
 bool credit_received(struct credit *credit, uint32_t len)
@@ -124,7 +143,7 @@ void credit_announced(struct credit *credit)
 static bool are_groups_sound(const struct credit *credit)
 {
 	uint32_t in_flight = credit->tx_cnt - credit->peer_fwd_cnt, before = 0;
-	uint64_t n_packets = 0;
+	uint64_t n_packets = credit->n_empty;
 
 	if (credit->n_groups > CREDIT_GROUPS || credit->first_group >= CREDIT_GROUPS)
 		return false;
@@ -132,8 +151,7 @@ static bool are_groups_sound(const struct credit *credit)
 		uint32_t at = (credit->first_group + i) % CREDIT_GROUPS;
 		uint32_t end = credit->groups[at].end - credit->peer_fwd_cnt;
 
-		/* Empty messages end where the packet before them does. */
-		if (end < before || end > in_flight || credit->groups[at].n_packets == 0)
+		if (end <= before || end > in_flight || credit->groups[at].n_packets == 0)
 			return false;
 		before = end;
 		n_packets += credit->groups[at].n_packets;

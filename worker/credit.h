@@ -42,6 +42,7 @@ struct credit {
 	/* packets that the guest has not consumed */
 	struct credit_group groups[CREDIT_GROUPS];
 	uint32_t first_group, n_groups, n_packets;
+	uint32_t n_empty; /* of them, without a byte and behind the last byte */
 };
 
 void credit_init(struct credit *credit, uint32_t buf_alloc);
@@ -58,6 +59,15 @@ uint32_t credit_packets(const struct credit *credit);
 
 /* Half of the packets that may wait unread do: time to ask how many still are. */
 bool credit_runs_low(const struct credit *credit);
+
+/*
+ * Has the guest consumed every byte, and something else not? A message without a byte
+ * moves none of its counters: what it says of them is not to be told from silence.
+ */
+bool credit_waits_for_empty(const struct credit *credit);
+
+/* It said so in another way, of n packets at the most. */
+void credit_empty_consumed(struct credit *credit, uint32_t n);
 
 /* One packet of len bytes was sent, within the two above. */
 void credit_sent(struct credit *credit, uint32_t len);

@@ -137,8 +137,7 @@ static void expire(struct device *device, struct connection *connection,
 		link_append(&device->connections.ready, &connection->ready_link);
 		return;
 	case CONNECTION_TIMER_MESSAGE:
-		/* It may announce nothing as long as its buffer is not full. */
-		to_guest_send(device, connection, CONNECTION_SEND_CREDIT_REQUEST);
+		seqpacket_expire(device, connection);
 		return;
 	case CONNECTION_TIMER_CLOSING:
 		host_reset(device, connection);

@@ -289,6 +289,8 @@ void seqpacket_flush(struct device *device, struct connection *connection);
 uint32_t seqpacket_heads(const struct connection *connection);
 /* Can a connection that was handed over be like that? */
 bool seqpacket_is_sound(const struct connection *connection);
+/* The guest has announced no message that it read for a while. */
+void seqpacket_expire(struct device *device, struct connection *connection);
 /* The guest wants no more messages, or is gone. */
 void seqpacket_drop(struct device *device, struct connection *connection);
 

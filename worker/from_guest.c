@@ -209,19 +209,42 @@ static bool check_rw(struct device *device, struct connection *connection, uint3
 	return false;
 }
 
+/* Did the guest say this by itself? Its answers come in order, but one may never come. */
+static bool is_announcement(struct connection *connection, const struct packet_header *header)
+{
+	if (header->op != PACKET_OP_CREDIT_UPDATE)
+		return false;
+	connection->n_unanswered = 0;
+	if (connection->n_asked == 0)
+		return true;
+	connection->n_asked--;
+	return false;
+}
+
+/* Linux announces each message that it reads: if that moves no counter it had no byte. */
+static bool take_empty(struct connection *connection)
+{
+	if (!credit_waits_for_empty(&connection->credit))
+		return false;
+	connection->tells_empty = true;
+	credit_empty_consumed(&connection->credit, 1);
+	return true;
+}
+
 static void take_credit(struct device *device, struct connection *connection,
 			const struct packet_header *header)
 {
 	struct credit *credit = &connection->credit;
 	uint32_t before = credit->peer_fwd_cnt, buffer_before = credit->peer_buf_alloc;
+	bool is_announced;
 
 	if (!credit_update(credit, header->buf_alloc, header->fwd_cnt)) {
 		drop(device, header->op);
 		return;
 	}
-	if (header->op == PACKET_OP_CREDIT_UPDATE)
-		connection->n_unanswered = 0;
-	if (credit->peer_fwd_cnt == before && credit->peer_buf_alloc == buffer_before)
+	is_announced = is_announcement(connection, header);
+	if (credit->peer_fwd_cnt == before && credit->peer_buf_alloc == buffer_before &&
+	    !(is_announced && take_empty(connection)))
 		return;
 	connection->has_asked_credit = false;
 	if (connection->timer == CONNECTION_TIMER_CREDIT ||

@@ -228,7 +228,8 @@ bool seqpacket_is_sound(const struct connection *connection)
 	if (connection->type != PACKET_TYPE_SEQPACKET)
 		return connection->type == PACKET_TYPE_STREAM && connection->n_kept == 0 &&
 		       !connection->has_open && connection->n_empty == 0 &&
-		       connection->n_maybe == 0 && connection->rest.len == 0;
+		       connection->n_maybe == 0 && connection->rest.len == 0 &&
+		       connection->credit.n_empty == 0;
 	if (connection->buffer.len > connection->buffer_max || heads > connection->buffer.len ||
 	    connection->has_open > connection->n_kept ||
 	    (connection->has_open && connection->open_len > connection->buffer.len - heads))
@@ -294,6 +295,37 @@ static enum served send_rest(struct device *device, struct connection *connectio
 	return SERVED;
 }
 
+/*
+ * Linux announces each message that was read. Of one without a byte nothing else tells, no
+ * answer either. A driver that has announced one before will do so again: if it does not,
+ * its program does not read. When its word may have been taken for an answer, nobody knows.
+ */
+static bool will_announce(const struct connection *connection)
+{
+	return credit_waits_for_empty(&connection->credit) && connection->tells_empty &&
+	       connection->n_asked == 0;
+}
+
+/* Others are asked, but not for each message; or believed to have read what is empty. */
+static void await_message(struct device *device, struct connection *connection)
+{
+	if (connection->timer != CONNECTION_TIMER_MESSAGE && !will_announce(connection))
+		device_arm(device, connection, CONNECTION_TIMER_MESSAGE);
+}
+
+void seqpacket_expire(struct device *device, struct connection *connection)
+{
+	/*
+	 * It may announce nothing as long as its buffer is not full; and never what fills
+	 * none, as such a driver has no limit on packets.
+	 */
+	if (!credit_waits_for_empty(&connection->credit))
+		connection->due |= CONNECTION_SEND_CREDIT_REQUEST;
+	else if (!will_announce(connection))
+		credit_empty_consumed(&connection->credit, UINT32_MAX);
+	to_guest_notice(device, connection);
+}
+
 /* false when something has to be waited for; the timer, or the guest, wakes up. */
 static bool has_credit(struct device *device, struct connection *connection, uint32_t len)
 {
@@ -302,13 +334,10 @@ static bool has_credit(struct device *device, struct connection *connection, uin
 	if (has_packets && len <= credit_bytes(&connection->credit))
 		return true;
 	statistics_count(device, COUNTER_CREDIT_STALLS, 1);
-	if (!has_packets) {
+	if (has_packets || credit_waits_for_empty(&connection->credit))
+		await_message(device, connection);
+	else
 		to_guest_ask_credit(device, connection);
-		return false;
-	}
-	/* Linux announces each message that was read. Others are asked, but not for each. */
-	if (connection->timer != CONNECTION_TIMER_MESSAGE)
-		device_arm(device, connection, CONNECTION_TIMER_MESSAGE);
 	return false;
 }
 

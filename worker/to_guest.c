@@ -114,6 +114,8 @@ bool to_guest_send_empty(struct device *device, struct connection *connection, e
 		return false;
 	header = make_header(device, connection, op, 0, flags);
 	put_header(device, &chain, &header);
+	if (op == PACKET_OP_CREDIT_REQUEST && connection->n_asked < UINT8_MAX)
+		connection->n_asked++;
 	return true;
 }
 

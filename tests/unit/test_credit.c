@@ -333,6 +333,7 @@ static void check_model(const struct credit *credit, uint32_t our_buffer)
 		model.first++;
 	unread = model.n - model.first;
 	limit = limit ? limit : 1;
+	assert_int_equal(credit_waits_for_empty(credit), unread > 0 && in_flight == 0);
 
 	assert_int_equal(credit_bytes(credit), in_flight < window ? window - in_flight : 0);
 	assert_true(credit_packets(credit) <= (unread < limit ? limit - unread : 0));
@@ -353,13 +354,14 @@ static void model_sends(struct credit *credit)
 
 	if (bytes == 0 || credit_packets(credit) == 0 || model.n == PACKETS_MAX)
 		return;
-	len = 1 + draw(draw(2) ? 20 : PACKET_PAYLOAD_MAX);
+	len = draw(4) ? 1 + draw(draw(2) ? 20 : PACKET_PAYLOAD_MAX) : 0;
 	len = len < bytes ? len : bytes;
 	credit_sent(credit, len);
 	credit_announced(credit);
 	model.announced = model.forwarded;
 	model.sent += len;
-	model.ends[model.n++] = model.sent;
+	/* Nobody sees that an empty one was read before the byte behind it was. */
+	model.ends[model.n++] = model.sent + (len == 0);
 }
 
 static void model_hears(struct credit *credit)
@@ -380,6 +382,18 @@ static void model_hears(struct credit *credit)
 	assert_true(credit_update(credit, buf_alloc, fwd_cnt));
 	model.consumed = consumed;
 	model.buf_alloc = buf_alloc;
+}
+
+static void model_hears_of_empty(struct credit *credit)
+{
+	uint32_t n = 1 + draw(3), n_empty = 0;
+
+	for (uint32_t i = model.first; i < model.n; i++)
+		n_empty += model.ends[i] == model.sent + 1;
+	if (!credit_waits_for_empty(credit))
+		return;
+	credit_empty_consumed(credit, n);
+	model.first += n < n_empty ? n : n_empty;
 }
 
 static void model_receives(struct credit *credit, uint32_t our_buffer)
@@ -407,12 +421,15 @@ static void test_credit_agrees_with_a_model_of_every_packet(void **state)
 			uint32_t unforwarded = (uint32_t)(model.received - model.forwarded);
 			uint32_t n = draw(unforwarded + 1);
 
-			switch (draw(6)) {
+			switch (draw(7)) {
 			case 0:
 				model_hears(&credit);
 				break;
 			case 1:
 				model_receives(&credit, our_buffer);
+				break;
+			case 3:
+				model_hears_of_empty(&credit);
 				break;
 			case 2:
 				credit_forwarded(&credit, n);

@@ -866,7 +866,62 @@ static void test_small_messages_stop_at_what_the_guest_accounts_for(void **state
 	rig_close_host(&peer);
 }
 
-static void test_empty_messages_stop_at_what_the_guest_accounts_for(void **state)
+/* Forty of them, and the guest accounts for 32; it has announced nothing. */
+static struct rig_peer fill_with_empty_messages(void)
+{
+	struct rig_peer peer = host_connects();
+
+	peer.buf_alloc = 32 * 1024;
+	rig_say(&peer, PACKET_OP_CREDIT_UPDATE, 0);
+	rig_offer(100, 4096);
+	for (uint32_t i = 0; i < 40; i++)
+		rig_host_writes(&peer, "", 0);
+	rig_run();
+	for (uint32_t i = 0; i < 32; i++)
+		guest_reads(&peer, NULL, 0);
+	rig_expect_no_packet();
+	return peer;
+}
+
+static void test_empty_messages_go_on_when_one_was_read_and_no_sooner(void **state)
+{
+	struct rig_peer peer = fill_with_empty_messages();
+
+	(void)state;
+	for (uint32_t i = 0; i < 8; i++) {
+		/* Of these says none that anything was read. */
+		rig_rw_flags(&peer, "x", 1, EOM);
+		rig_host_reads(&peer, "x", 1);
+		rig_say(&peer, PACKET_OP_CREDIT_REQUEST, 0);
+		rig_expect(&peer, PACKET_OP_CREDIT_UPDATE);
+		rig_expect_no_packet();
+		/* A guest announces each message that it reads. */
+		rig_say(&peer, PACKET_OP_CREDIT_UPDATE, 0);
+		guest_reads(&peer, NULL, 0);
+		rig_expect_no_packet();
+		/* It may take its time: whoever announced one is not overrun by any timer. */
+		rig_sleep(10000);
+		rig_expect_no_packet();
+	}
+	rig_close_host(&peer);
+}
+
+static void test_a_guest_that_announces_no_empty_message_gets_more_by_and_by(void **state)
+{
+	struct rig_peer peer = fill_with_empty_messages();
+
+	(void)state;
+	rig_sleep(CONNECTION_MESSAGE_MS - 1);
+	rig_expect_no_packet();
+	rig_sleep(1);
+	for (uint32_t i = 32; i < 40; i++)
+		guest_reads(&peer, NULL, 0);
+	rig_expect_no_packet();
+	rig_close_host(&peer);
+}
+
+/* Empty messages in front of a byte are read when it is; those behind it are not. */
+static void test_bytes_that_were_read_tell_of_the_empty_messages_before_them(void **state)
 {
 	struct rig_peer peer = host_connects();
 
@@ -874,19 +929,78 @@ static void test_empty_messages_stop_at_what_the_guest_accounts_for(void **state
 	peer.buf_alloc = 32 * 1024;
 	rig_say(&peer, PACKET_OP_CREDIT_UPDATE, 0);
 	rig_offer(100, 4096);
-	for (uint32_t i = 0; i < 40; i++) {
-		rig_host_writes(&peer, "", 0);
-		rig_run();
-	}
+	for (uint32_t i = 0; i < 60; i++)
+		rig_host_writes(&peer, "x", i == 20);
+	rig_run();
 	for (uint32_t i = 0; i < 32; i++)
-		guest_reads(&peer, NULL, 0);
+		guest_reads(&peer, "x", i == 20);
 	rig_expect(&peer, PACKET_OP_CREDIT_REQUEST);
 	rig_expect_no_packet();
 	rig_say(&peer, PACKET_OP_CREDIT_UPDATE, 0);
-	rig_sleep(CONNECTION_CREDIT_MS);
-	for (uint32_t i = 32; i < 40; i++)
+	for (uint32_t i = 32; i < 32 + 21; i++)
 		guest_reads(&peer, NULL, 0);
-	drop_packets();
+	rig_expect_no_packet();
+	for (uint32_t i = 32 + 21; i < 60; i++) {
+		rig_say(&peer, PACKET_OP_CREDIT_UPDATE, 0);
+		guest_reads(&peer, NULL, 0);
+		rig_expect_no_packet();
+	}
+	rig_close_host(&peer);
+}
+
+/* A byte and as many empty messages as the guest accounts for; they alone are unread. */
+static void read_a_byte_before_empty_messages(struct rig_peer *peer)
+{
+	for (uint32_t i = 0; i < 40; i++)
+		rig_host_writes(peer, "x", i == 0);
+	rig_run();
+	for (uint32_t i = 0; i < 32; i++)
+		guest_reads(peer, "x", i == 0);
+	rig_expect(peer, PACKET_OP_CREDIT_REQUEST);
+	/* It tells of the byte with another packet than the answer. */
+	rig_rw_flags(peer, "y", 1, EOM);
+	rig_host_reads(peer, "y", 1);
+	guest_reads(peer, NULL, 0);
+	rig_expect_no_packet();
+}
+
+static void announce_empty_messages(const struct rig_peer *peer, uint32_t n_before, uint32_t n)
+{
+	static struct rig_packet packet;
+
+	for (uint32_t i = 0; i < n; i++) {
+		rig_say(peer, PACKET_OP_CREDIT_UPDATE, 0);
+		assert_int_equal(rig_take(&packet), i < n_before);
+		rig_expect_no_packet();
+	}
+}
+
+static void test_an_answer_says_nothing_of_empty_messages(void **state)
+{
+	struct rig_peer peer = host_connects();
+
+	(void)state;
+	peer.buf_alloc = 32 * 1024;
+	rig_say(&peer, PACKET_OP_CREDIT_UPDATE, 0);
+	rig_offer(200, 4096);
+	read_a_byte_before_empty_messages(&peer);
+	rig_say(&peer, PACKET_OP_CREDIT_UPDATE, 0);
+	rig_expect_no_packet();
+	announce_empty_messages(&peer, 7, 39);
+
+	/* By now it is known to announce them. The answer comes late, and then nothing. */
+	read_a_byte_before_empty_messages(&peer);
+	rig_sleep(CONNECTION_MESSAGE_MS / 2);
+	rig_say(&peer, PACKET_OP_CREDIT_UPDATE, 0);
+	rig_sleep(10 * CONNECTION_MESSAGE_MS);
+	rig_expect_no_packet();
+	announce_empty_messages(&peer, 7, 39);
+
+	/* One that never comes holds nobody up. */
+	read_a_byte_before_empty_messages(&peer);
+	rig_sleep(CONNECTION_MESSAGE_MS);
+	for (uint32_t i = 0; i < 7; i++)
+		guest_reads(&peer, NULL, 0);
 	rig_close_host(&peer);
 }
 
@@ -1177,7 +1291,10 @@ int main(void)
 		TEST(test_the_end_is_no_message),
 		TEST(test_what_was_sent_before_a_reset_arrives_before_it),
 		TEST(test_small_messages_stop_at_what_the_guest_accounts_for),
-		TEST(test_empty_messages_stop_at_what_the_guest_accounts_for),
+		TEST(test_empty_messages_go_on_when_one_was_read_and_no_sooner),
+		TEST(test_a_guest_that_announces_no_empty_message_gets_more_by_and_by),
+		TEST(test_bytes_that_were_read_tell_of_the_empty_messages_before_them),
+		TEST(test_an_answer_says_nothing_of_empty_messages),
 		TEST(test_messages_to_the_guest_wait_for_their_second_whole),
 		TEST(test_rings_that_stand_still_hold_messages_back_and_lose_none),
 		TEST(test_nothing_that_comes_in_any_order_breaks_a_message),

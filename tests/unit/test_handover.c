@@ -1000,6 +1000,10 @@ static void test_connections_that_cannot_be_are_refused(void **state)
 	REFUSED(bad.credit.n_groups = 2);
 	REFUSED(bad.credit.n_packets = 2);
 	REFUSED(bad.credit.n_packets = 0);
+	REFUSED(bad.credit.n_empty = 1);
+	REFUSED((bad.credit.n_packets = 0, bad.credit.n_empty = UINT32_MAX));
+	REFUSED((bad.credit.n_packets = 2, bad.credit.n_empty = 1)); /* in a stream */
+	REFUSED(memset(&bad.tells_empty, 2, 1));
 	REFUSED((bad.credit.n_packets = 0, bad.credit.groups[0].n_packets = 0));
 	REFUSED(bad.credit.groups[0].end++);
 	REFUSED(bad.credit.groups[0].end -= 3);
