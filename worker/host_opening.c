@@ -59,20 +59,27 @@ static void request(struct device *device, struct connection *connection, uint32
 	to_guest_send(device, connection, CONNECTION_SEND_REQUEST);
 }
 
-void host_accepted(struct device *device, const Vsockd__Accepted *accepted, int fd)
+static struct connection *take_accepted(struct device *device, const Vsockd__Accepted *accepted,
+					int fd, enum connection_state state)
 {
-	struct connection *connection;
+	struct connection *connection =
+		connection_take(&device->connections, state, device->connections.n_max);
 
-	connection = connection_take(&device->connections, CONNECTION_HANDSHAKE,
-				     device->connections.n_max);
 	if (!connection)
 		__builtin_trap(); /* the front counts endpoints; so many were not promised */
 	connection->fd = fd;
 	connection->endpoint = accepted->endpoint;
 	connection->is_from_host = true;
 	connection->history.since = device->now;
-	connection->is_quiet = device->is_quiet || accepted->is_direct;
 	connection->type = (uint16_t)accepted->type;
+	return connection;
+}
+
+void host_accepted(struct device *device, const Vsockd__Accepted *accepted, int fd)
+{
+	struct connection *connection = take_accepted(device, accepted, fd, CONNECTION_HANDSHAKE);
+
+	connection->is_quiet = device->is_quiet || accepted->is_direct;
 	device->connections.n_handshakes++;
 	if (device->connections.n_handshakes > device->max_handshakes) {
 		statistics_count(device, COUNTER_HANDSHAKE_LIMITED, 1);
@@ -127,16 +134,8 @@ static bool watch_sibling(struct device *device, const struct connection *connec
 void host_accepted_sibling(struct device *device, const Vsockd__Accepted *accepted, int fd)
 {
 	bool has_way = make_way(device, accepted);
-	struct connection *connection = connection_take(&device->connections, CONNECTION_CONNECTING,
-							device->connections.n_max);
+	struct connection *connection = take_accepted(device, accepted, fd, CONNECTION_CONNECTING);
 
-	if (!connection)
-		__builtin_trap(); /* the front counts endpoints; so many were not promised */
-	connection->fd = fd;
-	connection->endpoint = accepted->endpoint;
-	connection->is_from_host = true;
-	connection->history.since = device->now;
-	connection->type = (uint16_t)accepted->type;
 	connection->peer_cid = accepted->cid;
 	connection->guest_port = accepted->guest_port;
 	connection->host_port = accepted->port;
