@@ -11,44 +11,32 @@
 
 #include <cmocka.h>
 
-#include "broker/front.h"
 #include "broker/log.h"
+#include "tests/unit/front_rig.h"
 
 /* Lines that may be said at once: more than there are. */
 #define MANY 100
 
-/* A front with one VM and its worker. What is logged goes to a file in place of stderr. */
-static struct {
-	struct front front;
-	struct device device;
-	struct vm_configuration vm;
-	struct worker worker;
-	int log, stderr_before;
-} rig;
+static struct front_rig rig;
+
+/* What is logged goes to a file in place of stderr. */
+static int log_fd, stderr_before;
 
 static int set_up(void **state)
 {
 	(void)state;
 	log_open(LOG_DEBUG);
-	memset(&rig, 0, sizeof(rig));
-	rig.vm.guest_cid = 3;
-	rig.front.devices = &rig.device;
-	rig.front.n_devices = 1;
-	rig.device.front = &rig.front;
-	rig.device.configuration = &rig.vm;
-	rig.device.worker = &rig.worker;
-	rig.worker.device = &rig.device;
-	rig.worker.state = WORKER_ASSIGNED;
-	rig.log = memfd_create("log", MFD_CLOEXEC);
-	rig.stderr_before = dup(STDERR_FILENO);
-	return rig.log < 0 || rig.stderr_before < 0 ? -1 : 0;
+	front_rig_init(&rig);
+	log_fd = memfd_create("log", MFD_CLOEXEC);
+	stderr_before = dup(STDERR_FILENO);
+	return log_fd < 0 || stderr_before < 0 ? -1 : 0;
 }
 
 static int tear_down(void **state)
 {
 	(void)state;
-	close(rig.log);
-	close(rig.stderr_before);
+	close(log_fd);
+	close(stderr_before);
 	return 0;
 }
 
@@ -67,12 +55,12 @@ static const char *report(uint32_t event, uint64_t first, uint64_t second, uint6
 	body.third = third;
 	message_wrap(&body.base, &envelope);
 	rig.device.log_tokens = MANY;
-	assert_int_equal(ftruncate(rig.log, 0), 0);
-	assert_int_equal(lseek(rig.log, 0, SEEK_SET), 0);
-	dup2(rig.log, STDERR_FILENO);
+	assert_int_equal(ftruncate(log_fd, 0), 0);
+	assert_int_equal(lseek(log_fd, 0, SEEK_SET), 0);
+	dup2(log_fd, STDERR_FILENO);
 	reason = device_message(&rig.device, &rig.worker, &envelope);
-	dup2(rig.stderr_before, STDERR_FILENO);
-	len = pread(rig.log, ret_line, size - 1, 0);
+	dup2(stderr_before, STDERR_FILENO);
+	len = pread(log_fd, ret_line, size - 1, 0);
 	assert_true(len >= 0);
 	ret_line[len] = '\0';
 	return reason;

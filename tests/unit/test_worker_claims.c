@@ -14,29 +14,18 @@
 
 #include <cmocka.h>
 
-#include "broker/front.h"
+#include "tests/unit/front_rig.h"
 
 #define ENDPOINTS 4
 
-static struct {
-	struct front front;
-	struct device device;
-	struct vm_configuration vm;
-	struct worker worker, stranger;
-} rig;
+static struct front_rig rig;
+static struct worker stranger;
 
 static int set_up(void **state)
 {
 	(void)state;
-	memset(&rig, 0, sizeof(rig));
-	rig.vm.guest_cid = 3;
-	rig.front.devices = &rig.device;
-	rig.front.n_devices = 1;
-	rig.device.front = &rig.front;
-	rig.device.configuration = &rig.vm;
-	rig.device.worker = &rig.worker;
-	rig.worker = (struct worker){.state = WORKER_ASSIGNED, .device = &rig.device};
-	rig.stranger = (struct worker){.state = WORKER_SUCCESSOR, .device = &rig.device};
+	front_rig_init(&rig);
+	stranger = (struct worker){.state = WORKER_SUCCESSOR, .device = &rig.device};
 	return endpoints_init(&rig.device.endpoints, ENDPOINTS) ? 0 : -1;
 }
 
@@ -115,13 +104,13 @@ static void test_a_successor_speaks_of_nothing_but_what_it_was_told(void **state
 {
 	(void)state;
 	for (size_t i = 1; i < CLAIMS; i++) {
-		const char *reason = say_any(&rig.stranger, claims[i].type);
+		const char *reason = say_any(&stranger, claims[i].type);
 
 		if (!reason || !strstr(reason, "successor"))
 			fail_msg("%s: %s", claims[i].type->short_name, reason ? reason : "taken");
 	}
 	/* Done it says, but of nothing. */
-	assert_non_null(say_any(&rig.stranger, claims[0].type));
+	assert_non_null(say_any(&stranger, claims[0].type));
 }
 
 static const char *say_closed(uint32_t endpoint)
