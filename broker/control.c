@@ -305,13 +305,14 @@ uint32_t control_peer(int socket)
 }
 
 /* One packet, to whom nothing is kept for; it may not even have room for that. */
-static void turn_away(int socket)
+static void turn_away(int socket, const char *reason)
 {
 	Control__Reply reply = CONTROL__REPLY__INIT;
 	Control__End end = CONTROL__END__INIT;
 	struct channel_packet packet;
-	char text[] = "too many control connections; end one, or try again";
+	char text[CONTROL_TEXT_MAX + 1];
 
+	snprintf(text, sizeof(text), "%s", reason);
 	end.status = -EBUSY;
 	end.text = text;
 	reply.body_case = CONTROL__REPLY__BODY_END;
@@ -335,9 +336,15 @@ static void take(struct front *front, int socket)
 			.deadline = front->now + IDLE_MS,
 		};
 		watch(front, client, EPOLL_CTL_ADD, EPOLLIN | EPOLLRDHUP);
+		if (!client->is_gone)
+			return;
+		log_event(LOG_ERR, 0, "control: process %" PRIu32 " refused: it cannot be watched",
+			  client->pid);
+		client->socket = -1;
+		turn_away(socket, "vsockd has no memory to hear of you; try again");
 		return;
 	}
-	turn_away(socket);
+	turn_away(socket, "too many control connections; end one, or try again");
 }
 
 void control_accept(struct front *front)

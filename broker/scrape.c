@@ -10,6 +10,7 @@
 #include <unistd.h>
 
 #include "broker/front.h"
+#include "broker/log.h"
 #include "broker/metrics.h"
 #include "ipc/export.h"
 
@@ -106,6 +107,11 @@ void scrape_accept(struct front *front)
 	}
 	*client = (struct scrape_client){.socket = socket, .deadline = front->now + CLIENT_MS};
 	watch(front, client, EPOLL_CTL_ADD, events_of_request(client));
+	if (!client->is_gone)
+		return;
+	log_event(LOG_ERR, 0, "metrics: a client is refused: it cannot be watched");
+	close(socket);
+	client->socket = -1;
 }
 
 /* ---- the request ---- */

@@ -17,6 +17,7 @@
 #include <cmocka.h>
 
 #include "broker/control.h"
+#include "tests/unit/failing_calls.h"
 #include "tests/unit/front_rig.h"
 
 #define CLIENTS	  2
@@ -182,6 +183,30 @@ static void test_all_are_suspended_and_nobody_who_comes_later(void **state)
 	assert_false(rig.front.device.is_suspended);
 }
 
+static void test_who_cannot_be_heard_is_told_to_try_again(void **state)
+{
+	struct sockaddr_un address;
+	socklen_t len = sizeof(address);
+
+	(void)state;
+	close(rig.clients[1]);
+	control_event(&rig.front.front, 1, EPOLLHUP);
+	run();
+	assert_int_equal(getsockname(rig.listener, (struct sockaddr *)&address, &len), 0);
+	rig.clients[1] = connect_client(&address, len);
+	failing_call_plan(CALL_EPOLL_CTL, -1, 1, ENOSPC);
+	control_accept(&rig.front.front);
+	assert_true(failing_call_has_come());
+	assert_int_equal(answer(1), -EBUSY);
+	/* The place is free for another try. */
+	close(rig.clients[1]);
+	rig.clients[1] = connect_client(&address, len);
+	control_accept(&rig.front.front);
+	ask(1, CONTROL_SUSPEND, 9);
+	run();
+	assert_int_equal(answer(1), -ENOENT);
+}
+
 #define WITH_RIG(test) cmocka_unit_test_setup_teardown(test, set_up, tear_down)
 
 int main(void)
@@ -191,6 +216,7 @@ int main(void)
 		WITH_RIG(test_a_replacement_that_its_vm_did_not_live_to_see_is_not_done),
 		WITH_RIG(test_a_vm_that_goes_while_its_worker_is_awaited_is_not_there),
 		WITH_RIG(test_all_are_suspended_and_nobody_who_comes_later),
+		WITH_RIG(test_who_cannot_be_heard_is_told_to_try_again),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);
