@@ -334,8 +334,10 @@ int device_timeout(const struct device *device)
 		uint64_t of_guest = time_left(device, CONNECTION_TIMERS_GUEST, device->guest_now);
 
 		wait = of_guest < wait ? of_guest : wait;
-		wait = rate_wait(&device->rate) < wait ? rate_wait(&device->rate) : wait;
 	}
+	/* One of them may run without the other, and wait alone. */
+	if (ring_is_running(&device->rings[RING_RX]) || ring_is_running(&device->rings[RING_TX]))
+		wait = rate_wait(&device->rate) < wait ? rate_wait(&device->rate) : wait;
 	if (wait == UINT64_MAX)
 		return -1;
 	return wait < INT32_MAX ? (int)wait : INT32_MAX;

@@ -391,6 +391,26 @@ static void test_bytes_of_the_guest_wait_for_their_second(void **state)
 }
 
 /* Only bytes are held up: the end of a connection comes at once. */
+/* A ring that runs alone has its second, too. */
+static void test_bytes_of_the_guest_wait_no_longer_when_nothing_goes_to_it(void **state)
+{
+	static uint8_t bytes[65536];
+	struct rig_peer peer;
+
+	(void)state;
+	rig_offer(4, 4096);
+	peer = rig_guest_connects(1000, 80);
+	rig_ring_enable(RING_RX, false);
+	rig_rw(&peer, bytes, sizeof(bytes));
+	rig_host_reads(&peer, bytes, sizeof(bytes));
+	rig_rw(&peer, "later", 5);
+	rig_host_reads_nothing(&peer);
+	assert_in_range(device_timeout(&rig.device), 1, 1000);
+	rig_sleep((uint64_t)device_timeout(&rig.device));
+	rig_host_reads(&peer, "later", 5);
+	rig_close_host(&peer);
+}
+
 static void test_what_is_no_byte_does_not_wait_for_its_second(void **state)
 {
 	static uint8_t bytes[100000];
@@ -574,6 +594,7 @@ int main(void)
 		AS(test_bytes_to_the_guest_wait_for_their_second, set_up_slow),
 		AS(test_what_is_no_byte_does_not_wait_for_its_second, set_up_slow),
 		AS(test_bytes_of_the_guest_wait_for_their_second, set_up_slow),
+		AS(test_bytes_of_the_guest_wait_no_longer_when_nothing_goes_to_it, set_up_slow),
 		AS(test_the_two_directions_take_turns, set_up_slow),
 		AS(test_a_limit_changes_while_bytes_wait_for_it, set_up_slow),
 		TEST(test_a_port_is_denied_from_now_on),
