@@ -245,6 +245,9 @@ static bool is_sound(const struct device *device, const struct connection *conne
 	if (connection->state == CONNECTION_FREE || (connection->due & ~rule->due) ||
 	    (connection->tell & ~rule->tell) || !(rule->timers & 1u << connection->timer))
 		return false;
+	/* No rx buffer would ever be fetched for it, however many there are. */
+	if (connection->read_ahead == 0)
+		return false;
 	/* Nothing would ever free it. */
 	if (connection->state == CONNECTION_DEAD && !connection->due && !connection->tell)
 		return false;

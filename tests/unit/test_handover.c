@@ -977,6 +977,7 @@ static void test_connections_that_cannot_be_are_refused(void **state)
 	REFUSED((bad.timer = CONNECTION_TIMER_CREDIT,
 		 bad.deadline = rig.device.guest_now + CONNECTION_CREDIT_MS + 1));
 	REFUSED(bad.guest_shutdown = 4);
+	REFUSED(bad.read_ahead = 0); /* it would look for buffers for ever */
 	REFUSED(bad.our_shutdown = 4);
 	REFUSED(memset(&bad.is_deaf, 2, 1));
 	REFUSED(memset(&bad.has_ended, 0xff, 1));
