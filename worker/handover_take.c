@@ -375,7 +375,13 @@ static bool settle_connection(struct device *device, struct connection *connecti
 	if (connection->timer != CONNECTION_TIMERS && link_is_empty(&connection->timer_link))
 		return false;
 	link_append(&device->connections.ready, &connection->ready_link);
-	if (connection->buffer.len > 0 && connection->is_writable)
+	/*
+	 * That another guest reads no more was perhaps an event of the worker before, which had
+	 * stopped: among the first ones here it does not show, so its socket is asked.
+	 */
+	connection->has_rested = true;
+	if (connection_has_sibling(connection) ||
+	    (connection->buffer.len > 0 && connection->is_writable))
 		link_append(&device->connections.flush, &connection->flush_link);
 	if (connection->tell & ~held)
 		link_append(&device->connections.tell, &connection->tell_link);

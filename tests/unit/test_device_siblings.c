@@ -11,7 +11,7 @@
 
 #include <cmocka.h>
 
-#include "tests/unit/device_rig.h"
+#include "tests/unit/handover_rig.h"
 
 #define SIBLING 77u
 #define OTHER	78u
@@ -365,6 +365,27 @@ static void test_a_guest_is_told_at_once_that_the_other_reads_no_more(void **sta
 	rig_close_host(&peer);
 }
 
+/* While one worker has stopped and the next one does not serve yet: no event is of use. */
+static void test_a_guest_is_told_of_what_the_other_did_during_a_handover(void **state)
+{
+	struct rig_peer peer = accept_sibling();
+	const struct rig_packet *packet;
+
+	(void)state;
+	rig_run();
+	rig.after_run = NULL;
+	rig_make_other();
+	rig_relay(NULL, UINT32_MAX);
+	assert_int_equal(shutdown(peer.host, SHUT_RD), 0);
+	rig_run_worker(&rig_first);
+	rig_run_worker(&rig_other);
+	assert_int_equal(rig_check_other(), 0);
+	rig_commit_other();
+	packet = rig_expect(&peer, PACKET_OP_SHUTDOWN);
+	assert_int_equal(packet->header.flags, PACKET_SHUTDOWN_RECEIVE);
+	rig_close_host(&peer);
+}
+
 static void test_a_reset_of_the_other_guest_comes_behind_its_last_byte(void **state)
 {
 	struct rig_peer peer = accept_sibling();
@@ -555,6 +576,7 @@ int main(void)
 		TEST(test_an_orderly_end_goes_through_the_socket),
 		TEST(test_half_a_close_of_the_other_guest_is_half_a_close),
 		TEST(test_a_guest_is_told_at_once_that_the_other_reads_no_more),
+		TEST(test_a_guest_is_told_of_what_the_other_did_during_a_handover),
 		TEST(test_a_reset_of_the_other_guest_comes_behind_its_last_byte),
 		TEST(test_a_reset_behind_half_a_close_comes_at_once),
 		TEST(test_a_reset_before_the_guest_has_answered_ends_the_request),
