@@ -87,11 +87,15 @@ void credit_sent(struct credit *credit, uint32_t len)
 	uint32_t group_size = packet_limit(credit) / CREDIT_GROUPS + 1;
 	struct credit_group *last = NULL;
 
-	credit->n_packets++;
 	if (len == 0) {
-		credit->n_empty++;
+		/* The other half of the numbers is for bytes in flight, see credit_bytes(). */
+		bool has_number = credit->n_packets < INT32_MAX;
+
+		credit->n_packets += has_number;
+		credit->n_empty += has_number;
 		return;
 	}
+	credit->n_packets++;
 	if (credit->n_groups > 0)
 		last = group_at(credit, credit->n_groups - 1);
 	if (!last || (last->n_packets >= group_size && credit->n_groups < CREDIT_GROUPS)) {

@@ -270,6 +270,28 @@ static void test_an_update_is_worth_a_packet_to_a_guest_that_sees_little_room(vo
 	assert_false(credit_wants_update(&credit));
 }
 
+/* A guest that says nothing gets empty messages without end; in the end a byte. */
+static void test_empty_messages_are_counted_as_far_as_numbers_go(void **state)
+{
+	struct credit credit;
+
+	(void)state;
+	start_near_wrap(&credit, BUFFER);
+	assert_true(credit_update(&credit, BUFFER, NEAR_WRAP));
+	credit.n_packets = credit.n_empty = INT32_MAX - 1;
+	for (uint32_t i = 0; i < 3; i++) {
+		credit_sent(&credit, 0);
+		assert_int_equal(credit.n_packets, INT32_MAX);
+		assert_true(credit_is_sound(&credit, BUFFER, 0));
+	}
+	credit_sent(&credit, 1);
+	credit_sent(&credit, 0);
+	assert_int_equal(credit.n_packets, UINT32_C(1) << 31);
+	assert_true(credit_is_sound(&credit, BUFFER, 0));
+	assert_true(credit_update(&credit, BUFFER, NEAR_WRAP + 1));
+	assert_int_equal(credit.n_packets, 0);
+}
+
 static void test_groups_of_packets_that_cannot_be_are_no_credit(void **state)
 {
 	struct credit credit;
@@ -461,6 +483,7 @@ int main(void)
 		cmocka_unit_test(
 			test_an_update_is_worth_a_packet_at_half_of_a_smaller_buffer_of_the_guest),
 		cmocka_unit_test(test_an_update_is_worth_a_packet_to_a_guest_that_sees_little_room),
+		cmocka_unit_test(test_empty_messages_are_counted_as_far_as_numbers_go),
 		cmocka_unit_test(test_groups_of_packets_that_cannot_be_are_no_credit),
 		cmocka_unit_test(test_no_guest_waits_for_ever),
 		cmocka_unit_test(test_credit_agrees_with_a_model_of_every_packet),
