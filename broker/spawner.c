@@ -25,6 +25,7 @@
 #include "broker/processes.h"
 #include "broker/reload.h"
 #include "broker/service.h"
+#include "broker/spawner_channel.h"
 #include "broker/spawner_sockets.h"
 #include "policy/start.h"
 
@@ -43,9 +44,6 @@ enum {
 	TAG_EXPORTER_TIMER,
 	TAG_WORKERS,
 };
-
-_Static_assert(sizeof(struct spawner_request) == 24, "a request has no padding");
-_Static_assert(sizeof(struct spawner_reply) == 40, "a reply has no padding");
 
 struct spawner {
 	const struct spawner_setup *setup;
@@ -68,12 +66,6 @@ static void close_fd(int *fd)
 
 #define AUTO_CLOSE __attribute__((cleanup(close_fd)))
 
-/* An error of a socket that says nothing about it: the same call is good in a moment. */
-static bool is_passing(int error)
-{
-	return error == EAGAIN || error == EINTR || error == ENOBUFS || error == ENOMEM;
-}
-
 /* The front is gone; say how, as nothing else can. */
 static int front_ended(const struct spawner *spawner)
 {
@@ -92,32 +84,6 @@ static int front_ended(const struct spawner *spawner)
 		  sigabbrev_np(WTERMSIG(status)) ? sigabbrev_np(WTERMSIG(status)) : "?",
 		  WTERMSIG(status) == SIGSYS ? ": its system-call filter" : "");
 	return EX_SOFTWARE;
-}
-
-#define REPLY_FDS_MAX 2
-
-/* 0, or the errno of one attempt to send. */
-static int try_send(const struct spawner *spawner, const struct spawner_reply *reply,
-		    const int *fds, size_t n_fds)
-{
-	union {
-		struct cmsghdr header;
-		char room[CMSG_SPACE(REPLY_FDS_MAX * sizeof(int))];
-	} control = {0};
-	struct iovec part = {(void *)(uintptr_t)reply, sizeof(*reply)};
-	struct msghdr message = {.msg_iov = &part, .msg_iovlen = 1};
-
-	if (n_fds > 0) {
-		message.msg_control = &control;
-		message.msg_controllen = CMSG_SPACE(n_fds * sizeof(int));
-		control.header.cmsg_level = SOL_SOCKET;
-		control.header.cmsg_type = SCM_RIGHTS;
-		control.header.cmsg_len = CMSG_LEN(n_fds * sizeof(int));
-		memcpy(CMSG_DATA(&control.header), fds, n_fds * sizeof(int));
-	}
-	if (sendmsg(spawner->setup->front_channel, &message, MSG_DONTWAIT | MSG_NOSIGNAL) < 0)
-		return errno;
-	return 0;
 }
 
 /* Which signal came: GO_ON when it has done all it can do. */
@@ -161,26 +127,15 @@ static int await_room(struct spawner *spawner)
 static int send_reply(struct spawner *spawner, const struct spawner_reply *reply, const int *fds,
 		      size_t n_fds)
 {
-	struct spawner_reply bare;
-	int step, error;
+	int step, r;
 
 	for (;;) {
-		error = try_send(spawner, reply, fds, n_fds);
-		if (!error)
+		r = spawner_channel_send(spawner->setup->front_channel, reply, fds, n_fds);
+		/* Where it is closed its end is on the way, and will be told of once. */
+		if (r == 0 || r == SPAWNER_CHANNEL_E_CLOSED)
 			return GO_ON;
-		if (error == ETOOMANYREFS && n_fds > 0) {
-			/* More fds of this user are in flight than RLIMIT_NOFILE allows. */
-			bare = *reply;
-			bare.error = error;
-			reply = &bare;
-			n_fds = 0;
-			continue;
-		}
-		if (error == EPIPE || error == ECONNRESET)
-			return GO_ON; /* its end is on the way and will be told of once */
-		if (!is_passing(error)) {
-			log_event(LOG_ERR, LOG_NO_VM, "cannot answer the front: %s",
-				  strerror(error));
+		if (r < 0) {
+			log_event(LOG_ERR, LOG_NO_VM, "cannot answer the front: %s", strerror(-r));
 			return EX_OSERR;
 		}
 		step = await_room(spawner);
@@ -310,24 +265,6 @@ static bool is_permitted(const struct spawner *spawner, const struct spawner_req
 	}
 }
 
-static void close_received(struct msghdr *message)
-{
-	struct cmsghdr *header;
-
-	for (header = CMSG_FIRSTHDR(message); header; header = CMSG_NXTHDR(message, header)) {
-		size_t n_fds = (header->cmsg_len - CMSG_LEN(0)) / sizeof(int);
-
-		if (header->cmsg_level != SOL_SOCKET || header->cmsg_type != SCM_RIGHTS)
-			continue;
-		for (size_t i = 0; i < n_fds; i++) {
-			int fd;
-
-			memcpy(&fd, CMSG_DATA(header) + i * sizeof(fd), sizeof(fd));
-			close(fd);
-		}
-	}
-}
-
 static int break_off(const char *what)
 {
 	log_event(LOG_ERR, LOG_NO_VM, "the front broke the protocol: %s", what);
@@ -384,56 +321,25 @@ static int answer(struct spawner *spawner, const struct spawner_request *request
 	}
 }
 
-/* One fd with JUDGE, for which there may have been no number left here; else none. */
-static bool has_right_fds(struct msghdr *message, uint32_t kind)
-{
-	const struct cmsghdr *header = CMSG_FIRSTHDR(message);
-
-	if (kind != SPAWNER_JUDGE)
-		return !header && !(message->msg_flags & MSG_CTRUNC);
-	if (!header)
-		return message->msg_flags & MSG_CTRUNC;
-	return header->cmsg_level == SOL_SOCKET && header->cmsg_type == SCM_RIGHTS &&
-	       header->cmsg_len == CMSG_LEN(sizeof(int)) && !(message->msg_flags & MSG_CTRUNC);
-}
-
 static int on_request(struct spawner *spawner)
 {
-	union {
-		struct cmsghdr header;
-		char room[CMSG_SPACE(4 * sizeof(int))];
-	} control;
-	char surplus; /* shows that a packet is too long */
-	struct spawner_request request;
-	struct iovec parts[] = {{&request, sizeof(request)}, {&surplus, sizeof(surplus)}};
-	struct msghdr message = {
-		.msg_iov = parts,
-		.msg_iovlen = 2,
-		.msg_control = &control,
-		.msg_controllen = sizeof(control.room),
-	};
-	ssize_t len =
-		recvmsg(spawner->setup->front_channel, &message, MSG_DONTWAIT | MSG_CMSG_CLOEXEC);
 	struct pollfd front = {.fd = spawner->setup->front_pidfd, .events = POLLIN};
-	const struct cmsghdr *received;
+	struct spawner_request request;
 	AUTO_CLOSE int fd = -1;
 
-	if (len < 0 && is_passing(errno))
+	switch (spawner_channel_receive(spawner->setup->front_channel, &request, &fd)) {
+	case 0:
+		return answer(spawner, &request, fd);
+	case SPAWNER_CHANNEL_E_AGAIN:
 		return GO_ON;
-	if (len <= 0) {
+	case SPAWNER_CHANNEL_E_CLOSED:
 		/* The channel closes a moment before the process is gone. */
 		if (poll(&front, 1, 2000) == 1)
 			return front_ended(spawner);
 		return break_off("its channel is closed");
-	}
-	if (len != sizeof(request) || !has_right_fds(&message, request.kind)) {
-		close_received(&message);
+	default:
 		return break_off("a request of a wrong size, or with wrong fds");
 	}
-	received = CMSG_FIRSTHDR(&message);
-	if (received)
-		memcpy(&fd, CMSG_DATA(received), sizeof(fd));
-	return answer(spawner, &request, fd);
 }
 
 /*
