@@ -13,6 +13,7 @@
 #include <unistd.h>
 
 #include "broker/control.h"
+#include "broker/device_frontend.h"
 #include "broker/disposal.h"
 #include "broker/log.h"
 #include "broker/memory_file.h"

@@ -10,7 +10,8 @@
  *   front.c    the loop, time
  *   front_requests.c what is asked of the spawner, and its answers
  *   workers.c  the workers: starting, spare, messages, the end
- *   device.c   one VM: front-end, session, worker
+ *   device.c   one VM: its place, its worker, when its sockets are listened to
+ *   device_frontend.c its front-end and the session with it (device_frontend.h)
  *   device_programs.c its connections: of host programs, and those that the guest asks for
  *   device_messages.c what its worker says
  *   sync.c     what a device tells its worker, step by step
@@ -461,10 +462,10 @@ void changes_reload(struct front *front, const struct spawner_reply *reply);
 void device_clear(struct device *device, struct front *front, uint32_t index);
 /* It is that VM's from now on; the same VM's as before, if there was one. */
 void device_configure(struct device *device, const struct vm_configuration *configuration);
+/* For a session that begins: all limits are those of the configuration. */
+void device_take_limits(struct device *device);
 /* The limits that hold at once are those of the configuration: its worker is told next. */
 void device_renew_limits(struct device *device);
-/* Owns the socket. false, and it was logged: it is closed, there is no session. */
-bool device_open_session(struct device *device, int socket);
 /* A predecessor served it a moment ago: host programs wait for a front-end for a while. */
 void device_resume(struct device *device);
 /* The session ends and the listeners are closed, but those that another device gets. */
@@ -476,8 +477,6 @@ int *device_listener(struct device *device, size_t number);
 bool device_listen(struct device *device, size_t number, int listener);
 /* Rings 0 and 1 are started and enabled. */
 bool device_rings_run(const struct device *device);
-void device_accept_frontend(struct device *device);
-void device_frontend_event(struct device *device, uint32_t events);
 void device_accept_host(struct device *device, size_t listener);
 /* -1 when there is none, or no room for it: that was logged. */
 int device_accept_socket(struct device *device, int listener);
@@ -670,5 +669,3 @@ void sync_run(struct device *device);
 /* The reason when Done of that worker is not believed, or NULL. */
 const char *sync_done(struct device *device, const struct worker *worker, const Vsockd__Done *done);
 bool sync_is_idle(const struct device *device);
-/* The operation that the session waited for is done. */
-void device_complete(struct device *device, int status, uint32_t value);

@@ -2,6 +2,7 @@
 #include <errno.h>
 #include <string.h>
 
+#include "broker/device_frontend.h"
 #include "broker/front.h"
 #include "broker/log.h"
 
