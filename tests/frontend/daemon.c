@@ -419,6 +419,9 @@ int daemon_count_fds(const struct daemon *daemon)
 	for (size_t i = 0; i < n; i++) {
 		int n_of_one = daemon_count_fds_of(pids[i]);
 
+		/* It has gone meanwhile, and its fds with it. */
+		if (n_of_one == -ENOENT)
+			continue;
 		if (n_of_one < 0)
 			return n_of_one;
 		n_fds += n_of_one;
