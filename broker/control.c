@@ -338,7 +338,8 @@ static void take(struct front *front, int socket)
 		watch(front, client, EPOLL_CTL_ADD, EPOLLIN | EPOLLRDHUP);
 		if (!client->is_gone)
 			return;
-		log_event(LOG_ERR, 0, "control: process %" PRIu32 " refused: it cannot be watched",
+		log_event(LOG_ERR, LOG_NO_VM,
+			  "control: process %" PRIu32 " refused: it cannot be watched",
 			  client->pid);
 		client->socket = -1;
 		turn_away(socket, "vsockd has no memory to hear of you; try again");

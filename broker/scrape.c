@@ -109,7 +109,7 @@ void scrape_accept(struct front *front)
 	watch(front, client, EPOLL_CTL_ADD, events_of_request(client));
 	if (!client->is_gone)
 		return;
-	log_event(LOG_ERR, 0, "metrics: a client is refused: it cannot be watched");
+	log_event(LOG_ERR, LOG_NO_VM, "metrics: a client is refused: it cannot be watched");
 	close(socket);
 	client->socket = -1;
 }

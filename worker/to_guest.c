@@ -391,8 +391,7 @@ static enum served read_stream(struct device *device, struct connection *connect
 		learn_read_ahead(connection, (uint32_t)n == room);
 		if (credit_runs_low(&connection->credit))
 			to_guest_ask_credit(device, connection);
-		/* A few bytes by themselves may be waited for: the guest has them before the next
-		 * try. */
+		/* The guest has a few bytes before it is asked whether there are more. */
 		return (uint32_t)n < room && batch.n_chains == 1 ? SERVED_LATER : SERVED_MORE;
 	}
 	if (n < 0 && errno == EINTR)

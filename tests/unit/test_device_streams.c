@@ -5,6 +5,7 @@
 #include <stdarg.h>
 #include <stdio.h>
 #include <string.h>
+#include <sys/epoll.h>
 #include <sys/socket.h>
 #include <unistd.h>
 
@@ -1141,7 +1142,29 @@ static void test_no_byte_is_lost_however_rings_stop_and_readers_stall(void **sta
 		run_model(seed, &options[seed % 4], 8000);
 }
 
-#define TEST(name)	cmocka_unit_test_setup_teardown(name, set_up, tear_down)
+#define TEST(name) cmocka_unit_test_setup_teardown(name, set_up, tear_down)
+/* Who waits for a few bytes does not wait for a read that finds no more. */
+static void test_a_guest_is_called_before_a_socket_is_tried_again(void **state)
+{
+	struct rig_peer peer = open_one();
+	const struct connection *connection = connection_find(
+		&rig.device.connections, PACKET_HOST_CID, 1000, 80, PACKET_TYPE_STREAM);
+	struct epoll_event event;
+
+	(void)state;
+	rig_offer(2, 4096);
+	rig_run();
+	rig_host_writes(&peer, "x", 1);
+	(void)rig_calls(RING_RX);
+	assert_int_equal(epoll_wait(rig.epoll, &event, 1, 0), 1);
+	assert_true(device_note_event(&rig.device, event.data.u64, event.events));
+	assert_true(device_pump(&rig.device));
+	assert_int_equal(rig_calls(RING_RX), 1);
+	assert_true(connection->is_readable);
+	rig_run();
+	assert_false(connection->is_readable);
+}
+
 #define TEST_LONG(name) cmocka_unit_test_setup_teardown(name, set_up_long_rings, tear_down)
 
 int main(void)
@@ -1178,6 +1201,7 @@ int main(void)
 		TEST(test_packets_may_lie_over_rx_descriptors_as_the_driver_likes),
 		TEST(test_packets_in_very_many_pieces_come_whole_and_in_order),
 		TEST(test_very_many_connections_end_at_once),
+		TEST(test_a_guest_is_called_before_a_socket_is_tried_again),
 		TEST_LONG(test_chains_of_very_many_pieces_take_what_one_read_can),
 		TEST_LONG(test_ring_1_waits_when_too_many_answers_do_and_goes_on_later),
 		TEST_LONG(test_a_busy_connection_does_not_keep_the_others_from_the_guest),
