@@ -12,8 +12,9 @@
  *	send TEXT		on the connection that was last made
  *	close			that one, and wait for its end
  *
- * What happens it prints, a line each: "ready", "accepted PORT", "connected",
- * "refused", "got TEXT" and "ended". It ends with its input, with 1 if the back-end broke a rule.
+ * What happens it prints, a line each: "ready", "listening PORT", "accepted PORT",
+ * "connected", "refused", "got TEXT" and "ended". It ends with its input, with 1 if the
+ * back-end broke a rule.
  */
 
 #include <fcntl.h>
@@ -63,6 +64,7 @@ static void obey(const char *line)
 	if (sscanf(line, "listen %u", &port) == 1 && n_listens < LISTENS_MAX) {
 		listens[n_listens++] = port;
 		(void)guest_listen(&guest, port);
+		printf("listening %u\n", port);
 	} else if (sscanf(line, "connect %llu %u", &cid, &port) == 2) {
 		add_peer(guest_connect(&guest, cid, port), /* is_ours= */ true);
 	} else if (strncmp(line, "send ", 5) == 0 && last && last->connection) {

@@ -173,6 +173,7 @@ class Guest(Process):
         self.expect("ready")
         for port in ports:
             self.say(f"listen {port}")
+            self.expect(f"listening {port}")
 
     def connect(self, port, cid=2):
         self.say(f"connect {cid} {port}")
