@@ -26,7 +26,7 @@ struct bank;
 
 struct banks {
 	struct bank *all[BANKS];
-	char *text; /* of the last reload, the spawner's log lines; BANKS_TEXT_SIZE */
+	char *text; /* of the last reload that the front asked for, as logged; BANKS_TEXT_SIZE */
 };
 
 /* Before the fork. 0 or negative errno. */

@@ -94,7 +94,7 @@ void control_reloaded(struct front *front, int error)
 	answer.is_asked = false;
 	answer.is_here = true;
 	answer.error = error;
-	/* The next reload, a signal's perhaps, writes there again. */
+	/* The next one that is asked for writes there again. */
 	memcpy(answer.text, front->banks->text, sizeof(answer.text) - 1);
 }
 

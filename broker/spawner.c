@@ -442,7 +442,9 @@ static int run_reload(struct spawner *spawner)
 	spawner->wants_reload = false;
 	if (spawner->is_ready)
 		service_reloading();
-	log_copy(reload->banks.text, BANKS_TEXT_SIZE);
+	/* Who asked may not have read it yet when a signal's comes. */
+	if (spawner->owes_reload)
+		log_copy(reload->banks.text, BANKS_TEXT_SIZE);
 	is_taken = reload_run(reload, &messages);
 	if (!is_taken) {
 		log_copy(NULL, 0);

@@ -209,6 +209,33 @@ static void test_reload_says_what_the_signal_would(void **state)
 	expect_text("VM 3: reload: added\n");
 }
 
+static void test_who_asked_is_told_of_that_reload_and_not_of_the_signal_behind_it(void **state)
+{
+	struct setup *setup = *state;
+	struct daemon *daemon = &setup->daemon;
+	static struct tool asking;
+	pid_t pids[DAEMON_PIDS_MAX];
+
+	assert_true(daemon_pids(daemon, pids) >= 2);
+	append_to_file(setup, "nonsense\n");
+	assert_int_equal(kill(daemon->pid, SIGSTOP), 0);
+	tool_start(&asking, daemon_path(daemon, TOOL_CONTROL),
+		   (const char *const[]){"reload", NULL});
+	assert_int_equal(daemon_wait_log(daemon, ": reload\n", LIMIT), 0);
+	/* Answered behind the one that came first: the spawner has been asked. */
+	assert_int_equal(run(setup, "status", NULL), 0);
+	assert_int_equal(kill(pids[1], SIGSTOP), 0);
+	assert_int_equal(kill(daemon->pid, SIGCONT), 0);
+	assert_int_equal(daemon_wait_log(daemon, "nothing has changed", LIMIT), 0);
+	setup_write_file(setup, 3, "max-connections: 7");
+	assert_int_equal(kill(daemon->pid, SIGHUP), 0);
+	assert_int_equal(daemon_wait_log(daemon, "0 added, 0 removed, 2 changed", LIMIT), 0);
+	assert_int_equal(kill(pids[1], SIGCONT), 0);
+	assert_int_equal(tool_end(&asking), DATAERR);
+	if (!strstr(asking.complaint, "; nothing has changed\n"))
+		fail_msg("told instead: %s%s", asking.text, asking.complaint);
+}
+
 static void test_without_a_file_there_is_nothing_to_read(void **state)
 {
 	struct setup *setup = *state;
@@ -230,6 +257,7 @@ int main(void)
 		WITH_FILE(test_what_is_wrong_with_the_command_is_said),
 		WITH_FILE(test_rules_become_lists_and_quotes_stay),
 		WITH_FILE(test_reload_says_what_the_signal_would),
+		WITH_FILE(test_who_asked_is_told_of_that_reload_and_not_of_the_signal_behind_it),
 		WITHOUT_FILE(test_without_a_file_there_is_nothing_to_read),
 	};
 
