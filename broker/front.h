@@ -227,6 +227,7 @@ struct handover {
 	uint64_t deadline;	  /* ms: of WANTED, WAITING and PREPARING */
 	uint32_t next_socket;	  /* endpoint: those before were given to it */
 	bool is_frozen;		  /* the worker has begun to tell */
+	bool told_suspended;	  /* what the successor has confirmed */
 	uint32_t sequence;	  /* of Handover, once its answer is none any more */
 	bool has_pending;	  /* the successor had no room for: */
 	struct channel_packet pending;

@@ -434,6 +434,7 @@ static void replace(struct device *device)
 	handover->former = former->number;
 	device->worker = successor;
 	device->sync.is_of_successor = false;
+	device->told_suspended = handover->told_suspended;
 	successor->state = WORKER_ASSIGNED;
 	/* The buffers with unsent bytes go along; its own were never used. */
 	successor->buffer = former->buffer;

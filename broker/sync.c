@@ -193,7 +193,9 @@ static void note_done(struct device *device, const struct step *step, int status
 		device->was_running[step->number] = true;
 		device->had_event_ring |= step->number == 2;
 	}
-	if (step->kind == STEP_SUSPEND)
+	if (step->kind == STEP_SUSPEND && sync->is_of_successor)
+		device->handover.told_suspended = device->will_suspend;
+	else if (step->kind == STEP_SUSPEND)
 		device->told_suspended = device->will_suspend;
 	/* A successor is told once more when it serves; until then it may fail. */
 	if (step->kind == STEP_CAPTURE && !sync->is_of_successor)
