@@ -360,6 +360,8 @@ const char *handover_message(struct device *device, const Vsockd__Envelope *enve
 	if (handover->phase != HANDOVER_MOVING)
 		return "a handover that nobody asked for";
 	if (envelope->body_case == VSOCKD__ENVELOPE__BODY_HANDOVER_DEVICE) {
+		if (handover->is_frozen)
+			return "a device that is handed over twice";
 		handover->is_frozen = true;
 		/* The guest waits from here on. */
 		device->sync.deadline = device->front->now + HANDOVER_MS;

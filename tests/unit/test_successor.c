@@ -194,6 +194,21 @@ static void test_a_successor_is_told_what_changed_since_it_was_told_all(void **s
 	assert_true(device_has_settled(device));
 }
 
+static void test_a_device_is_handed_over_once(void **state)
+{
+	Vsockd__HandoverDevice told = VSOCKD__HANDOVER_DEVICE__INIT;
+	bool is_on;
+
+	(void)state;
+	begin_handover();
+	assert_true(obey_to(&rig.successor, rig.taker, VSOCKD__ENVELOPE__BODY_HANDOVER_SOCKETS,
+			    &is_on));
+	assert_null(say(&rig.front.worker, &told.base));
+	/* Or the time that there is for it would begin anew. */
+	rig.front.front.now += 1000;
+	assert_non_null(say(&rig.front.worker, &told.base));
+}
+
 #define WITH_RIG(test) cmocka_unit_test_setup_teardown(test, set_up, tear_down)
 
 int main(void)
@@ -201,6 +216,7 @@ int main(void)
 	const struct CMUnitTest tests[] = {
 		WITH_RIG(test_a_device_is_suspended_when_who_serves_it_is_not_who_may),
 		WITH_RIG(test_a_successor_is_told_what_changed_since_it_was_told_all),
+		WITH_RIG(test_a_device_is_handed_over_once),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);
