@@ -487,6 +487,16 @@ void control_run(struct front *front)
 	listen_again(front);
 }
 
+void control_call(struct front *front)
+{
+	for (size_t i = 0; i < CONTROL_CLIENTS_MAX; i++) {
+		struct control_client *client = &front->control->clients[i];
+
+		if (client->socket >= 0 && client->command)
+			client->wait_until = front->now;
+	}
+}
+
 uint64_t control_deadline(const struct front *front)
 {
 	uint64_t deadline = UINT64_MAX;

@@ -102,6 +102,9 @@ bool control_send(struct front *front, struct control_client *client, const Cont
 bool control_send_fd(struct front *front, struct control_client *client,
 		     const Control__Reply *reply, int fd);
 
+/* Whoever waits has another turn, as soon as all have had theirs. */
+void control_call(struct front *front);
+
 /* The command fails: negative errno, and one line for the operator. Returns true. */
 bool control_refuse(struct control_client *client, int status, const char *format, ...)
 	__attribute__((format(printf, 3, 4)));

@@ -80,9 +80,11 @@ bool control_reload(struct front *front, struct control_client *client)
 
 void control_end_reload(struct front *front, struct control_client *client)
 {
-	(void)front;
-	if (answer.owner == client->serial)
-		answer.owner = 0;
+	if (answer.owner != client->serial)
+		return;
+	answer.owner = 0;
+	/* Some may have had their turn in this round already. */
+	control_call(front);
 }
 
 void control_reloaded(struct front *front, int error)

@@ -207,6 +207,46 @@ static void test_who_cannot_be_heard_is_told_to_try_again(void **state)
 	assert_int_equal(answer(1), -ENOENT);
 }
 
+/* Has the spawner been asked once more? */
+static bool is_asked(int spawner)
+{
+	struct spawner_request request;
+
+	return recv(spawner, &request, sizeof(request), MSG_DONTWAIT) == sizeof(request) &&
+	       request.kind == SPAWNER_RELOAD_NOW;
+}
+
+static void test_who_waits_for_the_reload_of_another_is_not_forgotten(void **state)
+{
+	static char text[BANKS_TEXT_SIZE];
+	struct front *front = &rig.front.front;
+	struct banks banks = {.text = text};
+	int pair[2];
+
+	(void)state;
+	assert_int_equal(socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, pair), 0);
+	front->banks = &banks;
+	front->spawner = pair[0];
+	ask(1, CONTROL_RELOAD, 0);
+	run();
+	ask(0, CONTROL_RELOAD, 0);
+	run();
+	assert_true(is_asked(pair[1]));
+	assert_false(is_asked(pair[1]));
+	/* Its turn in this round comes before there is room for it, and nothing else happens. */
+	control_reloaded(front, 0);
+	run();
+	assert_int_equal(answer(1), 0);
+	assert_true(control_deadline(front) <= front->now);
+	run();
+	assert_true(is_asked(pair[1]));
+	control_reloaded(front, 0);
+	run();
+	assert_int_equal(answer(0), 0);
+	close(pair[0]);
+	close(pair[1]);
+}
+
 #define WITH_RIG(test) cmocka_unit_test_setup_teardown(test, set_up, tear_down)
 
 int main(void)
@@ -217,6 +257,7 @@ int main(void)
 		WITH_RIG(test_a_vm_that_goes_while_its_worker_is_awaited_is_not_there),
 		WITH_RIG(test_all_are_suspended_and_nobody_who_comes_later),
 		WITH_RIG(test_who_cannot_be_heard_is_told_to_try_again),
+		WITH_RIG(test_who_waits_for_the_reload_of_another_is_not_forgotten),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);
