@@ -245,6 +245,12 @@ static ssize_t send_part(struct scrape_client *client)
 	return n < 0 || !has_serial ? n : (ssize_t)parts[1].iov_len;
 }
 
+/* No room, or no memory in the kernel: both pass, and the exporter has no other channel. */
+static bool is_passing(int error)
+{
+	return error == EAGAIN || error == ENOBUFS || error == ENOMEM;
+}
+
 static void send_output(struct front *front, struct scrape_client *client)
 {
 	while (!client->is_gone && client->phase == PHASE_ANSWER) {
@@ -260,7 +266,7 @@ static void send_output(struct front *front, struct scrape_client *client)
 			continue;
 		}
 		n = send_part(client);
-		if (n < 0 && errno == EAGAIN) {
+		if (n < 0 && is_passing(errno)) {
 			client->is_blocked = true;
 			return;
 		}
