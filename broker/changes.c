@@ -1,4 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
+#include <errno.h>
 #include <sysexits.h>
 #include <unistd.h>
 
@@ -17,10 +18,27 @@ static bool is_good(const struct front *front, const struct spawner_reply *reply
 	return front->banks && reply->device < BANK_PLACES && reply->number < SOCKETS_MAX;
 }
 
+/* Those of MOVE, which are another device's still, come later. */
+static void close_next_listeners(struct front *front)
+{
+	for (size_t i = 0; i < BANK_PLACES; i++)
+		for (size_t number = 0; number < SOCKETS_MAX; number++) {
+			int *next = &front->devices[i].next_listeners[number];
+
+			if (*next >= 0)
+				close(*next);
+			*next = -1;
+		}
+}
+
 void changes_listener(struct front *front, const struct spawner_reply *reply, int fd)
 {
 	if (!is_good(front, reply)) {
 		front->exit_code = EX_SOFTWARE;
+		return;
+	}
+	if (reply->error == ETOOMANYREFS) {
+		close_next_listeners(front);
 		return;
 	}
 	if (fd < 0) {

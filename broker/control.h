@@ -82,7 +82,10 @@ uint64_t control_deadline(const struct front *front);
 /* The spawner's answer to front_request_pair(); owns the fds where error is 0. */
 void control_paired(struct front *front, uint16_t client, int error, const int *fds);
 
-/* The spawner has read the file anew (0), or refused it (EINVAL), for whoever asked for it. */
+/*
+ * The spawner has read the file anew (0), or refused it (EINVAL), or could not hand on what it
+ * asks for (EAGAIN), for whoever asked for it.
+ */
 void control_reloaded(struct front *front, int error);
 
 /* The end of a handover that this client began, if it is still there: 0, or negative errno. */

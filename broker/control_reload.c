@@ -75,7 +75,7 @@ bool control_reload(struct front *front, struct control_client *client)
 	if (!answer.is_here || !say_text(front, client, answer.text))
 		return false;
 	/* Why is in what was said. */
-	return answer.error ? control_refuse(client, -EINVAL, "%s", "") : true;
+	return answer.error ? control_refuse(client, -answer.error, "%s", "") : true;
 }
 
 void control_end_reload(struct front *front, struct control_client *client)

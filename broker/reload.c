@@ -498,7 +498,7 @@ static bool make_plan(struct plan *plan, struct reload_messages *messages)
 	return true;
 }
 
-/* false: plan->refusal says why, and nothing is left. */
+/* false: plan->refusal says why. */
 static bool prepare(struct plan *plan, struct reload_messages *messages)
 {
 	struct configuration read;
@@ -509,35 +509,49 @@ static bool prepare(struct plan *plan, struct reload_messages *messages)
 		configuration_free(&read);
 		return refuse(plan, "out of memory");
 	}
-	if (make_plan(plan, messages))
-		return true;
-	free(plan->addresses);
-	remove_made(plan);
+	return make_plan(plan, messages);
+}
+
+/* From reload_prepare() on, until it is decided. */
+static struct plan plan;
+
+static void drop_plan(struct reload_messages *messages)
+{
+	free(plan.addresses);
+	remove_made(&plan);
 	messages->n = 0;
-	configuration_free(&plan->next);
+	/* Else nothing was read, or it was freed. */
+	if (plan.next.vms)
+		configuration_free(&plan.next);
+}
+
+void reload_refuse(struct reload_messages *messages, const char *reason)
+{
+	drop_plan(messages);
+	log_event(LOG_ERR | LOG_AS(LOG_ID_RELOAD_REFUSED), LOG_NO_VM,
+		  "reload: %s; nothing has changed", reason);
+}
+
+bool reload_prepare(struct reload *reload, struct reload_messages *ret_messages)
+{
+	plan = (struct plan){.reload = reload};
+	ret_messages->n = 0;
+	if (prepare(&plan, ret_messages))
+		return true;
+	reload_refuse(ret_messages, plan.refusal);
 	return false;
 }
 
-bool reload_run(struct reload *reload, struct reload_messages *ret_messages)
+void reload_take_up(struct reload *reload, struct reload_messages *messages)
 {
-	static struct plan plan;
-
-	plan = (struct plan){.reload = reload};
-	ret_messages->n = 0;
-	if (!prepare(&plan, ret_messages)) {
-		log_event(LOG_ERR | LOG_AS(LOG_ID_RELOAD_REFUSED), LOG_NO_VM,
-			  "reload: %s; nothing has changed", plan.refusal);
-		return false;
-	}
 	say_globals(reload->configuration, &plan.next);
 	for (size_t i = 0; i < plan.next.n_vms; i++)
 		say_vm(&plan, i);
 	reload->n_added = plan.n_added;
 	reload->n_removed = plan.n_removed;
 	reload->n_changed = plan.n_changed;
-	take_up(&plan, ret_messages);
+	take_up(&plan, messages);
 	free(plan.addresses);
-	return true;
 }
 
 void reload_say(const struct reload *reload)

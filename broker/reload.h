@@ -30,7 +30,7 @@ struct reload {
 	size_t n_added, n_removed, n_changed; /* the last time */
 };
 
-/* A reload's messages to the front, in order; each fd is closed by reload_forget(). */
+/* A reload's messages to the front; once it is taken up, reload_forget() closes the fds. */
 struct reload_messages {
 	struct {
 		struct spawner_reply reply;
@@ -44,11 +44,16 @@ int reload_init(struct reload *reload, int argc, char **argv, struct configurati
 		struct sockets *sockets, uint64_t n_files);
 
 /*
- * Read the file and carry it out, up to the messages, which are to be sent. False
- * when nothing has changed: the reason is in the log, in a line behind which nothing
- * is left of what was made for it. Not while is_pending.
+ * Read the file and make what it asks for. False when nothing has changed: the reason is in
+ * the log, in a line behind which nothing is left of what was made for it. Not while
+ * is_pending. Then the messages that have an fd, which stays the reload's, are to be sent,
+ * and one of these is to be called:
  */
-bool reload_run(struct reload *reload, struct reload_messages *ret_messages);
+bool reload_prepare(struct reload *reload, struct reload_messages *ret_messages);
+/* As if it had been false, for this reason. */
+void reload_refuse(struct reload_messages *messages, const char *reason);
+/* Carry it out. The messages without an fd are to be sent, and all to be forgotten. */
+void reload_take_up(struct reload *reload, struct reload_messages *messages);
 /* The line that ends it, once the messages are on their way: who waits for it may go on. */
 void reload_say(const struct reload *reload);
 void reload_forget(struct reload_messages *messages);

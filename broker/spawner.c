@@ -123,16 +123,17 @@ static int await_room(struct spawner *spawner)
 	return fds[2].revents ? on_signal(spawner) : GO_ON;
 }
 
-/* Send a reply with fds, which stay the caller's. GO_ON or exit code. */
-static int send_reply(struct spawner *spawner, const struct spawner_reply *reply, const int *fds,
-		      size_t n_fds)
+/* Send a reply with fds, which stay the caller's; did they go along? GO_ON or exit code. */
+static int send_with(struct spawner *spawner, const struct spawner_reply *reply, const int *fds,
+		     size_t n_fds, bool *ret_went_along)
 {
 	int step, r;
 
 	for (;;) {
 		r = spawner_channel_send(spawner->setup->front_channel, reply, fds, n_fds);
+		*ret_went_along = r != SPAWNER_CHANNEL_E_BARE;
 		/* Where it is closed its end is on the way, and will be told of once. */
-		if (r == 0 || r == SPAWNER_CHANNEL_E_CLOSED)
+		if (r == 0 || r == SPAWNER_CHANNEL_E_BARE || r == SPAWNER_CHANNEL_E_CLOSED)
 			return GO_ON;
 		if (r < 0) {
 			log_event(LOG_ERR, LOG_NO_VM, "cannot answer the front: %s", strerror(-r));
@@ -142,6 +143,15 @@ static int send_reply(struct spawner *spawner, const struct spawner_reply *reply
 		if (step != GO_ON)
 			return step;
 	}
+}
+
+/* The front hears it from the reply itself if they did not. */
+static int send_reply(struct spawner *spawner, const struct spawner_reply *reply, const int *fds,
+		      size_t n_fds)
+{
+	bool went_along;
+
+	return send_with(spawner, reply, fds, n_fds, &went_along);
 }
 
 static int refuse(struct spawner *spawner, struct spawner_reply reply, int error)
@@ -431,13 +441,46 @@ static int answer_reload(struct spawner *spawner, int error)
 	return send_reply(spawner, &reply, NULL, 0);
 }
 
+/* The new sockets. One that cannot go along is the last. */
+static int send_sockets(struct spawner *spawner, const struct reload_messages *messages,
+			bool *ret_went_along)
+{
+	int step = GO_ON;
+
+	*ret_went_along = true;
+	for (size_t i = 0; i < messages->n && step == GO_ON && *ret_went_along; i++)
+		if (messages->all[i].fd >= 0)
+			step = send_with(spawner, &messages->all[i].reply, &messages->all[i].fd, 1,
+					 ret_went_along);
+	return step;
+}
+
+/* That all of them are taken up, and what else there is to do. */
+static int send_rest(struct spawner *spawner, const struct reload_messages *messages)
+{
+	int step = GO_ON;
+
+	for (size_t i = 0; i < messages->n && step == GO_ON; i++)
+		if (messages->all[i].fd < 0)
+			step = send_reply(spawner, &messages->all[i].reply, NULL, 0);
+	return step;
+}
+
+static int end_refused(struct spawner *spawner, int error)
+{
+	log_copy(NULL, 0);
+	if (spawner->is_ready)
+		service_ready("the last reload was refused, see the log");
+	return answer_reload(spawner, error);
+}
+
 /* The file was changed, or whoever sent the signal says so. */
 static int run_reload(struct spawner *spawner)
 {
 	static struct reload_messages messages;
 	struct reload *reload = spawner->setup->reload;
-	int step = GO_ON, status;
-	bool is_taken;
+	int step, status;
+	bool went_along;
 
 	spawner->wants_reload = false;
 	if (spawner->is_ready)
@@ -445,21 +488,27 @@ static int run_reload(struct spawner *spawner)
 	/* Who asked may not have read it yet when a signal's comes. */
 	if (spawner->owes_reload)
 		log_copy(reload->banks.text, BANKS_TEXT_SIZE);
-	is_taken = reload_run(reload, &messages);
-	if (!is_taken) {
-		log_copy(NULL, 0);
-		if (spawner->is_ready)
-			service_ready("the last reload was refused, see the log");
-		return answer_reload(spawner, EINVAL);
+	if (!reload_prepare(reload, &messages))
+		return end_refused(spawner, EINVAL);
+	step = send_sockets(spawner, &messages, &went_along);
+	if (step != GO_ON) {
+		reload_refuse(&messages, "vsockd ends");
+		return step;
 	}
+	if (!went_along) {
+		reload_refuse(&messages,
+			      "too many open files of this user are on their way from one process "
+			      "to another: try again");
+		return end_refused(spawner, EAGAIN);
+	}
+	reload_take_up(reload, &messages);
 	status = processes_adapt(&spawner->workers, reload->configuration);
 	if (status) {
 		log_event(LOG_ERR, LOG_NO_VM, "cannot prepare for workers: %s", strerror(-status));
 		step = EX_OSERR;
 	}
-	for (size_t i = 0; i < messages.n && step == GO_ON; i++)
-		step = send_reply(spawner, &messages.all[i].reply, &messages.all[i].fd,
-				  messages.all[i].fd >= 0);
+	if (step == GO_ON)
+		step = send_rest(spawner, &messages);
 	reload_forget(&messages);
 	if (step == GO_ON)
 		reload_say(reload);

@@ -65,7 +65,9 @@ enum spawner_reply_kind {
 	 * Unasked: a changed configuration. LISTENER and MOVE say what to listen on from
 	 * RELOAD on; number is that of the socket, see sockets.h.
 	 */
-	SPAWNER_LISTENER = 16, /* a new socket of device `device`: the fd */
+	SPAWNER_LISTENER = 16, /* a new socket of device `device`: the fd. They come before all
+				  others; ETOOMANYREFS: there will be no RELOAD, those that were
+				  sent are to be closed */
 	SPAWNER_MOVE = 17,     /* device `device` gets one that is another's: device << 32 | number
 				  in the token */
 	SPAWNER_RELOAD = 18,   /* go by bank `number`; error 1: workers of before are too small */

@@ -44,6 +44,7 @@ int spawner_channel_send(int channel, const struct spawner_reply *reply, const i
 			 size_t n_fds)
 {
 	int error = try_send(channel, reply, fds, n_fds);
+	bool is_bare = false;
 
 	if (error == ETOOMANYREFS && n_fds > 0) {
 		/* More fds of this user are in flight than RLIMIT_NOFILE allows. */
@@ -51,9 +52,12 @@ int spawner_channel_send(int channel, const struct spawner_reply *reply, const i
 
 		bare.error = error;
 		error = try_send(channel, &bare, NULL, 0);
+		is_bare = true;
 	}
 	if (error == EPIPE || error == ECONNRESET)
 		return SPAWNER_CHANNEL_E_CLOSED;
+	if (error == 0 && is_bare)
+		return SPAWNER_CHANNEL_E_BARE;
 	return is_passing(error) ? SPAWNER_CHANNEL_E_AGAIN : -error;
 }
 

@@ -15,13 +15,14 @@ enum {
 	SPAWNER_CHANNEL_E_AGAIN = 1, /* there is no room, or nothing to be read */
 	SPAWNER_CHANNEL_E_CLOSED,    /* the front has gone, or is about to */
 	SPAWNER_CHANNEL_E_BROKEN,    /* what came is no request; its fds are closed */
+	SPAWNER_CHANNEL_E_BARE,	     /* sent without its fds, and ETOOMANYREFS as its error */
 };
 
 #define SPAWNER_CHANNEL_FDS_MAX 2
 
 /*
  * Where the fds cannot go along, as too many of this user are on their way, the reply goes
- * without them and says so as its error. 0, E_AGAIN, E_CLOSED, or negative errno.
+ * without them and says so as its error. 0, E_AGAIN, E_CLOSED, E_BARE, or negative errno.
  */
 int spawner_channel_send(int channel, const struct spawner_reply *reply, const int *fds,
 			 size_t n_fds);

@@ -2,12 +2,15 @@
 
 /* VMs that an operator adds and removes: "vsockctl reload", "add" and "remove". */
 
+#include <errno.h>
 #include <setjmp.h>
 #include <signal.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/resource.h>
+#include <sys/socket.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -20,7 +23,7 @@
 #define LIMIT SETUP_LIMIT
 
 /* sysexits.h */
-enum { USAGE = 64, DATAERR = 65, UNAVAILABLE = 69 };
+enum { USAGE = 64, DATAERR = 65, UNAVAILABLE = 69, TEMPFAIL = 75 };
 
 static struct tool tool;
 
@@ -236,6 +239,62 @@ static void test_who_asked_is_told_of_that_reload_and_not_of_the_signal_behind_i
 		fail_msg("told instead: %s%s", asking.text, asking.complaint);
 }
 
+/* As many as one message takes, and nobody reads it. The pair is the caller's. */
+static void put_fds_on_their_way(int ret_pair[2])
+{
+	int fds[253];
+	union {
+		struct cmsghdr header;
+		char room[CMSG_SPACE(sizeof(fds))];
+	} control = {.header = {.cmsg_level = SOL_SOCKET,
+				.cmsg_type = SCM_RIGHTS,
+				.cmsg_len = CMSG_LEN(sizeof(fds))}};
+	struct iovec part = {.iov_base = (char[]){0}, .iov_len = 1};
+	struct msghdr message = {.msg_iov = &part,
+				 .msg_iovlen = 1,
+				 .msg_control = &control,
+				 .msg_controllen = sizeof(control.room)};
+
+	assert_int_equal(socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, ret_pair), 0);
+	for (size_t i = 0; i < sizeof(fds) / sizeof(fds[0]); i++)
+		fds[i] = STDERR_FILENO;
+	memcpy(CMSG_DATA(&control.header), fds, sizeof(fds));
+	assert_int_equal(sendmsg(ret_pair[0], &message, 0), 1);
+}
+
+/* Linux counts those of a user together, against the limit of whoever sends. */
+static void test_a_vm_whose_sockets_find_no_way_is_not_added(void **state)
+{
+	struct setup *setup = *state;
+	static char before[8192];
+	struct rlimit limit, fewer;
+	int pair[2];
+
+	if (prlimit(setup->daemon.pid, RLIMIT_NOFILE, NULL, &limit) < 0) {
+		print_message("skipped: limits of other processes: %s\n", strerror(errno));
+		skip();
+	}
+	fewer = (struct rlimit){.rlim_cur = 200, .rlim_max = limit.rlim_max};
+	assert_int_equal(prlimit(setup->daemon.pid, RLIMIT_NOFILE, &fewer, NULL), 0);
+	strcpy(before, read_file(setup));
+	put_fds_on_their_way(pair);
+	assert_int_equal(add_third(setup, NULL), TEMPFAIL);
+	expect_complaint("too many open files of this user are on their way");
+	assert_string_equal(read_file(setup), before);
+	assert_int_equal(access(setup->sockets[2], F_OK), -1);
+	assert_int_equal(run(setup, "show", "5"), DATAERR);
+	close(pair[0]);
+	close(pair[1]);
+	assert_int_equal(add_third(setup, NULL), 0);
+	setup->n_vms = 3;
+	setup_guest(setup, 2, (struct guest_options){0});
+	transfer_all(setup, 2, 2000, 1 << 16);
+	setup_end_guest(setup, 2);
+	assert_int_equal(prlimit(setup->daemon.pid, RLIMIT_NOFILE, &limit, NULL), 0);
+	assert_int_equal(run(setup, "remove", "5"), 0);
+	setup->n_vms = 2;
+}
+
 static void test_without_a_file_there_is_nothing_to_read(void **state)
 {
 	struct setup *setup = *state;
@@ -258,6 +317,7 @@ int main(void)
 		WITH_FILE(test_rules_become_lists_and_quotes_stay),
 		WITH_FILE(test_reload_says_what_the_signal_would),
 		WITH_FILE(test_who_asked_is_told_of_that_reload_and_not_of_the_signal_behind_it),
+		WITH_FILE(test_a_vm_whose_sockets_find_no_way_is_not_added),
 		WITHOUT_FILE(test_without_a_file_there_is_nothing_to_read),
 	};
 
