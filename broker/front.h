@@ -65,9 +65,10 @@ struct worker {
 	uint64_t buffer_size;
 	uint64_t cid; /* the device's, for the log: the device may have gone */
 	bool wants_write;
-	bool is_paused;	 /* its messages wait */
-	bool has_failed; /* it left against our will: its end is worth a line */
-	bool is_stopped; /* STOP was asked for */
+	uint64_t unread_at; /* ms: wants_write, and has read nothing by then */
+	bool is_paused;	    /* its messages wait */
+	bool has_failed;    /* it left against our will: its end is worth a line */
+	bool is_stopped;    /* STOP was asked for */
 	bool was_assigned;
 	uint32_t place;	   /* was_assigned: index of the device */
 	bool is_outdated;  /* for VMs as they are now: to be dismissed once it is ready */

@@ -15,6 +15,8 @@
 #define STARTING_MS 10000
 /* A worker that leaves delivers what guests have sent: 30 s, and a few to end. */
 #define LEAVING_MS 35000
+/* So long without room in its channel: it reads nothing, and is told nothing it could answer. */
+#define UNREAD_MS 5000
 /* After a start that failed: the reason seldom goes away at once. */
 #define SPAWN_AGAIN_MS 1000
 /* Messages of one worker in one wake-up: the others get their turn. */
@@ -502,6 +504,7 @@ static void set_wants_write(struct front *front, struct worker *worker, bool wan
 	if (worker->wants_write == wants_write)
 		return;
 	worker->wants_write = wants_write;
+	worker->unread_at = front->now + UNREAD_MS;
 	watch_again(front, worker);
 }
 
@@ -562,16 +565,36 @@ int worker_send(struct front *front, struct worker *worker, uint32_t sequence,
 	return worker_send_packet(front, worker, &packet);
 }
 
+static uint64_t deadline_of(const struct worker *worker)
+{
+	switch (worker->state) {
+	case WORKER_STARTING:
+	case WORKER_LEAVING:
+		return worker->is_stopped ? UINT64_MAX : worker->deadline;
+	case WORKER_SUCCESSOR:
+	case WORKER_ASSIGNED:
+		return worker->wants_write ? worker->unread_at : UINT64_MAX;
+	default:
+		return UINT64_MAX;
+	}
+}
+
+static const char *what_is_late(const struct worker *worker)
+{
+	if (worker->state == WORKER_STARTING)
+		return "start in time";
+	return worker->state == WORKER_LEAVING ? "end in time" : "answer";
+}
+
 void workers_run_timers(struct front *front)
 {
 	for (size_t i = 0; i < front->n_workers; i++) {
 		struct worker *worker = &front->workers[i];
 
-		if ((worker->state != WORKER_STARTING && worker->state != WORKER_LEAVING) ||
-		    worker->is_stopped || worker->deadline > front->now)
+		if (deadline_of(worker) > front->now)
 			continue;
-		log_event(LOG_ERR, worker_cid(worker), "worker %" PRIu32 " does not %s in time",
-			  worker->number, worker->state == WORKER_STARTING ? "start" : "end");
+		log_event(LOG_ERR, worker_cid(worker), "worker %" PRIu32 " does not %s",
+			  worker->number, what_is_late(worker));
 		worker_kill(worker, front);
 	}
 }
@@ -580,12 +603,8 @@ uint64_t workers_deadline(const struct front *front)
 {
 	uint64_t deadline = UINT64_MAX;
 
-	for (size_t i = 0; i < front->n_workers; i++) {
-		const struct worker *worker = &front->workers[i];
-
-		if ((worker->state == WORKER_STARTING || worker->state == WORKER_LEAVING) &&
-		    !worker->is_stopped && worker->deadline < deadline)
-			deadline = worker->deadline;
-	}
+	for (size_t i = 0; i < front->n_workers; i++)
+		if (deadline_of(&front->workers[i]) < deadline)
+			deadline = deadline_of(&front->workers[i]);
 	return deadline;
 }

@@ -25,8 +25,20 @@ static struct {
 	struct front_rig front;
 	struct worker successor;
 	int worker, taker;
+	int spawner;
 	int listener;
 } rig;
+
+static int make_spawner(struct front *front)
+{
+	int pair[2];
+
+	if (socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC | SOCK_NONBLOCK, 0, pair) < 0)
+		return -1;
+	front->spawner = pair[0];
+	rig.spawner = pair[1];
+	return 0;
+}
 
 static int make_worker(struct worker *worker, int *ret_end)
 {
@@ -64,7 +76,9 @@ static int set_up(void **state)
 	session_init(&device->session, rig.front.vm.guest_cid, SESSION_FEATURES, 0,
 		     &sync_operations, device);
 	siblings_init(device);
-	if (make_worker(&rig.front.worker, &rig.worker) < 0 ||
+	front->workers = &rig.front.worker;
+	front->n_workers = 1;
+	if (make_spawner(front) < 0 || make_worker(&rig.front.worker, &rig.worker) < 0 ||
 	    make_worker(&rig.successor, &rig.taker) < 0)
 		return -1;
 	return endpoints_init(&device->endpoints, 1) ? 0 : -1;
@@ -73,6 +87,8 @@ static int set_up(void **state)
 static int tear_down(void **state)
 {
 	const int fds[] = {rig.worker,
+			   rig.spawner,
+			   rig.front.front.spawner,
 			   rig.taker,
 			   rig.listener,
 			   rig.front.worker.channel,
@@ -209,6 +225,54 @@ static void test_a_device_is_handed_over_once(void **state)
 	assert_non_null(say(&rig.front.worker, &told.base));
 }
 
+/* Until the worker has no room for any more. */
+static void fill_channel(void)
+{
+	Vsockd__Abort abort = VSOCKD__ABORT__INIT;
+
+	while (worker_send(&rig.front.front, &rig.front.worker, 0, &abort.base, -1) == 0)
+		;
+	assert_true(rig.front.worker.wants_write);
+}
+
+static void test_a_worker_that_reads_nothing_is_ended_as_one_that_does_not_answer(void **state)
+{
+	struct front *front = &rig.front.front;
+	struct device *device = &rig.front.device;
+
+	(void)state;
+	fill_channel();
+	/* No command can be sent, so there is none whose answer could be late. */
+	device_suspend(device, true);
+	assert_false(device->sync.is_sent);
+	assert_true(workers_deadline(front) <= front->now + 5000);
+	front->now = workers_deadline(front) - 1;
+	workers_run_timers(front);
+	assert_ptr_equal(device->worker, &rig.front.worker);
+	front->now++;
+	workers_run_timers(front);
+	assert_null(device->worker);
+	assert_int_equal(rig.front.worker.state, WORKER_LEAVING);
+	assert_true(rig.front.worker.is_stopped);
+}
+
+static void test_a_worker_that_reads_has_all_the_time_that_it_needs(void **state)
+{
+	struct front *front = &rig.front.front;
+	struct channel_packet packet;
+
+	(void)state;
+	for (int i = 0; i < 4; i++) {
+		fill_channel();
+		front->now += 4000;
+		workers_run_timers(front);
+		assert_int_equal(channel_receive(rig.worker, &packet), 0);
+		workers_event(front, &rig.front.worker, EPOLLOUT);
+	}
+	assert_int_equal(workers_deadline(front), UINT64_MAX);
+	assert_ptr_equal(rig.front.device.worker, &rig.front.worker);
+}
+
 #define WITH_RIG(test) cmocka_unit_test_setup_teardown(test, set_up, tear_down)
 
 int main(void)
@@ -217,6 +281,8 @@ int main(void)
 		WITH_RIG(test_a_device_is_suspended_when_who_serves_it_is_not_who_may),
 		WITH_RIG(test_a_successor_is_told_what_changed_since_it_was_told_all),
 		WITH_RIG(test_a_device_is_handed_over_once),
+		WITH_RIG(test_a_worker_that_reads_nothing_is_ended_as_one_that_does_not_answer),
+		WITH_RIG(test_a_worker_that_reads_has_all_the_time_that_it_needs),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);
