@@ -262,14 +262,21 @@ static int on_quarantine(struct device *device, const Vsockd__Quarantine *quaran
 
 static int on_state_load(struct device *device, int fd)
 {
-	device->state.was_loaded = true;
-	return state_load(device, fd);
+	int r = state_load(device, fd);
+
+	/* Otherwise it may be true of one that is on its way. */
+	if (r == 0)
+		device->state.was_loaded = true;
+	return r;
 }
 
 static int on_state_save(struct device *device, uint32_t flags, int fd)
 {
-	device->state.was_loaded = false;
-	return state_save(device, flags, fd);
+	int r = state_save(device, flags, fd);
+
+	if (r == 0)
+		device->state.was_loaded = false;
+	return r;
 }
 
 static void forget_connection(struct device *device, struct connection *connection)

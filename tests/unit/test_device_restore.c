@@ -138,6 +138,7 @@ static void test_a_state_that_nobody_reads_is_not_saved(void **state)
 
 static void test_one_state_at_a_time_is_on_its_way(void **state)
 {
+	struct rig_told told;
 	int first[2], second[2];
 
 	(void)state;
@@ -150,8 +151,34 @@ static void test_one_state_at_a_time_is_on_its_way(void **state)
 	close(first[1]);
 	first[1] = -1;
 	rig_run();
+	rig_expect_told(VSOCKD__ENVELOPE__BODY_STATE_INFO, &told);
 	expect_done(true, STATE_GOOD);
 	expect_idle();
+	close_pipe(first);
+	close_pipe(second);
+}
+
+static void test_a_load_that_is_refused_makes_no_load_of_a_state_that_is_saved(void **state)
+{
+	static const uint8_t bytes[4096];
+	uint8_t taken[4096];
+	struct rig_told told;
+	int first[2], second[2];
+
+	(void)state;
+	make_pipe(first);
+	make_pipe(second);
+	/* The state waits for room. */
+	while (write(first[1], bytes, sizeof(bytes)) > 0)
+		;
+	assert_int_equal(save(first[1]), 0);
+	assert_int_equal(load(second[0]), -EBUSY);
+	while (read(first[0], taken, sizeof(taken)) > 0)
+		;
+	rig_run();
+	expect_done(true, STATE_GOOD);
+	/* That would be a claim about a load that the front has not ordered. */
+	assert_false(rig_take_told(VSOCKD__ENVELOPE__BODY_STATE_INFO, &told));
 	close_pipe(first);
 	close_pipe(second);
 }
@@ -200,6 +227,7 @@ int main(void)
 		TEST(test_a_state_that_cannot_be_read_is_refused),
 		TEST(test_a_state_that_nobody_reads_is_not_saved),
 		TEST(test_one_state_at_a_time_is_on_its_way),
+		TEST(test_a_load_that_is_refused_makes_no_load_of_a_state_that_is_saved),
 		TEST(test_a_file_is_no_channel_for_a_state),
 		TEST(test_what_a_guest_asks_for_in_a_quarantine_is_told_at_its_end),
 	};
