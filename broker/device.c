@@ -302,6 +302,8 @@ void device_worker_died(struct device *device)
 	siblings_lose(device);
 	n_open = endpoints_lose(&device->endpoints);
 	forget_worker(device);
+	/* Edge-triggered: a message that came while it was told something is not told again. */
+	device->has_more = device->has_frontend;
 	device->n_lost++;
 	if (!device->has_frontend || device->has_failed)
 		return;

@@ -273,6 +273,21 @@ static void test_a_worker_that_reads_has_all_the_time_that_it_needs(void **state
 	assert_ptr_equal(rig.front.device.worker, &rig.front.worker);
 }
 
+/* As a worker that is busy with a step, so one that has gone: nobody else reminds of a message. */
+static void test_the_end_of_a_worker_lets_the_next_message_in(void **state)
+{
+	struct device *device = &rig.front.device;
+
+	(void)state;
+	device_suspend(device, true);
+	assert_true(device->sync.is_sent);
+	device->has_failed = true;
+	device->has_more = false;
+	worker_kill(&rig.front.worker, &rig.front.front);
+	assert_null(device->worker);
+	assert_true(device->has_more);
+}
+
 #define WITH_RIG(test) cmocka_unit_test_setup_teardown(test, set_up, tear_down)
 
 int main(void)
@@ -283,6 +298,7 @@ int main(void)
 		WITH_RIG(test_a_device_is_handed_over_once),
 		WITH_RIG(test_a_worker_that_reads_nothing_is_ended_as_one_that_does_not_answer),
 		WITH_RIG(test_a_worker_that_reads_has_all_the_time_that_it_needs),
+		WITH_RIG(test_the_end_of_a_worker_lets_the_next_message_in),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);
