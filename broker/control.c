@@ -512,7 +512,9 @@ uint64_t control_deadline(const struct front *front)
 			continue;
 		if ((!client->command || client->is_blocked) && client->deadline < deadline)
 			deadline = client->deadline;
-		if (client->command && client->wait_until && client->wait_until < deadline)
+		/* Who is to read first is not called until then, however late it is. */
+		if (client->command && !client->is_blocked && client->wait_until &&
+		    client->wait_until < deadline)
 			deadline = client->wait_until;
 	}
 	return deadline;

@@ -247,6 +247,21 @@ static void test_who_waits_for_the_reload_of_another_is_not_forgotten(void **sta
 	close(pair[1]);
 }
 
+static void test_nobody_spins_for_a_client_that_reads_nothing(void **state)
+{
+	struct front *front = &rig.front.front;
+
+	(void)state;
+	ask(0, CONTROL_STATUS, 0);
+	failing_call_plan(CALL_SENDMSG, -1, 1, EAGAIN);
+	run();
+	assert_true(failing_call_has_come());
+	assert_int_equal(answer(0), NO_ANSWER);
+	control_call(front);
+	run();
+	assert_true(control_deadline(front) > front->now + 1000);
+}
+
 #define WITH_RIG(test) cmocka_unit_test_setup_teardown(test, set_up, tear_down)
 
 int main(void)
@@ -258,6 +273,7 @@ int main(void)
 		WITH_RIG(test_all_are_suspended_and_nobody_who_comes_later),
 		WITH_RIG(test_who_cannot_be_heard_is_told_to_try_again),
 		WITH_RIG(test_who_waits_for_the_reload_of_another_is_not_forgotten),
+		WITH_RIG(test_nobody_spins_for_a_client_that_reads_nothing),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);
