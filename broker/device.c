@@ -86,6 +86,8 @@ static void update_log(struct device *device)
 		return;
 	refill_log(device);
 	tell_unlogged(device);
+	/* Where there was no line for it: others may go on to take each that there is. */
+	device->tell_unlogged_at = device->front->now + LOG_REFILL_MS;
 }
 
 void device_renew_limits(struct device *device)

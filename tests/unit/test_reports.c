@@ -126,12 +126,44 @@ static void test_a_report_of_nothing_that_is_known_ends_the_worker(void **state)
 	}
 }
 
+/* A VMM can bring about a line as often as there may be one, and so keep none for the count. */
+static void test_nobody_spins_until_there_is_a_line_for_what_was_left_out(void **state)
+{
+	struct device *device = &rig.device;
+
+	(void)state;
+	device_clear(device, &rig.front, 0);
+	rig.front.now = 100000;
+	device->log_refill = rig.front.now;
+	device->log_tokens = 0;
+	device_log(device, LOG_ERR, "left out");
+	for (int i = 0; i < 10; i++) {
+		rig.front.now += 500;
+		dup2(log_fd, STDERR_FILENO);
+		device_log(device, LOG_ERR, "one that may be said");
+		device_update(device);
+		dup2(stderr_before, STDERR_FILENO);
+		assert_int_equal(device->n_unlogged, 1);
+		assert_true(device_deadline(device) > rig.front.now);
+	}
+	/* It is told as soon as there is one. */
+	rig.front.now = device_deadline(device) + 1000;
+	dup2(log_fd, STDERR_FILENO);
+	device_update(device);
+	dup2(stderr_before, STDERR_FILENO);
+	assert_int_equal(device->n_unlogged, 0);
+	assert_int_equal(device_deadline(device), UINT64_MAX);
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test_setup_teardown(test_each_report_has_its_line, set_up, tear_down),
 		cmocka_unit_test_setup_teardown(
 			test_a_report_of_nothing_that_is_known_ends_the_worker, set_up, tear_down),
+		cmocka_unit_test_setup_teardown(
+			test_nobody_spins_until_there_is_a_line_for_what_was_left_out, set_up,
+			tear_down),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);
