@@ -88,7 +88,11 @@ bool device_note_event(struct device *device, uint64_t event, uint32_t epoll_eve
 		if ((epoll_events & EPOLLOUT) && !control_flush(device))
 			return false;
 		/* EPOLLHUP too: what was sent before the end is still to be read. */
-		return control_receive(device);
+		if (control_receive(device))
+			return true;
+		/* What lies on the rings is for a successor: of what is taken nobody would hear. */
+		device_detach(device);
+		return false;
 	}
 	if (kind == DEVICE_EVENT_STATE)
 		state_event(device);

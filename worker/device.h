@@ -191,7 +191,10 @@ void device_set_time(struct device *device, uint64_t now_us);
 /* All events that there were at some time since the last call have been noted. */
 void device_note_look(struct device *device);
 
-/* Note what an epoll event says. false when the front is gone or breaks rules. */
+/*
+ * Note what an epoll event says. false when the front is gone or breaks rules: the device is
+ * detached then.
+ */
 bool device_note_event(struct device *device, uint64_t event, uint32_t epoll_events);
 
 /* Do what can be done. true when work was left for the next round. */

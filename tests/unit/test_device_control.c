@@ -842,6 +842,27 @@ static void test_a_front_that_breaks_the_rules_is_left(void **state)
 	assert_false(is_accepted(&envelope, -1));
 }
 
+/* A worker may come in the place of this one, and find it on the ring. */
+static void test_what_the_front_cannot_be_told_any_more_is_not_taken(void **state)
+{
+	uint16_t used = rig_used_index(RING_TX);
+
+	(void)state;
+	rig_put(&(struct packet_header){.src_cid = RIG_CID,
+					.dst_cid = PACKET_HOST_CID,
+					.src_port = 1000,
+					.dst_port = 80,
+					.type = PACKET_TYPE_STREAM,
+					.op = PACKET_OP_REQUEST,
+					.buf_alloc = RIG_GUEST_BUFFER},
+		NULL);
+	close(rig.front);
+	rig.front = -1;
+	rig_run();
+	assert_false(rig.is_attached);
+	assert_int_equal(rig_used_index(RING_TX), used);
+}
+
 static void test_an_answer_with_and_without_socket_has_to_say_so(void **state)
 {
 	struct rig_peer peer;
@@ -1106,16 +1127,16 @@ static void test_a_worker_without_front_delivers_what_the_guest_sent_and_ends(vo
 	total = rig_choke(&peer, 5, 30000);
 	for (uint32_t i = 0; i < total; i++)
 		bytes[i] = rig_byte(5, i);
+	/* The guest is left alone from here on. */
+	rx_used = rig_used_index(RING_RX);
+	rig_host_writes(&other, "x", 1);
 	close(rig.front);
 	rig.front = -1;
 	rig_run();
 	assert_false(rig.is_attached);
-	rig_host_writes(&other, "x", 1);
 	device_detach(&rig.device);
 	assert_false(device_is_drained(&rig.device));
 
-	/* The guest is left alone from here on. */
-	rx_used = rig_used_index(RING_RX);
 	for (uint32_t done = 0; done < total;) {
 		static uint8_t got[sizeof(bytes)];
 		struct epoll_event events[8];
@@ -1206,6 +1227,7 @@ int main(void)
 		TEST(test_an_assignment_that_the_worker_is_too_small_for_is_refused),
 		TEST(test_limits_that_cannot_be_kept_are_refused),
 		TEST(test_a_front_that_breaks_the_rules_is_left),
+		TEST(test_what_the_front_cannot_be_told_any_more_is_not_taken),
 		TEST(test_an_answer_with_and_without_socket_has_to_say_so),
 		TEST_WITH(set_up_idle, test_a_ring_that_cannot_be_is_not_started),
 		TEST_WITH(set_up_many, test_no_question_is_lost_when_the_front_is_slow),
