@@ -85,10 +85,10 @@ bool device_note_event(struct device *device, uint64_t event, uint32_t epoll_eve
 	struct connection *connection;
 
 	if (kind == DEVICE_EVENT_CHANNEL) {
-		if ((epoll_events & EPOLLOUT) && !control_flush(device))
-			return false;
+		bool is_attached = !(epoll_events & EPOLLOUT) || control_flush(device);
+
 		/* EPOLLHUP too: what was sent before the end is still to be read. */
-		if (control_receive(device))
+		if (is_attached && control_receive(device))
 			return true;
 		/* What lies on the rings is for a successor: of what is taken nobody would hear. */
 		device_detach(device);
